@@ -1,0 +1,59 @@
+# Copyright The Certbound Authors
+# SPDX-License-Identifier: Apache-2.0
+
+# Continuous integration runs these targets and nothing else, so a laptop can run them too. Once the modules are
+# downloaded, all but lint (which fetches its pinned tools) work without a network.
+
+GO ?= go
+
+# The tags drop database drivers of the CA library that nothing here uses. Forgetting them only makes a bigger binary.
+TAGS := nobadger,nobbolt,nomysql,nopgx
+
+# The version is written below by the linker, so Go need not ask git (which may refuse a checkout of another user).
+export GOFLAGS := $(GOFLAGS) -buildvcs=false -trimpath -tags=$(TAGS)
+export CGO_ENABLED = 0
+
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+
+TESTFLAGS ?=
+BENCHFLAGS ?=
+FUZZTIME ?= 5s
+
+.PHONY: all build test race lint fuzz demo bench clean
+all: build
+
+# One static binary in this folder.
+build:
+	$(GO) build -ldflags '$(LDFLAGS)' -o certbound ./cmd/certbound
+
+# Everything, and it needs only Go: the packages, stories on the real binary, the commands of the README.
+test:
+	$(GO) test $(TESTFLAGS) ./...
+
+# The same under the race detector, which needs cgo and so a C compiler.
+race: export CGO_ENABLED = 1
+race:
+	@command -v $${CC:-gcc} >/dev/null 2>&1 || { \
+	  echo "make race: the race detector needs a C compiler; install gcc (Debian: apt-get install gcc libc6-dev)" >&2; exit 1; }
+	$(GO) test -race -timeout 20m $(TESTFLAGS) ./...
+
+# gofmt, go vet, staticcheck, go.mod and go.sum as they should be, shellcheck, govulncheck.
+lint:
+	GO='$(GO)' scripts/lint
+
+# Every fuzz target for FUZZTIME.
+fuzz:
+	GO='$(GO)' scripts/fuzz $(FUZZTIME)
+
+# The story of the README against real processes; fails unless every step does what it should.
+demo: build
+	$(GO) run ./scripts/demo -certbound ./certbound
+
+# Server CPU per token beside a bare reference; BENCHFLAGS=-short for a quick look, -h for the rest.
+bench: build
+	$(GO) build -o bin/bench ./scripts/bench
+	bin/bench -certbound ./certbound $(BENCHFLAGS)
+
+clean:
+	rm -rf certbound bin
