@@ -1,0 +1,253 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Package store keeps what the service must not forget: clients and their generations, enrolment codes, the inventory
+// of certificates, revocations, resources, sealed private keys and settings. It is for the program's own packages;
+// libraries declare the two or three methods they need.
+//
+// Every rule that must hold under concurrency is judged inside the transaction that writes, so two replicas or two
+// requests cannot both win. The package refuses a database of another application, of a newer program, a damaged one,
+// and one whose keys were sealed under another key-encryption key. It holds no row per token.
+//
+// Times are kept in microseconds and come back in UTC; a zero time means "not happened".
+package store
+
+import (
+	"database/sql"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+)
+
+// Sentinels to branch on with errors.Is. An error may carry more words than its sentinel.
+var (
+	// ErrNotFound says that no such row exists, or that the client was removed.
+	ErrNotFound = errors.New("not found")
+	// ErrExists says that the id, URI, serial number or thumbprint is already there.
+	ErrExists = errors.New("already exists")
+	// ErrReserved says that a removed client's id is not free yet; see ReservedError for the time.
+	ErrReserved = errors.New("the id is reserved until the last credentials of its former owner have expired")
+	// ErrNameTaken says that a DNS name, address or URI belongs to another client; see NameTakenError.
+	ErrNameTaken = errors.New("the name belongs to another client")
+	// ErrLastGrantor says that nobody could give administrators' scopes any more.
+	ErrLastGrantor = errors.New("this is the last enabled client that holds certbound:admin or certbound:grant")
+	// ErrInUse says that clients still depend on the resource; see InUseError.
+	ErrInUse = errors.New("the resource is in use")
+	// ErrBuiltIn says that the row belongs to the service itself and cannot be removed.
+	ErrBuiltIn = errors.New("built in: it cannot be removed")
+	// ErrCodeUsed says that the enrolment code was redeemed by another key.
+	ErrCodeUsed = errors.New("the enrolment code was used by another key")
+	// ErrCodeExpired says that the enrolment code's time is over.
+	ErrCodeExpired = errors.New("the enrolment code has expired")
+	// ErrCodeVoid says that a newer code, or disabling or removing the client, made the code void.
+	ErrCodeVoid = errors.New("the enrolment code is void")
+	// ErrClientDisabled says that the client is disabled.
+	ErrClientDisabled = errors.New("the client is disabled")
+	// ErrGeneration says that the client was removed and added again since: what belonged to the former one is void.
+	ErrGeneration = errors.New("it belongs to an earlier generation of the client")
+	// ErrRevoked says that the certificate is revoked.
+	ErrRevoked = errors.New("the certificate is revoked")
+	// ErrExpired says that the certificate has expired.
+	ErrExpired = errors.New("the certificate has expired")
+	// ErrKeyBlocked says that the public key was reported compromised.
+	ErrKeyBlocked = errors.New("the public key is blocked: it was reported compromised")
+	// ErrKeyTaken says that another client has used the public key.
+	ErrKeyTaken = errors.New("the public key belongs to another client")
+	// ErrLocked says that another process uses the data folder.
+	ErrLocked = errors.New("the data folder is in use by another process")
+	// ErrWrongKEK says that the key-encryption key is not the one that the database was sealed with.
+	ErrWrongKEK = errors.New("wrong key-encryption key")
+	// ErrNewerSchema says that a newer program wrote the database.
+	ErrNewerSchema = errors.New("written by a newer version of certbound")
+	// ErrForeign says that the file is a database of another application.
+	ErrForeign = errors.New("not a certbound database")
+	// ErrDamaged says that the database file is corrupt or truncated.
+	ErrDamaged = errors.New("damaged or truncated database")
+)
+
+// NameTakenError names the client that already has a DNS name, an address or a URI. It is ErrNameTaken.
+type NameTakenError struct {
+	Name     string // as it was asked for
+	ClientID string // who has it
+}
+
+// Error describes the conflict.
+func (e *NameTakenError) Error() string {
+	return fmt.Sprintf("the name %q belongs to client %q", e.Name, e.ClientID)
+}
+
+// Is reports whether target is ErrNameTaken.
+func (e *NameTakenError) Is(target error) bool { return target == ErrNameTaken }
+
+// ReservedError says until when a removed client's id stays reserved. It is ErrReserved.
+type ReservedError struct {
+	ClientID string
+	Until    time.Time
+}
+
+// Error describes the reservation.
+func (e *ReservedError) Error() string {
+	return fmt.Sprintf("the id %q is reserved until %s: credentials of its former owner may still be valid",
+		e.ClientID, e.Until.UTC().Format(time.RFC3339))
+}
+
+// Is reports whether target is ErrReserved.
+func (e *ReservedError) Is(target error) bool { return target == ErrReserved }
+
+// InUseError names clients that depend on a resource. It is ErrInUse.
+type InUseError struct {
+	URI       string
+	ClientIDs []string // at most ten, in order
+}
+
+// Error describes the dependency.
+func (e *InUseError) Error() string {
+	return fmt.Sprintf("the resource %q is used by %q", e.URI, e.ClientIDs)
+}
+
+// Is reports whether target is ErrInUse.
+func (e *InUseError) Is(target error) bool { return target == ErrInUse }
+
+// Config is what Open needs.
+type Config struct {
+	// Path of the database file. Its folder is created (0700) when it is missing.
+	Path string
+	// KEK is the key-encryption key, 32 bytes; see LoadKEK.
+	KEK []byte
+	// MaxTokenLife is how long a token may live: the ids of removed clients stay reserved that much longer than their
+	// last certificate. Zero means one hour.
+	MaxTokenLife time.Duration
+	// Logger receives what is odd but not fatal; nil discards it.
+	Logger *slog.Logger
+	// Now is the clock for created and updated times; nil is time.Now.
+	Now func() time.Time
+}
+
+// Store is the database. It is safe for concurrent use. Reading methods never wait for writing ones.
+type Store struct {
+	write   *sql.DB // one connection: writers queue fairly instead of polling a busy file
+	read    *sql.DB
+	shared  *sql.DB // handed out by DB
+	sealer  sealer
+	logger  *slog.Logger
+	now     func() time.Time
+	maxLife time.Duration
+
+	mu       sync.Mutex
+	onChange []func(Change)
+}
+
+// Client is one registered client.
+type Client struct {
+	ID string
+	// Generation counts how often the id was given to a new owner, from 1. AddClient sets it.
+	Generation uint64
+	Disabled   bool
+	RemovedAt  time.Time // zero for every client that the reading methods return
+	// AuthMethod is "tls_client_auth" or "self_signed_tls_client_auth" (RFC 8705, Section 2).
+	AuthMethod string
+	// SubjectKind is one of the five tls_client_auth_… member names of RFC 8705, Section 2.1.2, or empty.
+	SubjectKind, SubjectValue string
+	// DNS, IPs and URIs are names in the client's certificate; each belongs to one client only.
+	DNS, IPs, URIs []string
+	// Usage is "client", "server" or "both".
+	Usage             string
+	Scopes, Resources []string
+	// TokenTTL is the client's own token lifetime; zero is the service's default.
+	TokenTTL time.Duration
+	// Trust names the foreign CA that vouches for the client; empty is our own CA.
+	Trust                string
+	CreatedAt, UpdatedAt time.Time
+	// BuiltIn marks the client that the service registers for itself, such as its first operator.
+	BuiltIn bool
+}
+
+// Code is an enrolment code as the server keeps it: nothing in it redeems anything.
+type Code struct {
+	ID         [8]byte
+	PublicKey  []byte // Ed25519, 32 bytes
+	ClientID   string
+	Generation uint64
+	CreatedAt  time.Time
+	ExpiresAt  time.Time
+	UsedAt     time.Time // zero: open
+	UsedKey    [32]byte  // SHA-256 of the public key that redeemed it
+	// Certificate is the thumbprint of the certificate that it was redeemed for.
+	Certificate [32]byte
+	Void        bool
+}
+
+// Certificate is one row of the inventory.
+type Certificate struct {
+	Thumbprint [32]byte // SHA-256 of DER
+	Serial     string   // decimal
+	ClientID   string
+	Generation uint64
+	NotBefore  time.Time
+	NotAfter   time.Time
+	KeyHash    [32]byte // SHA-256 of the SubjectPublicKeyInfo
+	DER        []byte
+	// RenewedFrom is the thumbprint of the certificate that authenticated the renewal; zero when enrolled.
+	RenewedFrom [32]byte
+	RevokedAt   time.Time // zero: not revoked
+	Reason      int       // RFC 5280, Section 5.3.1; meaningful once revoked
+	CreatedAt   time.Time
+}
+
+// Selection says which certificates to revoke: by exactly one of Thumbprints, Serial and ClientID.
+type Selection struct {
+	Thumbprints [][32]byte
+	Serial      string // decimal
+	// ClientID selects every certificate of the client that has not expired, of all generations.
+	ClientID string
+	// Only leaves the certificates alone that were renewed from the selected ones.
+	Only bool
+}
+
+// Revocation is what Revoke did.
+type Revocation struct {
+	Revoked []Certificate // newly
+	Already []Certificate // were revoked before; their time and reason are kept
+}
+
+// Resource is one registered protected resource.
+type Resource struct {
+	URI     string
+	Scopes  []string
+	Servers []string // ids of the clients that run it
+	// BuiltIn marks the service's own resources, which cannot be removed.
+	BuiltIn   bool
+	CreatedAt time.Time
+}
+
+// Key is a private key of the service. It is sealed in the database and unsealed here.
+type Key struct {
+	ID        string
+	Purpose   string   // such as "signing", "root", "issuing", "server"
+	State     string   // what the owner of the purpose makes of it, such as "next", "active", "retired"
+	Chain     [][]byte // certificates, DER, leaf first; may be empty
+	Private   []byte   // PKCS #8, DER
+	Algorithm string
+	CreatedAt time.Time
+}
+
+// Change tells what a committed transaction changed, so that caches can drop it.
+type Change struct {
+	ClientIDs   []string
+	Thumbprints [][32]byte
+	Resources   bool
+	Version     int64 // of the state, after the change
+}
+
+// Stats are counts of rows.
+type Stats struct {
+	Clients      int64 // neither removed nor disabled
+	Disabled     int64
+	Resources    int64
+	Certificates int64 // neither expired nor revoked
+	Revoked      int64 // revoked and not expired
+	OpenCodes    int64
+	Version      int64
+}
