@@ -1,0 +1,270 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package jose
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"math/big"
+	"strings"
+)
+
+// Header is what we write into, and use of, a JOSE header (RFC 7515, Section 4.1).
+type Header struct {
+	Algorithm Algorithm
+	KeyID     string
+	Type      string // "typ", for example "at+jwt" (RFC 9068, Section 2.1); may be empty
+}
+
+// ErrToken reports a token that is not a compact JWS as this package reads it. ErrSignature reports a signature
+// that the key does not verify, or a key that must not be used with the token's algorithm.
+var (
+	ErrToken     = errors.New("jose: not an acceptable compact JWS")
+	ErrSignature = errors.New("jose: signature does not verify")
+)
+
+// Sign returns the compact serialisation of the payload signed by s (RFC 7515, Section 7.1). Type and KeyID must
+// be printable ASCII without quotes and backslashes. The signer must suit the algorithm: a mismatch is an error.
+// Safe for concurrent use as far as s is.
+func Sign(h Header, payload []byte, s crypto.Signer) (string, error) {
+	if !plain(h.Type) || !plain(h.KeyID) || !plain(string(h.Algorithm)) {
+		return "", errors.New("jose: header value is not plain ASCII")
+	}
+	protected := make([]byte, 0, 128)
+	protected = append(protected, `{"alg":"`...)
+	protected = append(protected, h.Algorithm...)
+	if h.Type != "" {
+		protected = append(append(protected, `","typ":"`...), h.Type...)
+	}
+	if h.KeyID != "" {
+		protected = append(append(protected, `","kid":"`...), h.KeyID...)
+	}
+	protected = append(protected, `"}`...)
+	return SignSerialized(protected, h.Algorithm, payload, s)
+}
+
+// SignSerialized is Sign with a header that the caller serialised, taken as it is: it is how bad tokens are made
+// for tests. The signature is of algorithm a whatever the header says.
+func SignSerialized(header []byte, a Algorithm, payload []byte, s crypto.Signer) (string, error) {
+	encoded := base64.RawURLEncoding
+	size := encoded.EncodedLen(len(header)) + 1 + encoded.EncodedLen(len(payload))
+	token := make([]byte, 0, size+1+encoded.EncodedLen(signatureBytes(s)))
+	token = encoded.AppendEncode(token, header)
+	token = append(token, '.')
+	token = encoded.AppendEncode(token, payload)
+	signature, err := sign(a, token, s)
+	if err != nil {
+		return "", fmt.Errorf("jose: sign: %w", err)
+	}
+	token = append(token, '.')
+	token = encoded.AppendEncode(token, signature)
+	return string(token), nil
+}
+
+// plain reports whether s needs no escaping within a JSON string.
+func plain(s string) bool {
+	for i := range len(s) {
+		if s[i] < 0x20 || s[i] > 0x7e || s[i] == '"' || s[i] == '\\' {
+			return false
+		}
+	}
+	return true
+}
+
+func signatureBytes(s crypto.Signer) int {
+	if key, ok := s.Public().(*rsa.PublicKey); ok {
+		return key.Size()
+	}
+	return 64
+}
+
+func sign(a Algorithm, input []byte, s crypto.Signer) ([]byte, error) {
+	if err := (PublicKey{Algorithm: a, Key: s.Public()}).Check(); err != nil {
+		return nil, err
+	}
+	if a == EdDSA {
+		return s.Sign(rand.Reader, input, crypto.Hash(0))
+	}
+	digest := sha256.Sum256(input)
+	switch a {
+	case ES256:
+		der, err := s.Sign(rand.Reader, digest[:], crypto.SHA256)
+		if err != nil {
+			return nil, err
+		}
+		return rawSignature(der)
+	case PS256:
+		return s.Sign(rand.Reader, digest[:], pssOptions)
+	default:
+		return s.Sign(rand.Reader, digest[:], crypto.SHA256)
+	}
+}
+
+// pssOptions fixes the salt to the size of the hash (RFC 7518, Section 3.5).
+var pssOptions = &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash, Hash: crypto.SHA256}
+
+// rawSignature turns the DER form that crypto.Signer returns into the fixed R || S of RFC 7518, Section 3.4.
+func rawSignature(der []byte) ([]byte, error) {
+	raw := make([]byte, 64)
+	if len(der) < 2 || der[0] != 0x30 || int(der[1]) != len(der)-2 {
+		return nil, errors.New("malformed ECDSA signature")
+	}
+	rest, ok := takeInteger(der[2:], raw[:32])
+	if !ok {
+		return nil, errors.New("malformed ECDSA signature")
+	}
+	rest, ok = takeInteger(rest, raw[32:])
+	if !ok || len(rest) != 0 {
+		return nil, errors.New("malformed ECDSA signature")
+	}
+	return raw, nil
+}
+
+// takeInteger reads one DER INTEGER of at most 33 bytes into the 32 bytes of to, right-aligned.
+func takeInteger(der, to []byte) (rest []byte, ok bool) {
+	if len(der) < 2 || der[0] != 0x02 || int(der[1]) > len(der)-2 {
+		return nil, false
+	}
+	value, rest := der[2:2+int(der[1])], der[2+int(der[1]):]
+	if len(value) == len(to)+1 && value[0] == 0 {
+		value = value[1:]
+	}
+	if len(value) == 0 || len(value) > len(to) {
+		return nil, false
+	}
+	copy(to[len(to)-len(value):], value)
+	return rest, true
+}
+
+// Signed is a parsed token whose signature has not been checked yet. Its payload comes out of Verify.
+type Signed struct {
+	header    Header
+	members   Object
+	input     string // the first two parts with their dot
+	payload   []byte
+	signature []byte
+}
+
+// refused are header members that would let the token choose its own key, or change what the signature or the
+// payload means. We understand no extension, so any "crit" is one we do not (RFC 7515, Sections 4.1.2 to 4.1.11;
+// RFC 7797; RFC 8725, Sections 3.10 and 3.11).
+var refused = [...]string{"crit", "b64", "jwk", "jku", "x5u", "x5c", "zip", "enc", "epk", "cty"}
+
+// Parse reads a compact serialisation without using a key: exactly three parts of strict base64url, a header that
+// is a strict object with a supported algorithm. The size is judged before anything is decoded. The error wraps
+// ErrToken and holds nothing of the token.
+func Parse(raw string) (*Signed, error) {
+	if len(raw) > MaxTokenBytes {
+		return nil, fmt.Errorf("%w: too large", ErrToken)
+	}
+	if strings.Count(raw, ".") != 2 {
+		return nil, fmt.Errorf("%w: not three parts", ErrToken)
+	}
+	first, last := strings.IndexByte(raw, '.'), strings.LastIndexByte(raw, '.')
+	if first > MaxHeaderBytes {
+		return nil, fmt.Errorf("%w: header too large", ErrToken)
+	}
+	header, err := decodeBase64(raw[:first])
+	if err != nil {
+		return nil, fmt.Errorf("%w: header: %w", ErrToken, err)
+	}
+	payload, err := decodeBase64(raw[first+1 : last])
+	if err != nil {
+		return nil, fmt.Errorf("%w: payload: %w", ErrToken, err)
+	}
+	signature, err := decodeBase64(raw[last+1:])
+	if err != nil {
+		return nil, fmt.Errorf("%w: signature: %w", ErrToken, err)
+	}
+	members, err := DecodeObject(header)
+	if err != nil {
+		return nil, fmt.Errorf("%w: header: %w", ErrToken, err)
+	}
+	h, err := readHeader(members)
+	if err != nil {
+		return nil, err
+	}
+	return &Signed{header: h, members: members, input: raw[:last], payload: payload, signature: signature}, nil
+}
+
+func readHeader(members Object) (Header, error) {
+	for _, name := range refused {
+		if _, present := members[name]; present {
+			return Header{}, fmt.Errorf("%w: header member %q", ErrToken, name)
+		}
+	}
+	algorithm, ok := members["alg"].(string)
+	if !ok || !Algorithm(algorithm).Supported() {
+		return Header{}, fmt.Errorf("%w: algorithm", ErrToken)
+	}
+	kid, ok := optionalString(members, "kid")
+	if !ok || len(kid) > maxKeyIDBytes {
+		return Header{}, fmt.Errorf("%w: kid", ErrToken)
+	}
+	typ, ok := optionalString(members, "typ")
+	if !ok {
+		return Header{}, fmt.Errorf("%w: typ", ErrToken)
+	}
+	return Header{Algorithm: Algorithm(algorithm), KeyID: kid, Type: typ}, nil
+}
+
+// optionalString returns a string member, or "" when there is none; ok is false when it has another type.
+func optionalString(members Object, name string) (value string, ok bool) {
+	member, present := members[name]
+	if !present {
+		return "", true
+	}
+	value, ok = member.(string)
+	return value, ok
+}
+
+// Header returns the header, which nobody has authenticated yet. KeyID is an opaque string.
+func (s *Signed) Header() Header { return s.header }
+
+// Unverified returns all header members and the payload without any check of the signature. It is for showing a
+// token to a person, never for a decision.
+func (s *Signed) Unverified() (header Object, payload []byte) { return s.members, s.payload }
+
+// Verify returns the payload if k signed it. The token's algorithm must be the key's own (RFC 8725, Section 3.1).
+// The error wraps ErrSignature or ErrKey.
+func (s *Signed) Verify(k PublicKey) ([]byte, error) {
+	if s.header.Algorithm != k.Algorithm {
+		return nil, fmt.Errorf("%w: algorithm is not the key's", ErrSignature)
+	}
+	if err := k.Check(); err != nil {
+		return nil, err
+	}
+	if !verify(k, []byte(s.input), s.signature) {
+		return nil, ErrSignature
+	}
+	return s.payload, nil
+}
+
+// verify expects a checked key.
+func verify(k PublicKey, input, signature []byte) bool {
+	digest := sha256.Sum256(input)
+	switch key := k.Key.(type) {
+	case *ecdsa.PublicKey:
+		if len(signature) != 64 { // R || S, never DER (RFC 7518, Section 3.4)
+			return false
+		}
+		r, s := new(big.Int).SetBytes(signature[:32]), new(big.Int).SetBytes(signature[32:])
+		return ecdsa.Verify(key, digest[:], r, s)
+	case ed25519.PublicKey:
+		return ed25519.Verify(key, input, signature)
+	case *rsa.PublicKey:
+		if k.Algorithm == PS256 {
+			return rsa.VerifyPSS(key, crypto.SHA256, digest[:], signature, pssOptions) == nil
+		}
+		return rsa.VerifyPKCS1v15(key, crypto.SHA256, digest[:], signature) == nil
+	}
+	return false
+}
