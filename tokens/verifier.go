@@ -1,0 +1,214 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package tokens
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/certbound/certbound/mtls"
+	"github.com/certbound/certbound/tokens/internal/jose"
+)
+
+// Bounds on clocks. An "iat" more than maxAhead in the future is refused whatever the leeway (FAPI 2.0 Security
+// Profile, Section 5.3.2.1).
+const (
+	defaultLeeway = 10 * time.Second
+	maxLeeway     = 60 * time.Second
+	maxAhead      = 60 * time.Second
+)
+
+// VerifierConfig says which tokens a resource server accepts.
+type VerifierConfig struct {
+	Issuer   string // exactly the "iss" of acceptable tokens; required, an https URL
+	Audience string // exactly one of the "aud" of acceptable tokens, the identifier of this server; required
+	Keys     Keys   // the signature keys of this issuer and of no other; required
+
+	Algorithms []string         // acceptable algorithms; nil means ES256, PS256 and EdDSA
+	Leeway     time.Duration    // clock difference allowed in exp, nbf; 0 means 10 s, at most 60 s
+	Now        func() time.Time // nil means time.Now
+}
+
+// Verifier verifies the access tokens of one issuer for one audience. It is immutable and safe for concurrent use.
+type Verifier struct {
+	issuer     string
+	audience   string
+	keys       Keys
+	algorithms []string
+	leeway     time.Duration
+	now        func() time.Time
+}
+
+// NewVerifier returns a Verifier. The error says which field cannot be used.
+func NewVerifier(c VerifierConfig) (*Verifier, error) {
+	u, err := url.Parse(c.Issuer)
+	if err != nil || u.Scheme != "https" || u.Host == "" || u.RawQuery != "" || u.Fragment != "" {
+		return nil, fmt.Errorf("tokens: issuer %q is not an https URL without query and fragment", c.Issuer)
+	}
+	if c.Audience == "" {
+		return nil, errors.New("tokens: no audience")
+	}
+	if c.Keys == nil {
+		return nil, errors.New("tokens: no keys")
+	}
+	if c.Leeway < 0 || c.Leeway > maxLeeway {
+		return nil, fmt.Errorf("tokens: leeway %v is not within 0 and %v", c.Leeway, maxLeeway)
+	}
+	for _, a := range c.Algorithms {
+		if !jose.Algorithm(a).Supported() {
+			return nil, fmt.Errorf("tokens: unsupported algorithm %q", a)
+		}
+	}
+	v := &Verifier{
+		issuer:     c.Issuer,
+		audience:   c.Audience,
+		keys:       c.Keys,
+		algorithms: slices.Clone(c.Algorithms),
+		leeway:     c.Leeway,
+		now:        c.Now,
+	}
+	if len(v.algorithms) == 0 {
+		v.algorithms = []string{ES256, PS256, EdDSA}
+	}
+	if v.leeway == 0 {
+		v.leeway = defaultLeeway
+	}
+	if v.now == nil {
+		v.now = time.Now
+	}
+	return v, nil
+}
+
+// Issuer returns the issuer whose tokens are accepted.
+func (v *Verifier) Issuer() string { return v.issuer }
+
+// Audience returns the identifier of the resource server.
+func (v *Verifier) Audience() string { return v.audience }
+
+// Verify returns the claims of a token that this issuer made for this audience, that is valid now, and that is
+// bound to the certificate peer presented on the connection the token came on. Otherwise it returns no claims and
+// an *Error: invalid_token, the same from outside whatever was wrong, or temporarily_unavailable when the keys
+// cannot be had. A nil peer is refused. The dates of the certificate are judged, its chain is not: possession of
+// the bound key is what counts (RFC 8705, Section 6.2), and TLS has proved it.
+//
+// It blocks as long as Keys does, until ctx is done. Safe for concurrent use.
+func (v *Verifier) Verify(ctx context.Context, raw string, peer *mtls.Peer) (*Claims, error) {
+	if peer == nil { // before any work on what a stranger sent
+		return nil, invalid("no_certificate", mtls.ErrNoCertificate)
+	}
+	token, err := jose.Parse(raw) // judges the size first
+	if err != nil {
+		return nil, invalid("malformed", err)
+	}
+	header := token.Header()
+	if !acceptableType(header.Type) {
+		return nil, invalid("wrong_type", nil)
+	}
+	if !slices.Contains(v.algorithms, string(header.Algorithm)) {
+		return nil, invalid("algorithm_not_allowed", nil)
+	}
+	key, err := v.keys.Key(ctx, header.KeyID)
+	if errors.Is(err, ErrUnknownKey) {
+		return nil, invalid("unknown_key", err)
+	}
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	data, err := token.Verify(jose.PublicKey{ID: key.ID, Algorithm: jose.Algorithm(key.Algorithm), Key: key.Key})
+	if err != nil {
+		return nil, invalid("bad_signature", err)
+	}
+	p, err := decodeClaims(data)
+	if err != nil {
+		return nil, invalid("malformed_claims", err)
+	}
+	if p.Issuer != v.issuer {
+		return nil, invalid("wrong_issuer", nil)
+	}
+	if !slices.Contains(p.Audience, v.audience) {
+		return nil, invalid("wrong_audience", nil)
+	}
+	now := v.now()
+	if reason := v.outsideLife(p, now); reason != "" {
+		return nil, invalid(reason, nil)
+	}
+	if err := peer.CheckValidity(now); err != nil {
+		return nil, invalid("certificate_not_valid", err)
+	}
+	bound, err := binding(p.cnf)
+	if err != nil {
+		return nil, invalid("not_bound", err)
+	}
+	if !bound.Equal(peer.Thumbprint()) { // constant time
+		return nil, invalid("thumbprint_mismatch", nil)
+	}
+	p.Thumbprint = bound
+	return &p.Claims, nil
+}
+
+// acceptableType judges "typ", a media type whose "application/" may be left out (RFC 9068, Section 4; RFC 7515,
+// Section 4.1.9). Any other kind of JWT of the same issuer is not an access token (RFC 8725, Section 3.11).
+func acceptableType(typ string) bool {
+	return strings.EqualFold(typ, TokenType) || strings.EqualFold(typ, "application/"+TokenType)
+}
+
+// outsideLife returns the reason why the token is not valid at now, or "" (RFC 7519, Sections 4.1.4 to 4.1.6).
+func (v *Verifier) outsideLife(p *payload, now time.Time) string {
+	switch {
+	case !now.Before(p.Expires.Add(v.leeway)):
+		return "expired"
+	case p.notBefore.After(now.Add(v.leeway)):
+		return "not_yet_valid"
+	case p.IssuedAt.After(now.Add(maxAhead)):
+		return "issued_in_future"
+	}
+	return ""
+}
+
+// invalid is the one refusal of a token. Its description does not depend on the reason: whoever holds a stolen
+// token must not learn whether it is genuine.
+func invalid(reason string, err error) *Error {
+	return &Error{
+		Code:        CodeInvalidToken,
+		Description: "the access token is not valid on this connection",
+		Reason:      reason,
+		Err:         err,
+	}
+}
+
+func unavailable(err error) *Error {
+	return &Error{
+		Code:        CodeTemporarilyUnavailable,
+		Description: "access tokens cannot be verified at present",
+		Reason:      "keys_unavailable",
+		Err:         err,
+	}
+}
+
+// Unverified is what a token says of itself. Nobody has vouched for a word of it: it is for showing a token to the
+// person who holds it, and has no methods that a decision could use. Numbers are json.Number.
+type Unverified struct {
+	Header map[string]any
+	Claims map[string]any
+}
+
+// ParseUnverified takes a token apart without checking its signature. It is as strict about the form as
+// Verifier.Verify. The error is an *Error.
+func ParseUnverified(raw string) (*Unverified, error) {
+	token, err := jose.Parse(raw)
+	if err != nil {
+		return nil, invalid("malformed", err)
+	}
+	header, payload := token.Unverified()
+	claims, err := jose.DecodeObject(payload)
+	if err != nil {
+		return nil, invalid("malformed_claims", err)
+	}
+	return &Unverified{Header: header, Claims: claims}, nil
+}
