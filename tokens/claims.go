@@ -40,49 +40,6 @@ func (c *Claims) HasScope(scope string) bool { return slices.Contains(c.Scope, s
 // token is not taken for a user's (RFC 9068, Section 5).
 func (c *Claims) ForClient() bool { return c.Subject == c.ClientID }
 
-// AppendJSON appends the claims set in its wire form and returns the extended buffer: "aud" is a string when there
-// is one audience and an array otherwise, "scope" is left out when it is empty.
-func (c *Claims) AppendJSON(b []byte) []byte {
-	b = appendString(append(b, `{"iss":`...), c.Issuer)
-	b = appendString(append(b, `,"sub":`...), c.Subject)
-	b = appendString(append(b, `,"client_id":`...), c.ClientID)
-	b = appendAudience(append(b, `,"aud":`...), c.Audience)
-	if len(c.Scope) > 0 {
-		b = appendString(append(b, `,"scope":`...), strings.Join(c.Scope, " "))
-	}
-	b = strconv.AppendInt(append(b, `,"iat":`...), c.IssuedAt.Unix(), 10)
-	b = strconv.AppendInt(append(b, `,"exp":`...), c.Expires.Unix(), 10)
-	b = appendString(append(b, `,"jti":`...), c.ID)
-	b = appendString(append(b, `,"cnf":{"x5t#S256":`...), c.Thumbprint.String())
-	return append(b, "}}"...)
-}
-
-func appendAudience(b []byte, audience []string) []byte {
-	if len(audience) == 1 {
-		return appendString(b, audience[0])
-	}
-	b = append(b, '[')
-	for i, a := range audience {
-		if i > 0 {
-			b = append(b, ',')
-		}
-		b = appendString(b, a)
-	}
-	return append(b, ']')
-}
-
-// appendString appends a JSON string. Nearly all of ours need no escaping.
-func appendString(b []byte, s string) []byte {
-	for i := range len(s) {
-		if s[i] < 0x20 || s[i] > 0x7e || s[i] == '"' || s[i] == '\\' {
-			quoted, _ := json.Marshal(s) // a string cannot fail
-			return append(b, quoted...)
-		}
-	}
-	b = append(append(b, '"'), s...)
-	return append(b, '"')
-}
-
 // payload is a claims set as it stands in the token: the types are right, nothing else has been judged.
 type payload struct {
 	Claims
