@@ -1,0 +1,283 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package issuer
+
+import (
+	"errors"
+	"io"
+	"mime"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/certbound/certbound/mtls"
+	"github.com/certbound/certbound/tokens"
+)
+
+// TokenHandler returns the token endpoint of RFC 6749, Section 3.2, for the listener that asks for certificates. It
+// answers POST only, reads parameters from the form body only, and takes the client's certificate from the TLS
+// connection only. It sends no CORS headers: its callers are services.
+func (s *Server) TokenHandler() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		// Without a certificate the request is still answered, as invalid_client (RFC 8705, Section 2).
+		peer, err := mtls.PeerFromRequest(r)
+		if err != nil {
+			peer = nil
+		}
+		s.serveToken(w, r, peer)
+	})
+}
+
+func (s *Server) serveToken(w http.ResponseWriter, r *http.Request, peer *mtls.Peer) {
+	if r.Method != http.MethodPost {
+		writeMethodNotAllowed(w, r, "POST")
+		return
+	}
+	request, refused := readTokenRequest(w, r, peer)
+	if refused != nil {
+		WriteError(w, r, s.issuer, s.refuse(r.Context(), request.malformed(s.now()), refused))
+		return
+	}
+	response, err := s.Issue(r.Context(), request)
+	if err != nil {
+		WriteError(w, r, s.issuer, err)
+		return
+	}
+	writeJSON(w, r, http.StatusOK, response.appendJSON(make([]byte, 0, 128+len(response.AccessToken))))
+}
+
+// malformed is the record of a request that Issue never saw. Its client_id is left out: it is no more than text.
+func (r *Request) malformed(now time.Time) Decision {
+	return Decision{
+		Time: now, Event: EventToken, Thumbprint: r.Peer.Thumbprint(), Address: r.Address,
+		CorrelationID: r.CorrelationID,
+	}
+}
+
+// readTokenRequest reads what RFC 6749, Sections 2.3, 3.2 and 4.4.2, allow a request to be. The returned Request has
+// its Peer, Address and CorrelationID also when it is refused.
+func readTokenRequest(w http.ResponseWriter, r *http.Request, peer *mtls.Peer) (Request, *tokens.Error) {
+	request := Request{Peer: peer, Address: callerAddress(r), CorrelationID: CorrelationID(r.Context())}
+	// A URL ends up in logs; nothing is taken from it, and we refuse rather than ignore what was meant for us.
+	if r.URL.RawQuery != "" {
+		return request, refusal(tokens.CodeInvalidRequest, "query_parameters",
+			"parameters belong into the body; the token endpoint takes no query")
+	}
+	if len(r.Header["Authorization"]) > 0 {
+		return request, refusal(tokens.CodeInvalidClient, "authorization_header",
+			"clients authenticate with the certificate of the connection; no Authorization header is accepted")
+	}
+	if !isForm(r.Header["Content-Type"]) {
+		return request, refusal(tokens.CodeInvalidRequest, "content_type",
+			"the content type must be application/x-www-form-urlencoded")
+	}
+	body, refused := readBody(w, r)
+	if refused != nil {
+		return request, refused
+	}
+	f, refused := parseForm(body)
+	if refused != nil {
+		return request, refused
+	}
+	if refused := f.check(peer); refused != nil {
+		return request, refused
+	}
+	request.GrantType, request.ClientID = f.grantType, f.clientID
+	request.Scope, request.Resources = f.scopeTokens(), f.resources
+	return request, nil
+}
+
+// check refuses a form that Issue could make nothing of.
+func (f *form) check(peer *mtls.Peer) *tokens.Error {
+	switch {
+	case f.secret && peer.Certificate() != nil: // RFC 6749, Section 2.3: not more than one method
+		return refusal(tokens.CodeInvalidRequest, "two_methods",
+			"the certificate already authenticates the client; send no client_secret and no client_assertion")
+	case f.secret:
+		return refusal(tokens.CodeInvalidClient, "secret_instead_of_certificate",
+			"clients authenticate with a certificate; client_secret and client_assertion are not accepted")
+	case f.grantType == "":
+		return refusal(tokens.CodeInvalidRequest, "grant_type_missing", "grant_type is missing")
+	case f.clientID == "": // RFC 8705, Section 2
+		return refusal(tokens.CodeInvalidRequest, "client_id_missing", "client_id is missing")
+	case !isClientID(f.clientID):
+		return refusal(tokens.CodeInvalidRequest, "client_id_malformed", "client_id is not printable ASCII, or too long")
+	}
+	return nil
+}
+
+func isForm(contentType []string) bool {
+	if len(contentType) != 1 {
+		return false
+	}
+	media, parameters, err := mime.ParseMediaType(contentType[0])
+	charset, given := parameters["charset"]
+	return err == nil && media == "application/x-www-form-urlencoded" &&
+		(!given || strings.EqualFold(charset, "utf-8"))
+}
+
+// readBody reads at most MaxBodyBytes; a body that announces more is refused unread.
+func readBody(w http.ResponseWriter, r *http.Request) ([]byte, *tokens.Error) {
+	var tooLarge *http.MaxBytesError
+	if r.ContentLength > MaxBodyBytes {
+		w.Header().Set("Connection", "close")
+		return nil, bodyTooLarge(&http.MaxBytesError{Limit: MaxBodyBytes})
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, MaxBodyBytes))
+	if errors.As(err, &tooLarge) {
+		return nil, bodyTooLarge(tooLarge)
+	}
+	if err != nil {
+		return nil, &tokens.Error{
+			Code: tokens.CodeInvalidRequest, Reason: "body_unreadable", Description: "the body could not be read", Err: err,
+		}
+	}
+	return body, nil
+}
+
+func bodyTooLarge(err *http.MaxBytesError) *tokens.Error {
+	return &tokens.Error{
+		Code: tokens.CodeInvalidRequest, Reason: "body_too_large", Description: "the body is too large", Err: err,
+	}
+}
+
+func callerAddress(r *http.Request) string {
+	if a := Address(r.Context()); a != "" {
+		return a
+	}
+	return r.RemoteAddr
+}
+
+// appendJSON writes the response of RFC 6749, Section 5.1. There is never a refresh token (Section 4.4.3).
+func (r *Response) appendJSON(b []byte) []byte {
+	b = append(b, `{"access_token":`...)
+	b = appendString(b, r.AccessToken)
+	b = append(b, `,"token_type":`...)
+	b = appendString(b, r.TokenType)
+	b = append(b, `,"expires_in":`...)
+	b = strconv.AppendInt(b, int64(r.ExpiresIn/time.Second), 10)
+	b = appendScope(b, r.Scope)
+	return append(b, "}\n"...)
+}
+
+// MisdirectedHandler stands at the token endpoint's path on the listener that does not ask for certificates: a client
+// that came there cannot authenticate, and is told where it can.
+func (s *Server) MisdirectedHandler() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodPost {
+			writeMethodNotAllowed(w, r, "POST")
+			return
+		}
+		request := Request{Address: callerAddress(r), CorrelationID: CorrelationID(r.Context())}
+		WriteError(w, r, s.issuer, s.refuse(r.Context(), request.malformed(s.now()), refusal(tokens.CodeInvalidClient,
+			"wrong_listener", "this address asks for no client certificate; the token endpoint is "+s.tokenURL)))
+	})
+}
+
+// WriteError answers a request with an error in the form of RFC 6749, Section 5.2: JSON, not to be cached, with the
+// code and the description of the *tokens.Error in err and nothing else of it. Any other error is ours and shows as
+// server_error. The status is the code's own, except for a body that was too large (err wraps *http.MaxBytesError):
+// 413. A 401 carries a challenge with the realm: Bearer, or the scheme that the request tried in its Authorization
+// header.
+func WriteError(w http.ResponseWriter, r *http.Request, realm string, err error) {
+	var (
+		e        *tokens.Error
+		tooLarge *http.MaxBytesError
+	)
+	if !errors.As(err, &e) {
+		e = &tokens.Error{Code: tokens.CodeServerError, Description: failedDescription, Err: err}
+	}
+	status := e.Status()
+	if status == http.StatusBadRequest && errors.As(err, &tooLarge) {
+		status = http.StatusRequestEntityTooLarge
+	}
+	if status == http.StatusUnauthorized { // RFC 9110, Section 15.5.2
+		w.Header().Set("WWW-Authenticate", triedScheme(r)+" realm="+quote(realm))
+	}
+	writeError(w, r, status, e)
+}
+
+func writeError(w http.ResponseWriter, r *http.Request, status int, e *tokens.Error) {
+	b := append(make([]byte, 0, 192), `{"error":`...)
+	b = appendString(b, e.Code)
+	if e.Description != "" {
+		b = append(b, `,"error_description":`...)
+		b = appendString(b, cleanDescription(e.Description))
+	}
+	writeJSON(w, r, status, append(b, "}\n"...))
+}
+
+func writeMethodNotAllowed(w http.ResponseWriter, r *http.Request, allow string) {
+	w.Header().Set("Allow", allow)
+	writeError(w, r, http.StatusMethodNotAllowed,
+		refusal(tokens.CodeInvalidRequest, "method", "the method is not allowed here; allowed: "+allow))
+}
+
+// writeJSON writes an answer that nobody may keep (RFC 6749, Section 5.1).
+func writeJSON(w http.ResponseWriter, r *http.Request, status int, body []byte) {
+	h := w.Header()
+	h["Cache-Control"] = []string{"no-store"}
+	h["Pragma"] = []string{"no-cache"}
+	write(w, r, status, "application/json", body)
+}
+
+func write(w http.ResponseWriter, r *http.Request, status int, contentType string, body []byte) {
+	h := w.Header()
+	h.Set("Content-Type", contentType)
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Content-Length", strconv.Itoa(len(body)))
+	if id := CorrelationID(r.Context()); id != "" {
+		h.Set(CorrelationHeader, id)
+	}
+	w.WriteHeader(status)
+	if r.Method != http.MethodHead {
+		_, _ = w.Write(body) // a caller that went away needs no answer
+	}
+}
+
+// cleanDescription keeps to the characters that RFC 6749, Section 5.2, allows in error_description.
+func cleanDescription(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r > '~' || r == '"' || r == '\\' {
+			return -1
+		}
+		return r
+	}, s)
+}
+
+// triedScheme returns the authentication scheme of the request's Authorization header when it has the form of one, so
+// that the challenge matches it (RFC 6749, Section 5.2), and Bearer otherwise.
+func triedScheme(r *http.Request) string {
+	scheme, _, ok := strings.Cut(r.Header.Get("Authorization"), " ")
+	if !ok || scheme == "" || len(scheme) > 32 {
+		return "Bearer"
+	}
+	for i := range len(scheme) {
+		if c := scheme[i]; c >= 0x80 || !isLetterOrDigit(c) && !strings.ContainsRune("-._~!#$%&'*+^`|", rune(c)) {
+			return "Bearer"
+		}
+	}
+	return scheme
+}
+
+func isLetterOrDigit(c byte) bool {
+	return '0' <= c && c <= '9' || 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z'
+}
+
+// quote makes a quoted-string of RFC 9110, Section 5.6.4.
+func quote(s string) string {
+	b := append(make([]byte, 0, len(s)+2), '"')
+	for i := range len(s) {
+		switch c := s[i]; {
+		case c < ' ' || c > '~':
+			continue
+		case c == '"' || c == '\\':
+			b = append(b, '\\', c)
+		default:
+			b = append(b, c)
+		}
+	}
+	return string(append(b, '"'))
+}

@@ -1,0 +1,294 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package issuer
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/base64"
+	"errors"
+	"log/slog"
+	"time"
+
+	"github.com/certbound/certbound/mtls"
+	"github.com/certbound/certbound/tokens"
+	"github.com/certbound/certbound/tokens/internal/jose"
+)
+
+// Request asks for a token.
+type Request struct {
+	// GrantType is ClientCredentials.
+	GrantType string
+	// ClientID is whom the caller claims to be.
+	ClientID string
+	// Peer is the certificate of the connection; nil when none was presented.
+	Peer *mtls.Peer
+	// Scope holds the scope-tokens asked for; empty asks for all that the client has at the resource.
+	Scope []string
+	// Resources are the resource identifiers of RFC 8707, Section 2; empty asks for the only one that fits.
+	Resources []string
+	// Address and CorrelationID go into the record.
+	Address       string
+	CorrelationID string
+}
+
+// Response is a token as RFC 6749, Section 5.1, hands it out. Scope is shared and must not be modified.
+type Response struct {
+	AccessToken string
+	TokenType   string // always "Bearer"; the binding is in the token (RFC 8705, Section 3)
+	ExpiresIn   time.Duration
+	Scope       []string
+}
+
+// Issue decides about one request and returns the token, or a *tokens.Error. Every decision is recorded before Issue
+// returns; a grant that could not be recorded is refused. It blocks on the Registry and the Recorder only.
+func (s *Server) Issue(ctx context.Context, r Request) (*Response, error) {
+	d := Decision{
+		Time: s.now(), Event: EventToken, ClientID: r.ClientID, Thumbprint: r.Peer.Thumbprint(),
+		Address: r.Address, CorrelationID: r.CorrelationID,
+	}
+	if r.GrantType != ClientCredentials { // RFC 6749, Section 5.2
+		return nil, s.refuse(ctx, d, refusal(tokens.CodeUnsupportedGrantType, "unsupported_grant_type",
+			"only client_credentials is supported"))
+	}
+	client, notAfter, refused := s.authenticate(ctx, r.ClientID, r.Peer, d.Time) // RFC 8705, Section 2.1
+	if refused != nil {
+		return nil, s.refuse(ctx, d, refused)
+	}
+	d.Authenticated = true
+	t, refused := narrow(client.Grants, r.Resources, r.Scope) // RFC 6749, Section 3.3; RFC 8707, Section 2
+	if refused != nil {
+		return nil, s.refuse(ctx, d, refused)
+	}
+	issued, expires, refused := s.lifespan(d.Time, notAfter, client.TokenLifetime, t.maxLifetime)
+	if refused != nil {
+		return nil, s.refuse(ctx, d, refused)
+	}
+	c := claims{
+		issuer: s.issuer, clientID: client.ID, audience: t.audience, scope: t.scope, id: newTokenID(),
+		issued: issued.Unix(), expires: expires.Unix(), thumbprint: d.Thumbprint,
+	}
+	token, refused := s.sign(&c) // RFC 9068, Section 2; RFC 8705, Section 3.1
+	if refused != nil {
+		return nil, s.refuse(ctx, d, refused)
+	}
+	granted := d
+	granted.Granted, granted.TokenID, granted.Expires = true, c.id, expires
+	granted.Scope, granted.Audience = t.scope, t.audience
+	if err := s.recorder.Record(ctx, granted); err != nil {
+		// Not recorded again as a refusal: the journal has just failed, and the token is dropped here.
+		return nil, s.refused(ctx, d, unavailable("record_failed", err))
+	}
+	s.events.TokenIssued(s.now().Sub(d.Time))
+	return &Response{AccessToken: token, TokenType: "Bearer", ExpiresIn: expires.Sub(issued), Scope: t.scope}, nil
+}
+
+// Authenticate is the one place where a certificate becomes a client: Issue calls it, and so must every other endpoint
+// that a client may use. It judges everything anew at each call, because a connection outlives decisions. The client is
+// shared and must not be modified. Refusals are recorded under EventAuthenticate, with the caller's address and
+// correlation id from ctx, and returned as *tokens.Error: invalid_client, the same for an unknown client and for a
+// wrong certificate, or temporarily_unavailable when the Registry could not answer.
+func (s *Server) Authenticate(ctx context.Context, clientID string, peer *mtls.Peer) (*Client, error) {
+	now := s.now()
+	client, _, refused := s.authenticate(ctx, clientID, peer, now)
+	if refused != nil {
+		d := Decision{
+			Time: now, Event: EventAuthenticate, ClientID: clientID, Thumbprint: peer.Thumbprint(),
+			Address: Address(ctx), CorrelationID: CorrelationID(ctx),
+		}
+		return nil, s.refuse(ctx, d, refused)
+	}
+	return client, nil
+}
+
+// authenticate also returns when the certificate ends, by its own word or by the inventory's.
+func (s *Server) authenticate(ctx context.Context, id string, peer *mtls.Peer, now time.Time) (
+	*Client, time.Time, *tokens.Error,
+) {
+	client, err := s.registry.Client(ctx, id)
+	known := err == nil && client != nil && client.ID == id
+	if !known && err != nil && !errors.Is(err, ErrNotFound) {
+		return nil, time.Time{}, unavailable("registry_failed", err)
+	}
+	var entry *Certificate
+	if peer.Certificate() != nil && (!known || client.Inventory) {
+		// An unknown client costs this look-up too, so that it takes as long as a known one.
+		entry, err = s.registry.Certificate(ctx, peer.Thumbprint())
+		if err != nil && !errors.Is(err, ErrNotFound) {
+			return nil, time.Time{}, unavailable("registry_failed", err)
+		}
+	}
+	reason := "unknown_client"
+	if known {
+		reason = client.judge(peer, entry, now)
+	}
+	if reason != "" {
+		return nil, time.Time{}, unauthenticated(peer, reason)
+	}
+	notAfter := peer.Certificate().NotAfter
+	if entry != nil && !entry.NotAfter.IsZero() && entry.NotAfter.Before(notAfter) {
+		notAfter = entry.NotAfter
+	}
+	return client, notAfter, nil
+}
+
+// judge says why the peer is not this client, or "" when it is. entry is nil when the inventory does not have the
+// certificate.
+func (c *Client) judge(peer *mtls.Peer, entry *Certificate, now time.Time) string {
+	cert := peer.Certificate()
+	switch {
+	case c.Disabled:
+		return "client_disabled"
+	case c.AuthMethod != TLSClientAuth:
+		return "method_mismatch"
+	case cert == nil:
+		return "no_certificate"
+	}
+	if err := peer.CheckValidity(now); err != nil {
+		if errors.Is(err, mtls.ErrNotYetValid) {
+			return "certificate_not_yet_valid"
+		}
+		return "certificate_expired"
+	}
+	if reason := c.judgeEntry(entry, now); reason != "" {
+		return reason
+	}
+	if c.Anchors == nil || peer.VerifiedBy(c.Anchors, now) != nil {
+		return "certificate_untrusted"
+	}
+	if c.Subject.IsZero() || !c.Subject.Matches(cert) {
+		return "subject_mismatch"
+	}
+	return ""
+}
+
+// judgeEntry holds the certificate to the inventory, for clients of our own CA.
+func (c *Client) judgeEntry(entry *Certificate, now time.Time) string {
+	switch {
+	case !c.Inventory:
+		return ""
+	case entry == nil:
+		return "certificate_unknown"
+	case entry.ClientID != c.ID:
+		return "certificate_of_another_client"
+	case entry.Generation != c.Generation:
+		return "certificate_of_another_generation"
+	case entry.Revoked:
+		return "certificate_revoked"
+	case !entry.NotAfter.IsZero() && now.After(entry.NotAfter):
+		return "certificate_expired"
+	}
+	return ""
+}
+
+// lifespan returns the whole seconds between which a token lives: never beyond its certificate, nor beyond any bound.
+func (s *Server) lifespan(now, notAfter time.Time, wanted, bound time.Duration) (
+	issued, expires time.Time, refused *tokens.Error,
+) {
+	if notAfter.Sub(now) < time.Second {
+		return issued, expires, refusal(tokens.CodeInvalidClient, "certificate_expiring", "the certificate is about to expire")
+	}
+	life := s.lifetime
+	if wanted > 0 {
+		life = wanted
+	}
+	life = min(life, s.maxLifetime)
+	if bound > 0 {
+		life = min(life, bound)
+	}
+	issued = now.Truncate(time.Second)
+	expires = issued.Add(life)
+	if notAfter.Before(expires) {
+		expires = notAfter
+	}
+	expires = expires.Truncate(time.Second)
+	if !expires.After(issued) {
+		return issued, expires, &tokens.Error{
+			Code: tokens.CodeServerError, Reason: "lifetime_below_one_second", Description: failedDescription,
+		}
+	}
+	return issued, expires, nil
+}
+
+// sign writes the token of RFC 9068, Section 2.
+func (s *Server) sign(c *claims) (string, *tokens.Error) {
+	key, err := s.keys.Signing()
+	if err != nil {
+		return "", unavailable("no_signing_key", err)
+	}
+	header := jose.Header{Algorithm: jose.Algorithm(key.Algorithm), KeyID: key.ID, Type: "at+jwt"}
+	token, err := jose.Sign(header, c.appendJSON(make([]byte, 0, c.size())), key.Signer)
+	if err != nil {
+		return "", &tokens.Error{
+			Code: tokens.CodeServerError, Reason: "signing_failed", Description: failedDescription, Err: err,
+		}
+	}
+	return token, nil
+}
+
+// newTokenID returns 128 random bits, so that a token is never taken for another one (RFC 6749, Section 10.10).
+func newTokenID() string {
+	var id [16]byte
+	rand.Read(id[:]) //nolint:errcheck // never fails: the program ends when the system has no randomness
+	return base64.RawURLEncoding.EncodeToString(id[:])
+}
+
+const (
+	failedDescription      = "the server failed"
+	unavailableDescription = "the server cannot decide at the moment; try again"
+)
+
+func refusal(code, reason, description string) *tokens.Error {
+	return &tokens.Error{Code: code, Reason: reason, Description: description}
+}
+
+func unavailable(reason string, err error) *tokens.Error {
+	return &tokens.Error{
+		Code: tokens.CodeTemporarilyUnavailable, Reason: reason, Description: unavailableDescription, Err: err,
+	}
+}
+
+// unauthenticated tells the caller nothing about the client that it named: only whether a certificate was seen, which
+// the caller knows.
+func unauthenticated(peer *mtls.Peer, reason string) *tokens.Error {
+	if peer.Certificate() == nil {
+		return refusal(tokens.CodeInvalidClient, reason, "no client certificate was presented on this connection")
+	}
+	return refusal(tokens.CodeInvalidClient, reason, "the certificate of this connection does not authenticate the client")
+}
+
+// refuse records a refusal and returns it. A refusal that cannot be recorded stands all the same: it gives nothing away.
+func (s *Server) refuse(ctx context.Context, d Decision, e *tokens.Error) error {
+	d.Reason = e.Reason
+	if err := s.recorder.Record(ctx, d); err != nil {
+		s.logger.ErrorContext(ctx, "refusal not recorded", slog.String("reason", e.Reason), slog.Any("error", err),
+			slog.String("correlation_id", d.CorrelationID))
+	}
+	return s.refused(ctx, d, e)
+}
+
+// refused counts and logs a refusal and returns it.
+func (s *Server) refused(ctx context.Context, d Decision, e *tokens.Error) error {
+	if d.Event == EventToken {
+		s.events.TokenRefused(e.Code, e.Reason)
+	}
+	level := slog.LevelDebug // strangers must not be able to fill a log; the journal has the refusal
+	if e.Status() >= 500 {
+		level = slog.LevelError
+	}
+	if s.logger.Enabled(ctx, level) {
+		s.logger.LogAttrs(ctx, level, "request refused", slog.String("event", d.Event), slog.String("error", e.Code),
+			slog.String("reason", e.Reason), slog.String("client_id", d.ClientID),
+			slog.String("thumbprint", thumbprintText(d.Thumbprint)), slog.String("address", d.Address),
+			slog.String("correlation_id", d.CorrelationID), slog.Any("cause", e.Err))
+	}
+	return e
+}
+
+func thumbprintText(t mtls.Thumbprint) string {
+	if t.IsZero() {
+		return ""
+	}
+	return t.String()
+}

@@ -1,0 +1,338 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Package issuer is the authorization server: it decides whether the service at the other end of a mutual-TLS
+// connection gets an access token, for what, and for how long, and it says so in the forms of RFC 6749.
+//
+// It is for programs that issue certificate-bound tokens (RFC 8705) to services; there are no users here and no
+// secrets. Server.Issue is the whole decision without HTTP; the handlers parse into it and render out of it. Clients,
+// certificates, signing keys and the journal come in through the small interfaces Registry, Keys and Recorder.
+//
+// It refuses: any token that would not be bound to the certificate of the connection, any second authentication method
+// beside that certificate, any scope or resource that was not granted, any grant that could not be recorded, and every
+// way of putting parameters elsewhere than once in the form body.
+package issuer
+
+import (
+	"context"
+	"crypto"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"path"
+	"strings"
+	"time"
+
+	"github.com/certbound/certbound/mtls"
+	"github.com/certbound/certbound/tokens"
+)
+
+// Values of Client.AuthMethod, as registered for RFC 8705, Sections 2.1.1 and 2.2.1. Only TLSClientAuth is answered so
+// far; a client of any other method is refused.
+const (
+	TLSClientAuth           = "tls_client_auth"
+	SelfSignedTLSClientAuth = "self_signed_tls_client_auth"
+)
+
+// ClientCredentials is the grant type of RFC 6749, Section 4.4, the only one that is answered.
+const ClientCredentials = "client_credentials"
+
+// Values of Decision.Event.
+const (
+	EventToken        = "token"        // a token was asked for
+	EventAuthenticate = "authenticate" // Authenticate refused on behalf of another endpoint
+)
+
+// ErrNotFound is what a Registry answers for a client or certificate that it does not know. Every other error of a
+// Registry means that it could not look, and refuses the request with temporarily_unavailable.
+var ErrNotFound = errors.New("not found")
+
+// Registry is where clients and certificates are looked up, on every request, so it should answer from memory. What it
+// returns is shared and never modified here. Its methods are called concurrently.
+type Registry interface {
+	// Client returns the client registered under id, or ErrNotFound.
+	Client(ctx context.Context, id string) (*Client, error)
+	// Certificate returns the inventory's entry for a certificate of our own CA, or ErrNotFound.
+	Certificate(ctx context.Context, t mtls.Thumbprint) (*Certificate, error)
+}
+
+// Client is a registered client. The zero value authenticates nobody.
+type Client struct {
+	// ID is the client_id.
+	ID string
+	// Generation grows each time the id is registered again; certificates of an older generation are worthless.
+	Generation uint64
+	// Disabled refuses the client at once, with the same answer as an unknown one.
+	Disabled bool
+	// AuthMethod is TLSClientAuth or SelfSignedTLSClientAuth.
+	AuthMethod string
+	// Subject is the one expectation of RFC 8705, Section 2.1.2, that the certificate must meet.
+	Subject mtls.Subject
+	// Anchors are the authorities that may vouch for this client, and no others: a certificate with the right subject
+	// from another client's authority is a stranger's (RFC 8705, Section 7.4). Nil trusts nobody.
+	Anchors *mtls.Anchors
+	// Inventory demands, for clients of our own CA, that the Registry knows the certificate as this client's under
+	// its present generation: a certificate minted with a stolen issuing key is not in there.
+	Inventory bool
+	// Grants are all that the client may ask for.
+	Grants []Grant
+	// TokenLifetime shortens or lengthens the server's default, within Config.MaxLifetime; 0 means the default.
+	TokenLifetime time.Duration
+}
+
+// Grant is what a client may have at one resource. When several resources are asked for in one token, only the names of
+// scopes keep them apart; so a Registry whose resources share a scope name must list that name in each Grant where the
+// resource would honour it, and Issue refuses to mix such Grants.
+type Grant struct {
+	// Resource is the identifier of RFC 8707, Section 2, compared byte by byte; it becomes the audience.
+	Resource string
+	// Scopes are the scope-tokens of RFC 6749, Section 3.3; none means that the resource knows no scopes.
+	Scopes []string
+	// MaxLifetime bounds tokens for this resource; 0 leaves it to the server's bound.
+	MaxLifetime time.Duration
+	// Explicit keeps the resource from ever being chosen by default: the request must name it.
+	Explicit bool
+}
+
+// Certificate is an entry of the inventory: a certificate that our own CA issued.
+type Certificate struct {
+	ClientID   string
+	Generation uint64
+	// NotAfter ends the entry, also when the certificate itself says later; zero leaves it to the certificate.
+	NotAfter time.Time
+	Revoked  bool
+}
+
+// SigningKey is the key that signs tokens now. Algorithm is a JWS algorithm of RFC 7518 or RFC 8037.
+type SigningKey struct {
+	ID        string
+	Algorithm string
+	Signer    crypto.Signer
+}
+
+// Keys holds the issuer's signing keys. Both methods are called concurrently and should answer from memory.
+type Keys interface {
+	// Signing returns the key to sign with. Its public half must be among Published.
+	Signing() (SigningKey, error)
+	// Published returns every key that a verifier may still meet.
+	Published() []tokens.PublicKey
+}
+
+// Recorder writes decisions down. Record must return before the answer leaves, and must not give up because ctx is
+// cancelled: the caller may be gone while the decision stands. An error refuses a grant with temporarily_unavailable;
+// a refusal stays a refusal.
+type Recorder interface {
+	Record(ctx context.Context, d Decision) error
+}
+
+// Decision is one line for the journal: what was granted or refused, to whom and why. Scope and Audience are shared and
+// must not be modified.
+type Decision struct {
+	Time    time.Time
+	Event   string // EventToken or EventAuthenticate
+	Granted bool
+	// Reason is a machine-readable word in snake_case that says why a request was refused; empty when granted.
+	Reason string
+	// ClientID is what the request claimed; it is proven only when Authenticated.
+	ClientID string
+	// Authenticated says that the certificate was the client's own, so that records of strangers can be told apart.
+	Authenticated bool
+	Thumbprint    mtls.Thumbprint
+	Address       string
+	CorrelationID string
+	// TokenID, Scope, Audience and Expires describe the token; they are empty in refusals.
+	TokenID  string
+	Scope    []string
+	Audience []string
+	Expires  time.Time
+}
+
+// Events is told what happened, for metrics. Its methods are called concurrently and must not block.
+type Events interface {
+	// TokenIssued reports a token and how long its decision took, record included.
+	TokenIssued(d time.Duration)
+	// TokenRefused reports a refusal by its registered error code and its machine-readable reason.
+	TokenRefused(code, reason string)
+}
+
+// Defaults of Config.
+const (
+	DefaultLifetime    = 10 * time.Minute
+	DefaultMaxLifetime = time.Hour
+)
+
+// Config is what New needs. Registry, Keys, Recorder, Issuer and MTLSURL are required.
+type Config struct {
+	// Issuer is the issuer identifier of RFC 8414, Section 2: an https URL without query or fragment.
+	Issuer string
+	// MTLSURL is the origin of the listener that asks for certificates, such as https://auth.example:9443; the token
+	// endpoint lies under it.
+	MTLSURL  string
+	Registry Registry
+	Keys     Keys
+	Recorder Recorder
+	// Events may be nil.
+	Events Events
+	// Lifetime of a token unless the client has its own: whole seconds, default DefaultLifetime.
+	Lifetime time.Duration
+	// MaxLifetime bounds every token: whole seconds, default DefaultMaxLifetime.
+	MaxLifetime time.Duration
+	// Scopes returns what the metadata lists as scopes_supported; nil, or no scopes, leaves the member out.
+	Scopes func() []string
+	// Logger gets failures of the server itself and, at debug level, refusals. Nil discards.
+	Logger *slog.Logger
+	// Now is the clock; nil means time.Now.
+	Now func() time.Time
+}
+
+// Server issues tokens. Its methods are safe for concurrent use.
+type Server struct {
+	issuer        string
+	realm         string // quoted for WWW-Authenticate
+	keysURL       string
+	tokenURL      string
+	metadataPaths []string
+	registry      Registry
+	keys          Keys
+	recorder      Recorder
+	events        Events
+	lifetime      time.Duration
+	maxLifetime   time.Duration
+	scopes        func() []string
+	logger        *slog.Logger
+	now           func() time.Time
+}
+
+// Paths of the endpoints. They do not move when the issuer identifier has a path.
+const (
+	TokenPath = "/oauth2/token"
+	KeysPath  = "/.well-known/jwks.json"
+)
+
+// New checks the configuration and returns a Server. It fails on anything that would otherwise show only later: a
+// missing part, an issuer identifier that RFC 8414, Section 2, forbids, or a lifetime that is not whole seconds.
+func New(c Config) (*Server, error) {
+	if c.Registry == nil || c.Keys == nil || c.Recorder == nil {
+		return nil, errors.New("issuer: Registry, Keys and Recorder are required")
+	}
+	issuer, err := parseIssuer(c.Issuer)
+	if err != nil {
+		return nil, fmt.Errorf("issuer: identifier %q: %w", c.Issuer, err)
+	}
+	base, err := parseIssuer(c.MTLSURL)
+	if err != nil {
+		return nil, fmt.Errorf("issuer: mutual-TLS URL %q: %w", c.MTLSURL, err)
+	}
+	if strings.TrimSuffix(base.Path, "/") != "" {
+		return nil, fmt.Errorf("issuer: mutual-TLS URL %q: has a path, but endpoints never move under one", c.MTLSURL)
+	}
+	s := &Server{
+		issuer:        c.Issuer,
+		realm:         quote(c.Issuer),
+		keysURL:       issuer.Scheme + "://" + issuer.Host + KeysPath,
+		tokenURL:      base.Scheme + "://" + base.Host + TokenPath,
+		metadataPaths: metadataPaths(strings.TrimSuffix(issuer.Path, "/")),
+		registry:      c.Registry,
+		keys:          c.Keys,
+		recorder:      c.Recorder,
+		events:        c.Events,
+		lifetime:      c.Lifetime,
+		maxLifetime:   c.MaxLifetime,
+		scopes:        c.Scopes,
+		logger:        c.Logger,
+		now:           c.Now,
+	}
+	if err := s.setDefaults(); err != nil {
+		return nil, fmt.Errorf("issuer: %w", err)
+	}
+	return s, nil
+}
+
+func (s *Server) setDefaults() error {
+	if s.events == nil {
+		s.events = noEvents{}
+	}
+	if s.scopes == nil {
+		s.scopes = func() []string { return nil }
+	}
+	if s.logger == nil {
+		s.logger = slog.New(slog.DiscardHandler)
+	}
+	if s.now == nil {
+		s.now = time.Now
+	}
+	if s.maxLifetime == 0 {
+		s.maxLifetime = DefaultMaxLifetime
+	}
+	if s.lifetime == 0 {
+		s.lifetime = min(DefaultLifetime, s.maxLifetime)
+	}
+	for _, d := range []time.Duration{s.lifetime, s.maxLifetime} {
+		if d < time.Second || d%time.Second != 0 {
+			return fmt.Errorf("token lifetime %v: must be whole seconds, at least one", d)
+		}
+	}
+	if s.lifetime > s.maxLifetime {
+		return fmt.Errorf("token lifetime %v is above its bound %v", s.lifetime, s.maxLifetime)
+	}
+	return nil
+}
+
+// parseIssuer holds a URL to RFC 8414, Section 2: https, a host, no query, no fragment; and to a path that every router
+// leaves alone.
+func parseIssuer(raw string) (*url.URL, error) {
+	u, err := url.Parse(raw)
+	switch {
+	case err != nil:
+		return nil, errors.New("not a URL")
+	case u.Scheme != "https" || u.Hostname() == "":
+		return nil, errors.New("must be an https URL with a host")
+	case u.User != nil:
+		return nil, errors.New("must not name a user")
+	case strings.ContainsAny(raw, "?#\"\\"):
+		return nil, errors.New("must have no query and no fragment")
+	case u.RawPath != "" || strings.Contains(raw, "%"):
+		return nil, errors.New("must have no percent-encoding")
+	case u.Path != "" && u.Path != "/" && path.Clean(u.Path) != strings.TrimSuffix(u.Path, "/"):
+		return nil, errors.New("its path must be in plain form, without empty or dot segments")
+	}
+	return u, nil
+}
+
+type noEvents struct{}
+
+func (noEvents) TokenIssued(time.Duration) {}
+func (noEvents) TokenRefused(_, _ string)  {}
+
+type (
+	correlationKey struct{}
+	addressKey     struct{}
+)
+
+// CorrelationHeader is the response header that carries the correlation id.
+const CorrelationHeader = "X-Correlation-Id"
+
+// WithCorrelationID returns a context that carries the id under which a request is logged and recorded. The id must
+// have been made by the server or checked: it is written into the journal and into a response header.
+func WithCorrelationID(ctx context.Context, id string) context.Context {
+	return context.WithValue(ctx, correlationKey{}, id)
+}
+
+// CorrelationID returns the id set by WithCorrelationID, or "".
+func CorrelationID(ctx context.Context) string {
+	id, _ := ctx.Value(correlationKey{}).(string)
+	return id
+}
+
+// WithAddress returns a context that carries the network address of the caller, for the journal. TokenHandler uses the
+// request's remote address where it is not set.
+func WithAddress(ctx context.Context, address string) context.Context {
+	return context.WithValue(ctx, addressKey{}, address)
+}
+
+// Address returns the address set by WithAddress, or "".
+func Address(ctx context.Context) string {
+	a, _ := ctx.Value(addressKey{}).(string)
+	return a
+}
