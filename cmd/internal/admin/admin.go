@@ -1,0 +1,305 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Package admin is the operators' HTTP API below /admin/v1 and the rules of registration: which client ids, names, scopes
+// and resources may be registered at all. It is for the program's server, which mounts it behind its own resource guard:
+// this package trusts that every request it sees was authorised, and asks the server only who the actor is.
+//
+// It refuses what is not exactly one JSON object of known members, names that are reserved or belong to another client,
+// scopes and resources that nobody declared, resources that could be taken for the service itself, and any change that
+// gives authority and could not be recorded. What takes authority away holds even when the journal fails.
+package admin
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/gorilla/mux"
+
+	"github.com/certbound/certbound/cmd/internal/audit"
+	"github.com/certbound/certbound/cmd/internal/store"
+	"github.com/certbound/certbound/pki"
+)
+
+// Prefix is where the API lives on the mtls listener; the issuer followed by Prefix is its resource.
+const Prefix = "/admin/v1"
+
+// ScopePrefix begins the scopes that only the API's own resource declares.
+const ScopePrefix = "certbound:"
+
+// Pages of lists.
+const (
+	defaultPage = 100
+	maxPage     = 500
+)
+
+// Authority is the part of the certificate authority that operators reach.
+type Authority interface {
+	// NewCode makes a one-time enrolment code: its text for the caller, its public half for the store.
+	NewCode(clientID string) (text string, code store.Code, err error)
+	// Revoke takes certificates away, in force when it returns.
+	Revoke(ctx context.Context, s store.Selection, reason pki.Reason) (store.Revocation, error)
+}
+
+// Recorder writes a decision before its answer leaves.
+type Recorder interface {
+	Record(ctx context.Context, e audit.Event) error
+}
+
+// Config is what the API is made of. All fields but Reserved, Endpoints, Logger and Now are required.
+type Config struct {
+	Store     *store.Store
+	Authority Authority
+	Recorder  Recorder
+
+	// Issuer is the issuer identifier, TrustDomain the SPIFFE trust domain of our clients.
+	Issuer, TrustDomain string
+	// Reserved are the service's own DNS names and addresses, besides localhost and the loopback ones.
+	Reserved []string
+	// Endpoints are addresses that no resource may equal or be a prefix of, besides the issuer.
+	Endpoints []string
+	// Version is shown by GET /status.
+	Version string
+
+	// Actor says who asks, from the request's context: client id, thumbprint of its certificate, address of its
+	// connection, correlation id of the request.
+	Actor func(context.Context) (clientID, thumbprint, address, correlation string)
+
+	// Logger is told of inner failures. Nil discards. Now is the clock; nil is time.Now.
+	Logger *slog.Logger
+	Now    func() time.Time
+}
+
+// api holds what the handlers share.
+type api struct {
+	cfg   Config
+	rules rules
+
+	// registering is held while a registration is checked and stored, so that no resource leaves between the two.
+	registering sync.Mutex
+}
+
+// New returns the API as one handler for the paths below [Prefix]; it answers those alone. It is safe for concurrent use.
+func New(cfg Config) (http.Handler, error) {
+	switch {
+	case cfg.Store == nil || cfg.Authority == nil || cfg.Recorder == nil || cfg.Actor == nil:
+		return nil, errors.New("admin: a store, an authority, a recorder and an actor are required")
+	case cfg.Issuer == "" || cfg.TrustDomain == "":
+		return nil, errors.New("admin: the issuer and the trust domain are required")
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	rules, err := newRules(cfg)
+	if err != nil {
+		return nil, err
+	}
+	return (&api{cfg: cfg, rules: rules}).router(), nil
+}
+
+// verbs maps HTTP methods to handlers; other methods are answered 405 with Allow (RFC 9110, Section 15.5.6).
+type verbs map[string]http.HandlerFunc
+
+func (a *api) router() http.Handler {
+	// Encoded paths let an id hold a slash, as the SPIFFE ids of foreign clients do.
+	r := mux.NewRouter().UseEncodedPath().SkipClean(true)
+	for path, v := range map[string]verbs{
+		"/clients":              {http.MethodPost: change(a, "client.add", http.StatusCreated, a.addClient), http.MethodGet: read(a, a.listClients)},
+		"/clients/{id}":         {http.MethodGet: read(a, a.showClient), http.MethodDelete: change(a, "client.remove", http.StatusOK, a.removeClient)},
+		"/clients/{id}/disable": {http.MethodPost: change(a, "client.disable", http.StatusOK, a.disableClient)},
+		"/clients/{id}/enable":  {http.MethodPost: change(a, "client.enable", http.StatusOK, a.enableClient)},
+		"/clients/{id}/invite":  {http.MethodPost: change(a, "client.invite", http.StatusCreated, a.inviteClient)},
+		"/resources": {http.MethodPost: change(a, "resource.add", http.StatusCreated, a.addResource), http.MethodGet: read(a, a.listResources),
+			http.MethodDelete: change(a, "resource.remove", http.StatusOK, a.removeResource)},
+		"/certificates":        {http.MethodGet: read(a, a.listCertificates)},
+		"/certificates/revoke": {http.MethodPost: change(a, "cert.revoke", http.StatusOK, a.revoke)},
+		"/status":              {http.MethodGet: read(a, a.status)},
+	} {
+		r.HandleFunc(Prefix+path, func(w http.ResponseWriter, r *http.Request) {
+			handler, ok := v[r.Method]
+			if !ok {
+				w.Header().Set("Allow", strings.Join(slices.Sorted(maps.Keys(v)), ", "))
+				a.refuse(w, r, &Error{Status: http.StatusMethodNotAllowed, Code: codeRequest,
+					Description: "this path does not answer that method", Hint: "see the Allow header"})
+				return
+			}
+			handler(w, r)
+		})
+	}
+	r.NotFoundHandler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		a.refuse(w, r, notFound("no such path", "check the address; the operators' API lives below "+Prefix))
+	})
+	return r
+}
+
+// none is the body of requests that have nothing to say.
+type none struct{}
+
+// outcome is what a change did: the answer to it, and what to record about it.
+type outcome struct {
+	answer any
+	events []audit.Event
+	// undo takes back what gives authority, for when it cannot be recorded. Nil marks a change that takes authority
+	// away: that stands, and pending is set on its answer.
+	undo    func(context.Context) error
+	pending func()
+}
+
+// read wraps a handler that changes nothing.
+func read(a *api, f func(*http.Request) (any, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		answer, err := f(r)
+		if err != nil {
+			a.refuse(w, r, err)
+			return
+		}
+		writeJSON(w, http.StatusOK, answer)
+	}
+}
+
+// change wraps a handler that changes something: it reads the body, has the change made and recorded, and answers.
+func change[In any](a *api, name string, status int, f func(*http.Request, *In) (*outcome, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		in := new(In)
+		if err := readBody(w, r, in); err != nil {
+			a.refuseChange(w, r, name, err)
+			return
+		}
+		done, err := f(r, in)
+		if err != nil {
+			a.refuseChange(w, r, name, err)
+			return
+		}
+		if err := a.settle(r.Context(), name, done); err != nil {
+			a.refuse(w, r, err)
+			return
+		}
+		writeJSON(w, status, done.answer)
+	}
+}
+
+// settle records a change. When that fails, what gave authority is undone and refused; what took it away holds. The
+// caller hanging up must leave neither a change without its record nor half an undoing, so neither can be cancelled.
+func (a *api) settle(ctx context.Context, name string, done *outcome) error {
+	ctx = context.WithoutCancel(ctx)
+	var failed error
+	for _, event := range done.events {
+		event.Name, event.Outcome = name, audit.Granted
+		failed = cmp.Or(failed, a.record(ctx, event))
+	}
+	if failed == nil {
+		return nil
+	}
+	failed = fmt.Errorf("recording %s: %w", name, failed)
+	if done.undo == nil {
+		a.cfg.Logger.ErrorContext(ctx, "a change holds without its record", "event", name, "error", failed)
+		done.pending()
+		return nil
+	}
+	if err := done.undo(ctx); err != nil {
+		a.cfg.Logger.ErrorContext(ctx, "a change without its record could not be undone", "event", name, "error", err)
+	}
+	return unavailable(failed)
+}
+
+// refuseChange records that a change was refused, then answers. A refusal gives nothing, so it leaves also when the
+// journal fails.
+func (a *api) refuseChange(w http.ResponseWriter, r *http.Request, name string, err error) {
+	event := audit.Event{Name: name, Outcome: audit.Refused, Reason: asError(err).Code, Client: clientID(r)}
+	if err := a.record(context.WithoutCancel(r.Context()), event); err != nil {
+		a.cfg.Logger.ErrorContext(r.Context(), "a refusal could not be recorded", "event", name, "error", err)
+	}
+	a.refuse(w, r, err)
+}
+
+func (a *api) record(ctx context.Context, event audit.Event) error {
+	event.Time = a.cfg.Now()
+	event.Actor, event.Thumbprint, event.Address, event.Correlation = a.cfg.Actor(ctx)
+	return a.cfg.Recorder.Record(ctx, event)
+}
+
+func asError(err error) *Error {
+	if refused, ok := errors.AsType[*Error](err); ok {
+		return refused
+	}
+	return unavailable(err)
+}
+
+// refuse answers an error; its cause goes to the log alone.
+func (a *api) refuse(w http.ResponseWriter, r *http.Request, err error) {
+	refused := asError(err)
+	if refused.Status >= http.StatusInternalServerError {
+		_, _, _, correlation := a.cfg.Actor(r.Context())
+		a.cfg.Logger.ErrorContext(r.Context(), "an operator's request failed", "path", r.URL.Path, "error", err, "correlation", correlation)
+	}
+	writeJSON(w, refused.Status, ErrorBody{Code: refused.Code, Description: refused.Description, Hint: refused.Hint})
+}
+
+func writeJSON(w http.ResponseWriter, status int, v any) {
+	body, err := json.Marshal(v)
+	if err != nil {
+		status, body = http.StatusInternalServerError, []byte(`{"error":"server_error"}`)
+	}
+	h := w.Header()
+	h.Set("Content-Type", "application/json")
+	h.Set("Cache-Control", "no-store")
+	w.WriteHeader(status)
+	_, _ = w.Write(append(body, '\n')) // the caller is gone: there is nobody to tell
+}
+
+// clientID is the id in the path, or empty where the path has none or is not decodable: no client has that id.
+func clientID(r *http.Request) string {
+	id, err := url.PathUnescape(mux.Vars(r)["id"])
+	if err != nil {
+		return ""
+	}
+	return id
+}
+
+// page reads the parameters of a list: where it goes on, and how many at most.
+func page(r *http.Request) (after string, limit int, err error) {
+	query, err := parameters(r, "after", "limit", "client_id")
+	if err != nil {
+		return "", 0, err
+	}
+	limit = defaultPage
+	if raw := query.Get("limit"); raw != "" {
+		limit, err = strconv.Atoi(raw)
+		if err != nil || limit < 1 || limit > maxPage {
+			return "", 0, invalidRequest("limit is not a number from 1 to "+strconv.Itoa(maxPage), "leave it out", err)
+		}
+	}
+	return query.Get("after"), limit, nil
+}
+
+// parameters reads the query strictly: known names only, each once.
+func parameters(r *http.Request, names ...string) (url.Values, error) {
+	query, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return nil, invalidRequest("the query is malformed", "encode it as a form", err)
+	}
+	for name, values := range query {
+		if !slices.Contains(names, name) {
+			return nil, invalidRequest(fmt.Sprintf("unknown parameter '%s'", printable(name)), "this path takes "+strings.Join(names, ", "), nil)
+		}
+		if len(values) > 1 {
+			return nil, invalidRequest(fmt.Sprintf("parameter '%s' occurs twice", name), "send it once", nil)
+		}
+	}
+	return query, nil
+}

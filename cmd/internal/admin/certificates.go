@@ -1,0 +1,159 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package admin
+
+import (
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/certbound/certbound/cmd/internal/audit"
+	"github.com/certbound/certbound/cmd/internal/store"
+	"github.com/certbound/certbound/mtls"
+	"github.com/certbound/certbound/pki"
+)
+
+func (a *api) listCertificates(r *http.Request) (any, error) {
+	after, limit, err := page(r)
+	if err != nil {
+		return nil, err
+	}
+	client := r.URL.Query().Get("client_id")
+	if client != "" {
+		if _, err := a.cfg.Store.Client(r.Context(), client); err != nil {
+			return nil, clientError(client, err)
+		}
+	}
+	rows, err := a.cfg.Store.Certificates(r.Context(), client, after, limit)
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	list := CertificateList{Certificates: a.certificateViews(rows)}
+	if len(rows) == limit {
+		list.Next = rows[limit-1].Serial
+	}
+	return list, nil
+}
+
+// revoke takes certificates away. It holds when the authority returns, with or without a record.
+func (a *api) revoke(r *http.Request, req *RevokeRequest) (*outcome, error) {
+	selection, err := selectionOf(req)
+	if err != nil {
+		return nil, err
+	}
+	reason := pki.Unspecified
+	if req.Reason != "" {
+		if reason, err = pki.ParseReason(req.Reason); err != nil {
+			return nil, invalidRequest(fmt.Sprintf("'%s' is not a reason", printable(req.Reason)), "use one of "+reasonNames(), err)
+		}
+	}
+	done, err := a.cfg.Authority.Revoke(r.Context(), selection, reason)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, notFound("no such certificate", "certbound cert list shows all")
+	}
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	answer := &Revocation{Revoked: a.certificateViews(done.Revoked), AlreadyRevoked: a.certificateViews(done.Already)}
+	return &outcome{
+		answer: answer, events: revocationEvents(req, done, reason),
+		pending: func() { answer.AuditPending = true },
+	}, nil
+}
+
+// revocationEvents are one event a certificate, since certificates are what a journal is searched for; what changed
+// nothing is one event too.
+func revocationEvents(req *RevokeRequest, done store.Revocation, reason pki.Reason) []audit.Event {
+	events := make([]audit.Event, 0, len(done.Revoked)+1)
+	for _, c := range done.Revoked {
+		events = append(events, audit.Event{Client: c.ClientID, Serial: c.Serial, Detail: map[string]string{
+			"reason": reason.String(), "x5t#S256": mtls.Thumbprint(c.Thumbprint).String(),
+		}})
+	}
+	if len(events) == 0 {
+		events = append(events, audit.Event{Client: req.ClientID, Serial: req.Serial, Detail: map[string]string{
+			"reason": reason.String(), "x5t#S256": req.Thumbprint, "changed": "nothing",
+		}})
+	}
+	return events
+}
+
+func reasonNames() string {
+	var names []string
+	for _, reason := range pki.Reasons() {
+		names = append(names, reason.String())
+	}
+	return strings.Join(names, ", ")
+}
+
+// selectionOf demands exactly one of the three ways to name certificates.
+func selectionOf(req *RevokeRequest) (store.Selection, error) {
+	const hint = "name one certificate by serial or x5t#S256, or all of a client by client_id"
+	given := 0
+	for _, s := range []string{req.Serial, req.Thumbprint, req.ClientID} {
+		if s != "" {
+			given++
+		}
+	}
+	if given != 1 {
+		return store.Selection{}, invalidRequest("exactly one of serial, x5t#S256 and client_id is needed", hint, nil)
+	}
+	selection := store.Selection{Serial: req.Serial, ClientID: req.ClientID, Only: req.Only}
+	if req.Thumbprint != "" {
+		thumbprint, err := mtls.ParseThumbprint(req.Thumbprint)
+		if err != nil {
+			return store.Selection{}, invalidRequest(fmt.Sprintf("'%s' is not a thumbprint", printable(req.Thumbprint)),
+				fmt.Sprintf("a thumbprint is %d characters of base64url; certbound cert list shows them", base64.RawURLEncoding.EncodedLen(len(thumbprint))), err)
+		}
+		selection.Thumbprints = [][32]byte{thumbprint}
+	}
+	const longest = 49 // decimal digits of 20 octets (RFC 5280, Section 4.1.2.2)
+	if len(req.Serial) > longest || strings.Trim(req.Serial, "0123456789") != "" {
+		return store.Selection{}, invalidRequest(fmt.Sprintf("'%s' is not a serial number", printable(req.Serial)),
+			"a serial number is decimal; certbound cert list shows them", nil)
+	}
+	return selection, nil
+}
+
+func (a *api) certificateViews(rows []store.Certificate) []Certificate {
+	now := a.cfg.Now()
+	views := make([]Certificate, 0, len(rows))
+	for _, row := range rows {
+		views = append(views, certificateView(row, now))
+	}
+	return views
+}
+
+func certificateView(c store.Certificate, now time.Time) Certificate {
+	view := Certificate{
+		Serial: c.Serial, Thumbprint: mtls.Thumbprint(c.Thumbprint).String(), ClientID: c.ClientID, Generation: c.Generation,
+		Status: "valid", NotBefore: c.NotBefore.UTC(), NotAfter: c.NotAfter.UTC(),
+	}
+	if c.RenewedFrom != [32]byte{} {
+		view.RenewedFrom = mtls.Thumbprint(c.RenewedFrom).String()
+	}
+	switch {
+	case !c.RevokedAt.IsZero():
+		at := c.RevokedAt.UTC()
+		view.Status, view.RevokedAt, view.Reason = "revoked", &at, pki.Reason(c.Reason).String()
+	case !now.Before(c.NotAfter):
+		view.Status = "expired"
+	}
+	return view
+}
+
+func (a *api) status(r *http.Request) (any, error) {
+	stats, err := a.cfg.Store.Stats(r.Context(), a.cfg.Now())
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	return Status{
+		Issuer: a.cfg.Issuer, TrustDomain: a.cfg.TrustDomain, Version: a.cfg.Version,
+		Clients: stats.Clients, DisabledClients: stats.Disabled, Resources: stats.Resources,
+		Certificates: stats.Certificates, RevokedCertificates: stats.Revoked, OpenCodes: stats.OpenCodes,
+	}, nil
+}

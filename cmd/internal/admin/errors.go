@@ -1,0 +1,114 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package admin
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/certbound/certbound/cmd/internal/store"
+)
+
+// The codes are registered ones: RFC 6749, Section 5.2; RFC 7591, Section 3.2.2; RFC 8707, Section 2. What an operator
+// needs beyond them is in the status, the description and the hint.
+const (
+	codeRequest     = "invalid_request"
+	codeMetadata    = "invalid_client_metadata"
+	codeScope       = "invalid_scope"
+	codeTarget      = "invalid_target"
+	codeUnavailable = "temporarily_unavailable"
+)
+
+// Error is a refusal: an HTTP status and the three members of the answer. Err is for the log only.
+type Error struct {
+	Status      int
+	Code        string
+	Description string
+	Hint        string
+	Err         error
+}
+
+// Error returns the code and the description; the hint is the answer's business.
+func (e *Error) Error() string {
+	if e.Err != nil {
+		return e.Code + ": " + e.Description + ": " + e.Err.Error()
+	}
+	return e.Code + ": " + e.Description
+}
+
+// Unwrap returns the cause that never leaves the process.
+func (e *Error) Unwrap() error { return e.Err }
+
+func invalidRequest(description, hint string, err error) *Error {
+	return &Error{Status: http.StatusBadRequest, Code: codeRequest, Description: description, Hint: hint, Err: err}
+}
+
+func invalidMetadata(hint, format string, args ...any) *Error {
+	return &Error{Status: http.StatusBadRequest, Code: codeMetadata, Description: fmt.Sprintf(format, args...), Hint: hint}
+}
+
+func notFound(description, hint string) *Error {
+	return &Error{Status: http.StatusNotFound, Code: codeRequest, Description: description, Hint: hint}
+}
+
+func conflict(code, description, hint string) *Error {
+	return &Error{Status: http.StatusConflict, Code: code, Description: description, Hint: hint}
+}
+
+func unavailable(err error) *Error {
+	return &Error{Status: http.StatusServiceUnavailable, Code: codeUnavailable,
+		Description: "the service cannot do this now", Hint: "try again; the service's log names the cause", Err: err}
+}
+
+// clientError turns what the store says about a client into an answer.
+func clientError(id string, err error) *Error {
+	if refused, ok := errors.AsType[*Error](err); ok {
+		return refused
+	}
+	if taken, ok := errors.AsType[*store.NameTakenError](err); ok {
+		return conflict(codeMetadata,
+			fmt.Sprintf("the name '%s' belongs to client '%s'", printable(taken.Name), printable(taken.ClientID)),
+			"a name belongs to one client: choose another, or remove that client first")
+	}
+	if reserved, ok := errors.AsType[*store.ReservedError](err); ok {
+		return conflict(codeMetadata, fmt.Sprintf("the id '%s' belonged to a removed client whose last credentials may still be valid", id),
+			"it is free from "+reserved.Until.UTC().Format(time.RFC3339)+"; choose another id meanwhile")
+	}
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		return notFound(fmt.Sprintf("no client '%s'", printable(id)), "certbound client list shows all")
+	case errors.Is(err, store.ErrExists):
+		return conflict(codeMetadata, fmt.Sprintf("client '%s' exists", id),
+			"certbound client show "+id+" shows it; certbound client invite "+id+" makes it a new code")
+	case errors.Is(err, store.ErrLastGrantor):
+		return conflict(codeRequest, fmt.Sprintf("'%s' is the last client that may give operators' rights", id),
+			"give another one the scope certbound:admin first")
+	case errors.Is(err, store.ErrClientDisabled):
+		return conflict(codeRequest, fmt.Sprintf("client '%s' is disabled", id), "certbound client enable "+id)
+	}
+	return unavailable(err)
+}
+
+// resourceError turns what the store says about a resource into an answer.
+func resourceError(uri string, err error) *Error {
+	if refused, ok := errors.AsType[*Error](err); ok {
+		return refused
+	}
+	if used, ok := errors.AsType[*store.InUseError](err); ok {
+		return conflict(codeRequest, fmt.Sprintf("resource '%s' is in use by %s", printable(uri), strings.Join(used.ClientIDs, ", ")),
+			"certbound client remove each of them first")
+	}
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		return notFound(fmt.Sprintf("no resource '%s'", printable(uri)), "certbound resource list shows all")
+	case errors.Is(err, store.ErrExists):
+		return conflict(codeTarget, fmt.Sprintf("resource '%s' exists", printable(uri)), "certbound resource list shows it")
+	case errors.Is(err, store.ErrBuiltIn):
+		return conflict(codeTarget, fmt.Sprintf("'%s' is part of the service", printable(uri)), "it cannot be removed")
+	}
+	return unavailable(err)
+}
