@@ -1,0 +1,209 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// requestTimeout ends a connection that hangs, and with it the run.
+const requestTimeout = 10 * time.Second
+
+// A target is a token endpoint and the process that serves it.
+type target struct {
+	name    string
+	address string
+	config  *tls.Config // with the client's certificate; keeps no sessions
+	request []byte      // the whole request, HTTP/1.1
+	process *process
+}
+
+// A mode is how tokens are asked for.
+type mode struct {
+	name        string
+	connections int
+	dial        bool // a connection for every token
+	resume      bool // which resumes the session of the one before
+}
+
+var modes = []mode{
+	{name: "kept alive, 64 connections", connections: 64},
+	{name: "kept alive, 8 connections", connections: 8},
+	{name: "full handshake each", connections: 8, dial: true},
+	{name: "resumed handshake each", connections: 8, dial: true, resume: true},
+}
+
+func newTarget(name, address, path, form string, config *tls.Config, p *process) *target {
+	request := fmt.Sprintf("POST %s HTTP/1.1\r\nHost: %s\r\nContent-Type: application/x-www-form-urlencoded\r\n"+
+		"Content-Length: %d\r\n\r\n%s", path, address, len(form), form)
+	return &target{name: name, address: address, config: config, request: []byte(request), process: p}
+}
+
+// A worker asks for one token after the other.
+type worker struct {
+	target *target
+	mode   mode
+	config *tls.Config
+	conn   *tls.Conn
+	reader *bufio.Reader
+}
+
+func newWorker(t *target, m mode) *worker {
+	w := &worker{target: t, mode: m, config: t.config.Clone()}
+	if m.resume {
+		w.config.ClientSessionCache = tls.NewLRUClientSessionCache(1)
+	}
+	return w
+}
+
+func (w *worker) connect(ctx context.Context) error {
+	dialer := tls.Dialer{NetDialer: &net.Dialer{Timeout: requestTimeout}, Config: w.config}
+	conn, err := dialer.DialContext(ctx, "tcp", w.target.address)
+	if err != nil {
+		return err
+	}
+	w.conn, w.reader = conn.(*tls.Conn), bufio.NewReader(conn)
+	return nil
+}
+
+func (w *worker) close() {
+	if w.conn != nil {
+		_ = w.conn.Close() // the answer is here already
+		w.conn = nil
+	}
+}
+
+// first connects and takes one token, whose answer it reads closely. It leaves the session to resume, and the
+// connection to keep.
+func (w *worker) first(ctx context.Context) error {
+	if err := w.connect(ctx); err != nil {
+		return err
+	}
+	body, err := w.ask()
+	if err != nil {
+		return err
+	}
+	var answer struct {
+		AccessToken string `json:"access_token"`
+		TokenType   string `json:"token_type"`
+	}
+	if err := json.Unmarshal(body, &answer); err != nil || answer.AccessToken == "" || answer.TokenType != "Bearer" {
+		return errors.New("the answer is no token response")
+	}
+	if w.mode.dial {
+		w.close()
+	}
+	return nil
+}
+
+// next takes one token in the worker's mode.
+func (w *worker) next(ctx context.Context) error {
+	if !w.mode.dial {
+		_, err := w.ask()
+		return err
+	}
+	if err := w.connect(ctx); err != nil {
+		return err
+	}
+	defer w.close()
+	if w.conn.ConnectionState().DidResume != w.mode.resume {
+		return fmt.Errorf("a handshake was resumed: %t, want %t", !w.mode.resume, w.mode.resume)
+	}
+	_, err := w.ask()
+	return err
+}
+
+func (w *worker) ask() ([]byte, error) {
+	if err := w.conn.SetDeadline(time.Now().Add(requestTimeout)); err != nil {
+		return nil, err
+	}
+	if _, err := w.conn.Write(w.target.request); err != nil {
+		return nil, err
+	}
+	resp, err := http.ReadResponse(w.reader, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("%s: %s", resp.Status, body)
+	}
+	return body, nil
+}
+
+// A sample is what one round came to.
+type sample struct {
+	tokens int
+	cpu    time.Duration // of the server, per token
+	rate   float64       // tokens a second of wall time
+}
+
+// load runs one round: for the time given, or until so many tokens if limit is above zero.
+func load(ctx context.Context, t *target, m mode, duration time.Duration, limit int) (sample, error) {
+	workers := make([]*worker, m.connections)
+	for i := range workers {
+		workers[i] = newWorker(t, m)
+		defer workers[i].close()
+		if err := workers[i].first(ctx); err != nil {
+			return sample{}, fmt.Errorf("%s, %s: %w", t.name, m.name, err)
+		}
+	}
+	before, err := cpuTime(t.process.pid())
+	if err != nil {
+		return sample{}, err
+	}
+	begin := time.Now()
+	tokens, err := drive(ctx, workers, begin.Add(duration), limit)
+	if err != nil {
+		return sample{}, fmt.Errorf("%s, %s: %w", t.name, m.name, err)
+	}
+	elapsed := time.Since(begin)
+	after, err := cpuTime(t.process.pid())
+	if err != nil {
+		return sample{}, err
+	}
+	return sample{tokens, (after - before) / time.Duration(tokens), float64(tokens) / elapsed.Seconds()}, nil
+}
+
+// drive lets all workers ask until the time, the limit or the first error, and returns how many tokens they got.
+func drive(ctx context.Context, workers []*worker, until time.Time, limit int) (int, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var count atomic.Int64
+	var group sync.WaitGroup
+	for _, w := range workers {
+		group.Go(func() {
+			for ctx.Err() == nil && time.Now().Before(until) && (limit <= 0 || count.Load() < int64(limit)) {
+				if err := w.next(ctx); err != nil {
+					cancel(err)
+					return
+				}
+				count.Add(1)
+			}
+		})
+	}
+	group.Wait()
+	if err := context.Cause(ctx); err != nil {
+		return 0, err
+	}
+	if count.Load() == 0 {
+		return 0, errors.New("not one token within the time of a round")
+	}
+	return int(count.Load()), nil
+}

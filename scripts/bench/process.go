@@ -1,0 +1,193 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// pins says how processes are kept to a CPU each, so that the load does not disturb what is measured.
+type pins struct {
+	server, load []string // put before a command line; empty: not pinned
+}
+
+func newPins() pins {
+	cpus := allowedCPUs()
+	if _, err := exec.LookPath("taskset"); err != nil || len(cpus) < 2 {
+		return pins{}
+	}
+	return pins{server: []string{"taskset", "-c", cpus[0]}, load: []string{"taskset", "-a", "-p", "-c", cpus[1]}}
+}
+
+// allowedCPUs returns the first CPU of each range that this process may run on and, of a range, the second.
+func allowedCPUs() []string {
+	data, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return nil
+	}
+	_, list, _ := strings.Cut(string(data), "Cpus_allowed_list:")
+	list, _, _ = strings.Cut(list, "\n")
+	var cpus []string
+	for item := range strings.SplitSeq(strings.TrimSpace(list), ",") {
+		first, _, isRange := strings.Cut(item, "-")
+		n, err := strconv.Atoi(first)
+		if err != nil {
+			return nil
+		}
+		cpus = append(cpus, first)
+		if isRange {
+			cpus = append(cpus, strconv.Itoa(n+1))
+		}
+	}
+	return cpus
+}
+
+// self moves this process, the source of the load, to its own CPU.
+func (p pins) self() error {
+	if p.load == nil {
+		return nil
+	}
+	out, err := exec.Command(p.load[0], append(p.load[1:], strconv.Itoa(os.Getpid()))...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%s: %w: %s", strings.Join(p.load, " "), err, out)
+	}
+	runtime.GOMAXPROCS(1)
+	return nil
+}
+
+func (p pins) String() string {
+	if p.server == nil {
+		return "the server and the load share the CPUs (no taskset, or one CPU only)"
+	}
+	return fmt.Sprintf("the server has CPU %s to itself, the load comes from CPU %s", p.server[2], p.load[4])
+}
+
+// A process is a running server.
+type process struct {
+	cmd     *exec.Cmd
+	ready   string        // its first line
+	started time.Duration // from start to that line
+	exited  chan struct{}
+}
+
+// start starts a server and waits for its first line of standard output, which begins with "ready ".
+func start(ctx context.Context, pin []string, dir string, argv ...string) (*process, error) {
+	argv = append(pin[:len(pin):len(pin)], argv...)
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Dir = dir
+	log, err := os.Create(filepath.Join(dir, filepath.Base(argv[len(pin)])+".log"))
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	read, write, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	cmd.Stdout, cmd.Stderr = write, log
+	begin := time.Now()
+	err = cmd.Start()
+	write.Close()
+	if err != nil {
+		read.Close()
+		return nil, err
+	}
+	p := &process{cmd: cmd, exited: make(chan struct{})}
+	go func() {
+		_ = cmd.Wait() // its status is in ProcessState
+		close(p.exited)
+	}()
+	line := make(chan string, 1)
+	go func() {
+		defer read.Close()
+		r := bufio.NewReader(read)
+		text, _ := r.ReadString('\n')
+		line <- strings.TrimSpace(text)
+		_, _ = io.Copy(io.Discard, r)
+	}()
+	select {
+	case p.ready = <-line:
+		p.started = time.Since(begin)
+	case <-time.After(30 * time.Second):
+	case <-ctx.Done():
+	}
+	if !strings.HasPrefix(p.ready, "ready ") {
+		p.kill()
+		said, _ := os.ReadFile(log.Name())
+		return nil, fmt.Errorf("%s did not get ready: %q\n%s", argv[len(pin)], p.ready, said)
+	}
+	return p, nil
+}
+
+func (p *process) pid() int { return p.cmd.Process.Pid }
+
+func (p *process) stop() error {
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		return err
+	}
+	select {
+	case <-p.exited:
+		return nil
+	case <-time.After(10 * time.Second):
+		return errors.New("a server did not stop within 10 s of SIGTERM")
+	}
+}
+
+func (p *process) kill() {
+	_ = p.cmd.Process.Kill() // fails only when it has ended
+	<-p.exited
+}
+
+// clockTick is the unit of CPU times in /proc, which Linux fixes for programs at 1/100 s.
+const clockTick = 10 * time.Millisecond
+
+// cpuTime returns the user and system time that a process has used.
+func cpuTime(pid int) (time.Duration, error) {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, err
+	}
+	// The second field is the program's name in brackets, and may hold anything. The third is the first one behind it.
+	_, rest, ok := bytes.Cut(data, []byte(") "))
+	fields := strings.Fields(string(rest))
+	if !ok || len(fields) < 13 {
+		return 0, fmt.Errorf("/proc/%d/stat is not as proc(5) says", pid)
+	}
+	user, err := strconv.ParseInt(fields[11], 10, 64)
+	if err != nil {
+		return 0, err
+	}
+	system, err := strconv.ParseInt(fields[12], 10, 64)
+	if err != nil {
+		return 0, err
+	}
+	return time.Duration(user+system) * clockTick, nil
+}
+
+// residentKiB returns the resident memory of a process.
+func residentKiB(pid int) (int, error) {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(data)) {
+		if value, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+			return strconv.Atoi(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(value), "kB")))
+		}
+	}
+	return 0, errors.New("/proc names no resident memory")
+}

@@ -1,0 +1,169 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Command ledger is a small resource server: an API that accepts a token only on the connection of the certificate
+// that the token is bound to. It is meant to be read and copied.
+//
+// It runs on a profile folder made by "certbound enroll" for a client registered with --usage both (or server), so
+// that the same folder gives it the certificate it serves with, the roots it trusts and the issuer it believes:
+//
+//	ledger --profile DIR --audience https://ledger.example --listen 127.0.0.1:7443
+//
+// POST /entries books one entry and needs the scope given by --scope; nothing else is served. There is no path on
+// which it would look at a token without the certificate of the connection.
+package main
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/certbound/certbound/mtls"
+	"github.com/certbound/certbound/tokens"
+	"github.com/certbound/certbound/tokens/resource"
+)
+
+type options struct {
+	profile, listen, audience, scope string
+}
+
+func main() {
+	var o options
+	flag.StringVar(&o.profile, "profile", "ledger", "the `folder` made by certbound enroll")
+	flag.StringVar(&o.listen, "listen", "127.0.0.1:7443", "the `address` to serve on")
+	flag.StringVar(&o.audience, "audience", "", "the resource `URI` that tokens must be meant for")
+	flag.StringVar(&o.scope, "scope", "ledger:write", "the `scope` that booking needs")
+	flag.Parse()
+
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, o); err != nil {
+		fmt.Fprintln(os.Stderr, "ledger:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, o options) error {
+	p, err := openProfile(o.profile)
+	if err != nil {
+		return err
+	}
+	guard, err := newGuard(p, o.audience)
+	if err != nil {
+		return err
+	}
+	mux := http.NewServeMux()
+	mux.Handle("POST /entries", guard.Protect(&book{}, o.scope))
+
+	listener, err := net.Listen("tcp", o.listen)
+	if err != nil {
+		return err
+	}
+	// A certificate is asked for and not demanded, so that a caller without one is told what is wrong.
+	config := mtls.ServerConfig(p.keyPair, mtls.ClientCertificatesRequested)
+	server := &http.Server{
+		Handler:           mux,
+		ConnContext:       mtls.ConnContext,
+		ConnState:         mtls.ConnState,
+		ReadHeaderTimeout: 10 * time.Second,
+		ReadTimeout:       30 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    mtls.MaxHeaderBytes,
+	}
+	go p.keyPair.Watch(ctx, time.Minute, func(err error) { slog.Warn("certificate not reloaded", "error", err) })
+	stopped := make(chan error, 1)
+	go func() {
+		<-ctx.Done()
+		grace, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		stopped <- server.Shutdown(grace)
+	}()
+
+	fmt.Printf("ready listen=%s audience=%s issuer=%s\n", listener.Addr(), o.audience, p.Issuer)
+	if err := server.Serve(mtls.NewListener(listener, config)); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return <-stopped
+}
+
+// A profile is what the ledger needs from the folder of an enrolled client.
+type profile struct {
+	Issuer string `json:"issuer"`
+
+	keyPair *mtls.KeyPair // renewed in place by "certbound renew"
+	client  *http.Client  // trusts the issuer's roots and no other
+}
+
+func openProfile(dir string) (*profile, error) {
+	data, err := os.ReadFile(filepath.Join(dir, "profile.json"))
+	if err != nil {
+		return nil, err
+	}
+	var p profile
+	if err := json.Unmarshal(data, &p); err != nil {
+		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, "profile.json"), err)
+	}
+	p.keyPair, err = mtls.LoadKeyPair(filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem"))
+	if err != nil {
+		return nil, err
+	}
+	pem, err := os.ReadFile(filepath.Join(dir, "roots.pem"))
+	if err != nil {
+		return nil, err
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("%s: holds no certificate", filepath.Join(dir, "roots.pem"))
+	}
+	p.client = &http.Client{
+		Timeout:   10 * time.Second,
+		Transport: &http.Transport{TLSClientConfig: mtls.ClientConfig(nil, roots), ForceAttemptHTTP2: true},
+	}
+	return &p, nil
+}
+
+// newGuard returns the guard that checks tokens of the profile's issuer for the audience.
+func newGuard(p *profile, audience string) (*resource.Guard, error) {
+	keysURL, err := url.JoinPath(p.Issuer, "/.well-known/jwks.json")
+	if err != nil {
+		return nil, err
+	}
+	keys, err := tokens.NewKeySet(tokens.KeySetConfig{URL: keysURL, Client: p.client})
+	if err != nil {
+		return nil, err
+	}
+	verifier, err := tokens.NewVerifier(tokens.VerifierConfig{Issuer: p.Issuer, Audience: audience, Keys: keys})
+	if err != nil {
+		return nil, err
+	}
+	return resource.New(resource.Config{Verifier: verifier, Realm: "ledger", Logger: slog.Default()})
+}
+
+// A book counts the entries booked. It is served behind the guard only, so a request that arrives here bears a valid
+// token of the certificate at the other end.
+type book struct {
+	entries atomic.Int64
+}
+
+func (b *book) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	claims, ok := resource.Claims(r.Context())
+	if !ok {
+		http.Error(w, "served without its guard", http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(map[string]any{"booked_by": claims.ClientID, "entries": b.entries.Add(1)})
+}
