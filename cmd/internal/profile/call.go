@@ -1,0 +1,173 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package profile
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/certbound/certbound/tokens/client"
+)
+
+const (
+	// maxAnswer bounds an answer of the service: lists of clients and certificates are the longest.
+	maxAnswer = 8 << 20
+	// callTimeout bounds one request to the service, connection included.
+	callTimeout = 30 * time.Second
+)
+
+// httpClient makes a client with a pool of its own that follows no redirect: no endpoint of the service redirects.
+func httpClient(c *tls.Config) *http.Client {
+	return &http.Client{
+		Timeout: callTimeout,
+		Transport: &http.Transport{
+			Proxy:                  http.ProxyFromEnvironment,
+			TLSClientConfig:        c,
+			ForceAttemptHTTP2:      true,
+			DisableKeepAlives:      c.InsecureSkipVerify,
+			MaxResponseHeaderBytes: 64 << 10,
+		},
+		CheckRedirect: noRedirect,
+	}
+}
+
+func noRedirect(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+
+// call sends in as JSON, when it is not nil, and reads the answer into out, when that is not nil. A refusal is an
+// *APIError.
+func call(ctx context.Context, hc *http.Client, method, location string, in, out any) error {
+	var content io.Reader
+	if in != nil {
+		data, err := json.Marshal(in)
+		if err != nil {
+			return fmt.Errorf("encode the request: %w", err)
+		}
+		content = bytes.NewReader(data)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, location, content)
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Accept", "application/json")
+	if in != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	resp, err := hc.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	data, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
+	if err != nil {
+		return fmt.Errorf("read the answer of %s: %w", location, err)
+	}
+	if len(data) > maxAnswer {
+		return fmt.Errorf("the answer of %s is longer than %d bytes", location, maxAnswer)
+	}
+	if resp.StatusCode < 200 || resp.StatusCode > 299 {
+		return refusal(resp, data)
+	}
+	if out == nil || resp.StatusCode == http.StatusNoContent {
+		return nil
+	}
+	if !isJSON(resp) || json.Unmarshal(data, out) != nil {
+		return fmt.Errorf("the answer of %s is not the JSON it should be", location)
+	}
+	return nil
+}
+
+func isJSON(resp *http.Response) bool {
+	kind, _, err := mime.ParseMediaType(resp.Header.Get("Content-Type"))
+	return err == nil && kind == "application/json"
+}
+
+// refusal reads an error answer. Its texts end on a terminal, so control characters are taken out.
+func refusal(resp *http.Response, data []byte) *APIError {
+	e := &APIError{Status: resp.StatusCode}
+	var members struct {
+		Code        string `json:"error"`
+		Description string `json:"error_description"`
+		Hint        string `json:"hint"`
+	}
+	if isJSON(resp) && json.Unmarshal(data, &members) == nil {
+		e.Code, e.Description, e.Hint = oneLine(members.Code), oneLine(members.Description), oneLine(members.Hint)
+	}
+	return e
+}
+
+func oneLine(s string) string {
+	const most = 1000
+	if len(s) > most {
+		s = s[:most]
+	}
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 {
+			return -1
+		}
+		return r
+	}, s)
+}
+
+// explain turns a failure to get something from the service into one that says what to do.
+func (p *Profile) explain(err error) error {
+	if refused, ok := errors.AsType[*client.Error](err); ok {
+		err = &APIError{
+			Status: refused.Status, Code: refused.Code,
+			Description: refused.Description, Hint: refused.Hint,
+		}
+	}
+	refused, ok := errors.AsType[*APIError](err)
+	if !ok {
+		return unreachable(p.info.Issuer, err)
+	}
+	if refused.Code == "invalid_client" {
+		told := *refused
+		told.Description = fmt.Sprintf("the service does not accept the certificate of %q in %s (invalid_client)", p.info.ClientID, p.dir)
+		told.Hint = fmt.Sprintf("it may be revoked, or the client disabled; an operator can tell (certbound client show %[1]s) "+
+			"and give a new code (certbound client invite %[1]s), then: certbound enroll - --profile %[2]s", p.info.ClientID, p.dir)
+		return &told
+	}
+	return refused
+}
+
+func explainEnroll(issuer string, err error) error {
+	refused, ok := errors.AsType[*APIError](err)
+	if !ok {
+		return unreachable(issuer, err)
+	}
+	if refused.Hint == "" {
+		told := *refused
+		told.Hint = "a code works once and not for long; ask an operator for a new one (certbound client invite ID)"
+		return &told
+	}
+	return refused
+}
+
+func unreachable(issuer string, err error) error {
+	if errors.Is(err, context.Canceled) {
+		return err
+	}
+	return &Error{
+		Message: fmt.Sprintf("cannot talk to the service at %s: %v", issuer, err),
+		Hint:    "check that it runs there and can be reached from this machine, then run the command again",
+		Err:     err,
+	}
+}
+
+func unexpected(issuer string, err error) error {
+	return &Error{
+		Message: fmt.Sprintf("the service at %s gave an answer that cannot be used: %v", issuer, err),
+		Hint:    "nothing was changed; tell the operator of the service",
+		Err:     err,
+	}
+}
