@@ -154,7 +154,13 @@ func (c *Client) judge(peer *mtls.Peer, entry *Certificate, now time.Time) strin
 	if reason := c.judgeEntry(entry, now); reason != "" {
 		return reason
 	}
-	if c.Anchors == nil || peer.VerifiedBy(c.Anchors, now) != nil {
+	if c.Anchors == nil {
+		return "certificate_untrusted"
+	}
+	if err := peer.VerifiedBy(c.Anchors, now); err != nil {
+		if errors.Is(err, mtls.ErrExpired) || errors.Is(err, mtls.ErrNotYetValid) {
+			return "chain_outside_validity"
+		}
 		return "certificate_untrusted"
 	}
 	if c.Subject.IsZero() || !c.Subject.Matches(cert) {
