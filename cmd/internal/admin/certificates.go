@@ -147,7 +147,7 @@ func certificateView(c store.Certificate, now time.Time) Certificate {
 }
 
 func (a *api) status(r *http.Request) (any, error) {
-	stats, err := a.cfg.Store.Stats(r.Context(), a.cfg.Now())
+	stats, err := a.cfg.Store.Stats(r.Context())
 	if err != nil {
 		return nil, unavailable(err)
 	}

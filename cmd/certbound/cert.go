@@ -1,0 +1,102 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/certbound/certbound/cmd/internal/admin"
+)
+
+func (c *cli) certCommand() *cobra.Command {
+	verbs := []*cobra.Command{c.certListCommand(), c.certRevokeCommand()}
+	for _, verb := range verbs {
+		c.profileFlag(verb, operatorProfile)
+	}
+	return group("cert", "List the certificates of our CA, or revoke some", verbs...)
+}
+
+func (c *cli) certListCommand() *cobra.Command {
+	var client string
+	cmd := &cobra.Command{
+		Use: "list", Short: "List all certificates, oldest first", Args: arguments(0, 0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			query := url.Values{}
+			if client != "" {
+				query.Set("client_id", client)
+			}
+			certs, err := collect(cmd.Context(), c, "/certificates", query, func(p *admin.CertificateList) ([]admin.Certificate, string) {
+				return p.Certificates, p.Next
+			})
+			if err != nil {
+				return err
+			}
+			return c.print(certs, func(w io.Writer) { certTable(w, certs) })
+		},
+	}
+	cmd.Flags().StringVar(&client, "client", "", "only those of this client")
+	return cmd
+}
+
+func certTable(w io.Writer, certs []admin.Certificate) {
+	rows := make([][]string, 0, len(certs))
+	for _, cert := range certs {
+		rows = append(rows, []string{cert.Serial, cert.Thumbprint, cert.ClientID, cert.Status, stamp(cert.NotAfter)})
+	}
+	table(w, "SERIAL X5T#S256 CLIENT STATUS EXPIRES", rows)
+}
+
+func (c *cli) certRevokeCommand() *cobra.Command {
+	var req admin.RevokeRequest
+	cmd := &cobra.Command{
+		Use:   "revoke SERIAL|x5t#S256|--client ID",
+		Short: "Revoke a certificate with everything renewed from it, in force when this returns",
+		Args:  arguments(0, 1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if (len(args) == 1) == (req.ClientID != "") {
+				return usagef("usage: "+cmd.UseLine(), "name either one certificate or --client")
+			}
+			if len(args) == 1 {
+				name(&req, args[0])
+			}
+			done, err := call[admin.Revocation](cmd.Context(), c, http.MethodPost, "/certificates/revoke", &req)
+			if err != nil {
+				return err
+			}
+			c.pending(done.AuditPending)
+			return c.print(done, func(w io.Writer) { c.showRevocation(w, done) })
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&req.ClientID, "client", "", "revoke all certificates of this client")
+	flags.StringVar(&req.Reason, "reason", "", "reason of RFC 5280, such as keyCompromise, which also bars the key for ever")
+	flags.BoolVar(&req.Only, "only", false, "leave certificates alone that were renewed from it")
+	return cmd
+}
+
+// name tells a serial number, which is decimal, from a thumbprint, which cannot be digits alone by any chance that counts.
+func name(req *admin.RevokeRequest, arg string) {
+	if strings.Trim(arg, "0123456789") == "" {
+		req.Serial = arg
+		return
+	}
+	req.Thumbprint = arg
+}
+
+func (c *cli) showRevocation(w io.Writer, done *admin.Revocation) {
+	if len(done.Revoked) > 0 {
+		certTable(w, done.Revoked)
+	}
+	for _, cert := range done.AlreadyRevoked {
+		c.note("note: %s of %s had been revoked before", cert.Serial, cert.ClientID)
+	}
+	if len(done.Revoked)+len(done.AlreadyRevoked) == 0 {
+		c.note("note: there was nothing to revoke")
+	}
+}
