@@ -1,0 +1,221 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/certbound/certbound/cmd/internal/admin"
+	"github.com/certbound/certbound/cmd/internal/audit"
+	"github.com/certbound/certbound/cmd/internal/authority"
+	"github.com/certbound/certbound/cmd/internal/store"
+	"github.com/certbound/certbound/mtls"
+	"github.com/certbound/certbound/pki/stepca"
+	"github.com/certbound/certbound/tokens"
+	"github.com/certbound/certbound/tokens/issuer"
+	"github.com/certbound/certbound/tokens/resource"
+)
+
+// scopeAdmin is all that an operator may do.
+const scopeAdmin = "certbound:admin"
+
+// build makes or loads keys and certificates and wires the parts. Every step is "load, or make at the
+// first start", so that a first start that was interrupted is finished by the next one.
+func (s *service) build(ctx context.Context) error {
+	now := time.Now()
+	db := s.folder.store
+	h, err := loadHierarchy(ctx, db, s.cfg.Data, "Certbound "+s.identity.trustDomain, now)
+	if err != nil {
+		return err
+	}
+	if s.keys, err = loadKeyring(ctx, db, now); err != nil {
+		return err
+	}
+	ca, err := stepca.New(stepca.Config{
+		Root: h.root, Issuing: h.issuing, IssuingKey: h.issuingKey,
+		DB: db.DB(), Dialect: "sqlite", Logger: s.log,
+	})
+	if err != nil {
+		return fmt.Errorf("starting the certificate authority: %w", err)
+	}
+	s.onClose(ca.Close)
+	s.ca, s.root = ca, h.root
+	s.authority, err = authority.New(authority.Config{
+		Store: db, CA: ca, Recorder: recorder{s.folder.journal},
+		Root: h.root, Issuing: h.issuing, IssuingKey: h.issuingKey,
+		Issuer: s.identity.issuer, TrustDomain: s.identity.trustDomain,
+		MTLSURL: s.identity.mtlsURL, TokenEndpoint: s.identity.mtlsURL + pathToken,
+		CertificateLifetime: s.cfg.Certificate.Lifetime, CodeLifetime: s.cfg.Code.Lifetime,
+		Logger: s.log,
+	})
+	if err != nil {
+		return err
+	}
+	s.metrics = newMetrics(s.version, h)
+	if err := s.buildIssuer(h); err != nil {
+		return err
+	}
+	if err := s.loadOwn(ctx); err != nil {
+		return err
+	}
+	return s.bootstrapOperator(ctx)
+}
+
+// buildIssuer wires the token service to the registry, the keys and the journal.
+func (s *service) buildIssuer(h *hierarchy) error {
+	// Intermediates that a client sends are ignored: our own is known.
+	anchors, err := mtls.NewAnchors(mtls.AnchorsConfig{
+		Roots: []*x509.Certificate{h.root}, Intermediates: []*x509.Certificate{h.issuing},
+	})
+	if err != nil {
+		return fmt.Errorf("anchoring our own clients: %w", err)
+	}
+	reg := newRegistry(s.folder.store, anchors, s.identity.trustDomain, s.adminResource())
+	s.issuer, err = issuer.New(issuer.Config{
+		Issuer: s.identity.issuer, MTLSURL: s.identity.mtlsURL,
+		Registry: reg, Keys: s.keys, Recorder: tokenRecorder{s.folder.journal}, Events: s.metrics,
+		Lifetime: s.cfg.Token.Lifetime, MaxLifetime: s.cfg.Token.MaxLifetime,
+		Scopes: reg.scopes, Logger: s.log,
+	})
+	return err
+}
+
+// adminResource is the operators' API as a resource of its own, never anybody's default audience.
+func (s *service) adminResource() string { return s.identity.issuer + "/admin/v1" }
+
+// adminHandler is the operators' API behind our own bound tokens, with the state of the client judged
+// live: a token that was good a second ago is worth nothing once its client or certificate is not.
+func (s *service) adminHandler() (http.Handler, error) {
+	verifier, err := tokens.NewVerifier(tokens.VerifierConfig{
+		Issuer: s.identity.issuer, Audience: s.adminResource(), Keys: s.keys,
+	})
+	if err != nil {
+		return nil, err
+	}
+	guard, err := resource.New(resource.Config{
+		Verifier: verifier, Realm: s.identity.issuer, Logger: s.log, Authorize: s.authorizeOperator,
+	})
+	if err != nil {
+		return nil, err
+	}
+	api, err := admin.New(admin.Config{
+		Store: s.folder.store, Authority: s.authority, Recorder: recorder{s.folder.journal},
+		Issuer: s.identity.issuer, TrustDomain: s.identity.trustDomain,
+		Reserved:  append(s.ownNames(), "operator"),
+		Endpoints: s.endpoints(), Version: s.version, Actor: actor, Logger: s.log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return guard.Protect(api, scopeAdmin), nil
+}
+
+// authorizeOperator holds a verified token against the registry as it is now.
+func (s *service) authorizeOperator(ctx context.Context, claims *tokens.Claims, peer *mtls.Peer) error {
+	client, err := s.issuer.Authenticate(ctx, claims.ClientID, peer)
+	if err != nil {
+		var e *tokens.Error
+		if errors.As(err, &e) && e.Code == "invalid_client" {
+			return &tokens.Error{Code: "invalid_token", Reason: e.Reason, Description: "the token is not valid on this connection", Err: e}
+		}
+		return err
+	}
+	for _, g := range client.Grants {
+		if g.Resource == s.adminResource() && slices.Contains(g.Scopes, scopeAdmin) {
+			return nil
+		}
+	}
+	return &tokens.Error{Code: "insufficient_scope", Reason: "no_longer_operator", Description: "this client is not an operator", Scope: scopeAdmin}
+}
+
+// endpoints are the addresses that no registered resource may equal or stand before.
+func (s *service) endpoints() []string {
+	origin := s.publicOrigin()
+	return []string{
+		s.identity.issuer, s.identity.mtlsURL,
+		origin + "/oauth2", origin + "/pki", origin + "/.well-known",
+		s.identity.mtlsURL + "/oauth2", s.identity.mtlsURL + "/pki", s.identity.mtlsURL + "/admin",
+	}
+}
+
+// publicOrigin is the issuer without its path: the paths of this service never move under it.
+func (s *service) publicOrigin() string {
+	u, err := url.Parse(s.identity.issuer)
+	if err != nil {
+		return s.identity.issuer
+	}
+	return u.Scheme + "://" + u.Host
+}
+
+// ownNames are the names of our own certificate.
+func (s *service) ownNames() []string {
+	names := []string{s.issuerHost(), "localhost", "127.0.0.1", "::1"}
+	names = append(names, s.cfg.Hosts...)
+	for i, n := range names {
+		names[i] = strings.ToLower(strings.TrimSuffix(n, "."))
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+func (s *service) issuerHost() string {
+	u, err := url.Parse(s.identity.issuer)
+	if err != nil {
+		return "localhost"
+	}
+	return u.Hostname()
+}
+
+// splitNames sorts names into DNS names and addresses.
+func splitNames(names []string) (dns []string, ips []netip.Addr) {
+	for _, n := range names {
+		if ip, err := netip.ParseAddr(n); err == nil {
+			ips = append(ips, ip)
+			continue
+		}
+		dns = append(dns, n)
+	}
+	return dns, ips
+}
+
+// tokenRecorder writes the token service's decisions into the journal.
+type tokenRecorder struct{ log *audit.Log }
+
+// Record implements issuer.Recorder.
+func (t tokenRecorder) Record(ctx context.Context, d issuer.Decision) error {
+	e := audit.Event{
+		Time: d.Time, Name: d.Event, Outcome: "refused", Reason: d.Reason, Client: d.ClientID,
+		Address: d.Address, Correlation: d.CorrelationID, TokenID: d.TokenID,
+		Scope: d.Scope, Audience: d.Audience, Expires: d.Expires,
+	}
+	if d.Granted {
+		e.Outcome = "granted"
+	}
+	if !d.Thumbprint.IsZero() {
+		e.Thumbprint = d.Thumbprint.String()
+	}
+	return t.log.Record(ctx, e)
+}
+
+// actor tells the operators' API who is asking, from the token that the guard verified.
+func actor(ctx context.Context) (clientID, thumbprint, address, correlation string) {
+	if claims, ok := resource.Claims(ctx); ok {
+		clientID, thumbprint = claims.ClientID, claims.Thumbprint.String()
+	}
+	return clientID, thumbprint, issuer.Address(ctx), issuer.CorrelationID(ctx)
+}
+
+// builtInResources are declared by us and not by operators.
+func (s *service) builtInResources() []store.Resource {
+	return []store.Resource{{URI: s.adminResource(), Scopes: []string{scopeAdmin}, BuiltIn: true}}
+}

@@ -1,0 +1,222 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"crypto/rand"
+	"encoding/base32"
+
+	"github.com/certbound/certbound/cmd/internal/audit"
+	"github.com/certbound/certbound/cmd/internal/store"
+)
+
+// folder is the data folder, locked, with its database and journal open.
+type folder struct {
+	store   *store.Store
+	journal *audit.Log
+}
+
+// identity is what the installation is called. Everything in it is stored at the first start, because
+// tokens, certificates and profiles that are out there repeat it.
+type identity struct {
+	issuer, trustDomain string
+	mtlsURL             string
+}
+
+// sockets are bound before anything is made, since the identity may depend on a port chosen by the
+// kernel.
+type sockets struct{ public, mtls, debug net.Listener }
+
+// names of the settings that are written once.
+const (
+	settingIssuer      = "issuer"
+	settingTrustDomain = "trust_domain"
+	settingPublicPort  = "public_port"
+	settingMTLSPort    = "mtls_port"
+	settingOperator    = "operator_profile"
+)
+
+// open locks the data folder and opens what lies in it.
+func (s *service) open(ctx context.Context) error {
+	data := s.cfg.Data
+	if err := os.MkdirAll(data, 0o700); err != nil {
+		return fmt.Errorf("making the data folder: %w", err)
+	}
+	lock, err := store.Lock(data)
+	if err != nil {
+		return err
+	}
+	s.onClose(lock.Unlock)
+	database := filepath.Join(data, "certbound.db")
+	kek, err := store.LoadKEK(data, database, store.KEKSource{Value: os.Getenv("CERTBOUND_KEK"), File: s.cfg.KEKFile})
+	if err != nil {
+		return err
+	}
+	db, err := store.Open(ctx, store.Config{Path: database, KEK: kek, MaxTokenLife: s.cfg.Token.MaxLifetime, Logger: s.log})
+	if err != nil {
+		return err
+	}
+	s.onClose(db.Close)
+	journal, err := audit.Open(filepath.Join(data, "audit"))
+	if err != nil {
+		return err
+	}
+	s.onClose(journal.Close)
+	s.folder = &folder{store: db, journal: journal}
+	if err := s.bind(ctx); err != nil {
+		return err
+	}
+	return s.identify(ctx)
+}
+
+// bind listens. Port 0 means "any, and from then on the same", so that what clients were told stays true
+// after a restart.
+func (s *service) bind(ctx context.Context) error {
+	for _, l := range []struct {
+		name, address, setting string
+		into                   *net.Listener
+	}{
+		{"public", s.cfg.Public, settingPublicPort, &s.sockets.public},
+		{"mtls", s.cfg.MTLS, settingMTLSPort, &s.sockets.mtls},
+		{"debug", s.cfg.Debug, "", &s.sockets.debug},
+	} {
+		if l.address == "" { // only the debug listener may be left out
+			continue
+		}
+		address, err := s.samePort(ctx, l.address, l.setting)
+		if err != nil {
+			return err
+		}
+		listener, err := net.Listen("tcp", address)
+		if err != nil {
+			return fmt.Errorf("the %s listener: %w", l.name, err)
+		}
+		*l.into = listener
+		s.onClose(func() error { return ignoreClosed(listener.Close()) })
+		if address != l.address || l.setting == "" || port(l.address) != "0" {
+			continue
+		}
+		bound := port(listener.Addr().String())
+		if _, err := s.folder.store.SetOnce(ctx, l.setting, bound); err != nil {
+			return fmt.Errorf("remembering the port of the %s listener: %w", l.name, err)
+		}
+	}
+	return nil
+}
+
+// samePort replaces port 0 by the one that was bound at the first start.
+func (s *service) samePort(ctx context.Context, address, setting string) (string, error) {
+	if setting == "" || port(address) != "0" {
+		return address, nil
+	}
+	stored, err := s.folder.store.Setting(ctx, setting)
+	if errors.Is(err, store.ErrNotFound) {
+		return address, nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("reading the port of the first start: %w", err)
+	}
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return "", fmt.Errorf("the address %q: %w", address, err)
+	}
+	return net.JoinHostPort(host, stored), nil
+}
+
+// identify settles issuer and trust domain: as stored, else as configured, else as derived.
+func (s *service) identify(ctx context.Context) error {
+	configured := ""
+	wanted := "https://localhost:" + port(s.sockets.public.Addr().String())
+	if s.cfg.Explicit("issuer") {
+		configured, wanted = s.cfg.Issuer, s.cfg.Issuer
+	}
+	issuer, err := s.once(ctx, settingIssuer, configured, wanted)
+	if err != nil {
+		return err
+	}
+	u, err := url.Parse(issuer)
+	if err != nil {
+		return fmt.Errorf("the stored issuer %q: %w", issuer, err)
+	}
+	derived, err := deriveTrustDomain(u.Hostname())
+	if err != nil {
+		return err
+	}
+	if s.cfg.TrustDomain != "" {
+		derived = s.cfg.TrustDomain
+	}
+	domain, err := s.once(ctx, settingTrustDomain, s.cfg.TrustDomain, derived)
+	if err != nil {
+		return err
+	}
+	s.identity = identity{issuer: issuer, trustDomain: domain, mtlsURL: s.cfg.MTLSURL}
+	if s.identity.mtlsURL == "" {
+		s.identity.mtlsURL = "https://" + net.JoinHostPort(u.Hostname(), port(s.sockets.mtls.Addr().String()))
+	}
+	return nil
+}
+
+// once stores a value at the first start and refuses a different one later.
+func (s *service) once(ctx context.Context, setting, configured, wanted string) (string, error) {
+	stored, err := s.folder.store.SetOnce(ctx, setting, wanted)
+	if err != nil {
+		return "", fmt.Errorf("reading the %s: %w", setting, err)
+	}
+	if configured != "" && configured != stored {
+		return "", &StartError{
+			Message: fmt.Sprintf("the data folder %s belongs to the %s %s, not to %s", s.cfg.Data, strings.ReplaceAll(setting, "_", " "), stored, configured),
+			Hint:    "leave the setting out to go on with what was stored, or choose another folder with --data",
+		}
+	}
+	return stored, nil
+}
+
+// StartError is a refusal to start that the operator can do something about.
+type StartError struct{ Message, Hint string }
+
+func (e *StartError) Error() string { return e.Message }
+
+// deriveTrustDomain puts a random label before the host, so that two installations never share a trust
+// domain by accident; addresses and localhost belong to nobody, so an internal name stands for them.
+func deriveTrustDomain(host string) (string, error) {
+	var b [5]byte
+	if _, err := rand.Read(b[:]); err != nil {
+		return "", fmt.Errorf("choosing a trust domain: %w", err)
+	}
+	label := strings.ToLower(base32.StdEncoding.EncodeToString(b[:]))
+	if net.ParseIP(host) != nil || host == "localhost" || strings.HasSuffix(host, ".localhost") {
+		host = "certbound.internal"
+	}
+	return label + "." + strings.ToLower(host), nil
+}
+
+// port is the port of a host:port, empty when there is none.
+func port(address string) string {
+	_, p, err := net.SplitHostPort(address)
+	if err != nil {
+		return ""
+	}
+	if n, err := strconv.Atoi(p); err == nil {
+		return strconv.Itoa(n)
+	}
+	return p
+}
+
+// ignoreClosed forgives closing what Shutdown closed already.
+func ignoreClosed(err error) error {
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,90 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// metrics is what operators alert on. Labels come from fixed sets only: never an id, a name or anything
+// that a caller typed.
+type metrics struct {
+	registry     *prometheus.Registry
+	tokens       prometheus.Counter
+	tokenTime    prometheus.Histogram
+	refusals     *prometheus.CounterVec
+	certificates *prometheus.CounterVec
+	requests     *prometheus.CounterVec
+	requestTime  *prometheus.HistogramVec
+	panics       prometheus.Counter
+	expiry       *prometheus.GaugeVec
+	renewFailed  prometheus.Counter
+}
+
+func newMetrics(version string, h *hierarchy) *metrics {
+	m := &metrics{
+		registry: prometheus.NewRegistry(),
+		tokens: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "certbound_tokens_issued_total", Help: "Access tokens issued."}),
+		tokenTime: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "certbound_token_duration_seconds", Help: "Time from a token request to its decision.",
+			Buckets: []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .05, .25, 1}}),
+		refusals: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "certbound_token_refusals_total", Help: "Token requests refused, by registered error and reason."}, []string{"error", "reason"}),
+		certificates: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "certbound_certificate_requests_total", Help: "Enrolments and renewals, by outcome."}, []string{"kind", "outcome"}),
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "certbound_http_requests_total", Help: "Requests by listener, route and status."}, []string{"listener", "route", "status"}),
+		requestTime: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "certbound_http_request_duration_seconds", Help: "Time to answer a request, by listener and route.",
+			Buckets: []float64{.0005, .0025, .01, .05, .25, 1, 5}}, []string{"listener", "route"}),
+		panics: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "certbound_panics_total", Help: "Request handlers that panicked."}),
+		expiry: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "certbound_certificate_not_after_seconds", Help: "When the service's own certificates expire, in Unix time."}, []string{"certificate"}),
+		renewFailed: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "certbound_own_renewal_failures_total", Help: "Failed renewals of the service's own certificate or the operator's profile."}),
+	}
+	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "certbound_build_info", Help: "Always 1; the label says which version runs."}, []string{"version"})
+	m.registry.MustRegister(m.tokens, m.tokenTime, m.refusals, m.certificates, m.requests, m.requestTime,
+		m.panics, m.expiry, m.renewFailed, build,
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	build.WithLabelValues(version).Set(1)
+	m.notAfter("root", h.root.NotAfter)
+	m.notAfter("issuing", h.issuing.NotAfter)
+	return m
+}
+
+// TokenIssued implements issuer.Events.
+func (m *metrics) TokenIssued(d time.Duration) {
+	m.tokens.Inc()
+	m.tokenTime.Observe(d.Seconds())
+}
+
+// TokenRefused implements issuer.Events.
+func (m *metrics) TokenRefused(code, reason string) { m.refusals.WithLabelValues(code, reason).Inc() }
+
+func (m *metrics) certificate(kind, outcome string) {
+	m.certificates.WithLabelValues(kind, outcome).Inc()
+}
+
+func (m *metrics) request(listener, route string, status int, d time.Duration) {
+	m.requests.WithLabelValues(listener, route, strconv.Itoa(status)).Inc()
+	m.requestTime.WithLabelValues(listener, route).Observe(d.Seconds())
+}
+
+func (m *metrics) notAfter(certificate string, t time.Time) {
+	m.expiry.WithLabelValues(certificate).Set(float64(t.Unix()))
+}
+
+func (m *metrics) handler() http.Handler {
+	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})
+}

@@ -1,0 +1,98 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"crypto/rand"
+	"encoding/base64"
+	"net"
+	"net/http"
+	"runtime/debug"
+	"time"
+
+	"github.com/gorilla/mux"
+
+	"github.com/certbound/certbound/tokens"
+	"github.com/certbound/certbound/tokens/issuer"
+)
+
+// maxBody bounds every request's body before anything reads it; handlers bound theirs further.
+const maxBody = 128 << 10
+
+// entry is the first of ours to see a request: it bounds the body, gives the request its correlation id,
+// and turns a panic into an answer instead of a cut connection.
+func (s *service) entry(listener string, next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		correlation := newCorrelation()
+		w.Header()[issuer.CorrelationHeader] = []string{correlation}
+		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+		ctx := issuer.WithAddress(r.Context(), host(r.RemoteAddr))
+		r = r.WithContext(issuer.WithCorrelationID(ctx, correlation))
+		defer func() {
+			p := recover()
+			if p == nil {
+				return
+			}
+			if p == http.ErrAbortHandler {
+				panic(p)
+			}
+			s.metrics.panics.Inc()
+			s.log.Error("a request handler panicked", "listener", listener, "path", r.URL.Path,
+				"panic", p, "stack", string(debug.Stack()), "correlation", correlation)
+			issuer.WriteError(w, r, s.identity.issuer, &tokens.Error{
+				Code: "server_error", Reason: "panic", Description: "the request failed inside the service",
+			})
+		}()
+		next.ServeHTTP(w, r)
+	})
+}
+
+// measure counts requests by route, never by the path that the caller typed.
+func (s *service) measure(listener string) mux.MiddlewareFunc {
+	return func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			route := "unknown"
+			if m := mux.CurrentRoute(r); m != nil {
+				if name := m.GetName(); name != "" {
+					route = name
+				}
+			}
+			start := time.Now()
+			sw := &statusWriter{ResponseWriter: w, status: http.StatusOK}
+			next.ServeHTTP(sw, r)
+			s.metrics.request(listener, route, sw.status, time.Since(start))
+		})
+	}
+}
+
+// statusWriter remembers the status of an answer.
+type statusWriter struct {
+	http.ResponseWriter
+	status int
+}
+
+// WriteHeader notes the status and passes it on.
+func (w *statusWriter) WriteHeader(status int) {
+	w.status = status
+	w.ResponseWriter.WriteHeader(status)
+}
+
+// Unwrap lets http.ResponseController reach the connection.
+func (w *statusWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// newCorrelation names a request so that an operator can find its record from the answer's header.
+func newCorrelation() string {
+	var b [12]byte
+	_, _ = rand.Read(b[:]) // never fails: it ends the program instead
+	return base64.RawURLEncoding.EncodeToString(b[:])
+}
+
+// host is the address without its port.
+func host(remote string) string {
+	h, _, err := net.SplitHostPort(remote)
+	if err != nil {
+		return remote
+	}
+	return h
+}

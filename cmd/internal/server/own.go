@@ -1,0 +1,243 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"context"
+	"crypto"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/certbound/certbound/cmd/internal/profile"
+	"github.com/certbound/certbound/cmd/internal/store"
+	"github.com/certbound/certbound/mtls"
+)
+
+const (
+	// purposeServer names the service's own certificate among the sealed keys.
+	purposeServer = "server"
+	// serverLife is how long the service's own certificate lives; it is replaced at half of that.
+	serverLife = 7 * 24 * time.Hour
+	// libraryRetention is how long the CA library's own rows are kept; nothing of ours reads them.
+	libraryRetention = 24 * time.Hour
+	// operatorID is the client id of the first operator.
+	operatorID = "operator"
+)
+
+// loadOwn reads our own certificate, or makes one when there is none, when it is past half its life, or
+// when it does not carry the names that the configuration asks for.
+func (s *service) loadOwn(ctx context.Context) error {
+	rows, err := s.folder.store.Keys(ctx, purposeServer)
+	if err != nil {
+		return fmt.Errorf("reading the service's own certificate: %w", err)
+	}
+	var current tls.Certificate
+	if len(rows) > 0 {
+		if current, err = parseOwn(rows[0]); err != nil {
+			return err
+		}
+	}
+	if current.Leaf == nil || s.ownDue(current.Leaf, time.Now()) {
+		if current, err = s.makeOwn(ctx); err != nil {
+			return err
+		}
+	}
+	s.metrics.notAfter("server", current.Leaf.NotAfter)
+	s.own, err = mtls.NewKeyPair(current)
+	return err
+}
+
+func parseOwn(row store.Key) (tls.Certificate, error) {
+	key, err := parseSigner(row.Private)
+	if err != nil {
+		return tls.Certificate{}, fmt.Errorf("the service's own key: %w", err)
+	}
+	if len(row.Chain) == 0 {
+		return tls.Certificate{}, errors.New("the service's own certificate is missing from the database")
+	}
+	leaf, err := x509.ParseCertificate(row.Chain[0])
+	if err != nil {
+		return tls.Certificate{}, fmt.Errorf("the service's own certificate: %w", err)
+	}
+	if !samePublicKey(leaf.PublicKey, key.Public()) {
+		return tls.Certificate{}, errors.New("the service's own key does not belong to its certificate")
+	}
+	return tls.Certificate{Certificate: row.Chain, PrivateKey: key, Leaf: leaf}, nil
+}
+
+// makeOwn issues and stores our own certificate.
+func (s *service) makeOwn(ctx context.Context) (tls.Certificate, error) {
+	dns, ips := splitNames(s.ownNames())
+	made, err := s.authority.ServerCertificate(ctx, s.issuerHost(), dns, ips, serverLife)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(made.PrivateKey)
+	if err != nil {
+		return tls.Certificate{}, fmt.Errorf("encoding the service's own key: %w", err)
+	}
+	err = s.folder.store.PutKey(ctx, store.Key{
+		ID: keyID, Purpose: purposeServer, State: "active", Chain: made.Certificate, Private: der, CreatedAt: time.Now(),
+	})
+	if err != nil {
+		return tls.Certificate{}, fmt.Errorf("storing the service's own certificate: %w", err)
+	}
+	return made, nil
+}
+
+// ownDue says whether our certificate should be replaced now.
+func (s *service) ownDue(leaf *x509.Certificate, now time.Time) bool {
+	if now.After(halfLife(leaf)) {
+		return true
+	}
+	var have []string
+	have = append(have, leaf.DNSNames...)
+	for _, ip := range leaf.IPAddresses {
+		have = append(have, ip.String())
+	}
+	for _, want := range s.ownNames() {
+		if ip := net.ParseIP(want); ip != nil {
+			want = ip.String()
+		}
+		if !slices.ContainsFunc(have, func(h string) bool { return strings.EqualFold(h, want) }) {
+			return true
+		}
+	}
+	return false
+}
+
+func halfLife(leaf *x509.Certificate) time.Time {
+	return leaf.NotBefore.Add(leaf.NotAfter.Sub(leaf.NotBefore) / 2)
+}
+
+// renewOwn keeps our own certificate and the operator's profile fresh until ctx is done. It looks again
+// at least every ten minutes, so that a wrong clock or a suspended machine heals by itself.
+func (s *service) renewOwn(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(s.nextLook(time.Now())):
+		}
+		if err := s.renewOwnOnce(ctx); err != nil && ctx.Err() == nil {
+			s.metrics.renewFailed.Inc()
+			s.log.Error("renewing the service's own certificates failed: the old ones go on as long as they live", "error", err)
+		}
+	}
+}
+
+func (s *service) nextLook(now time.Time) time.Duration {
+	next := halfLife(s.own.Current().Leaf)
+	return max(time.Second, min(next.Sub(now), 10*time.Minute))
+}
+
+func (s *service) renewOwnOnce(ctx context.Context) error {
+	if s.ownDue(s.own.Current().Leaf, time.Now()) {
+		made, err := s.makeOwn(ctx)
+		if err != nil {
+			return err
+		}
+		if err := s.own.Replace(made); err != nil {
+			return fmt.Errorf("taking up the service's new certificate: %w", err)
+		}
+		s.metrics.notAfter("server", made.Leaf.NotAfter)
+		s.log.Info("the service's own certificate was renewed", "not_after", made.Leaf.NotAfter)
+	}
+	// The CA library keeps every one-time token that it saw, whole; ours live for one signing.
+	if err := s.ca.Purge(ctx, time.Now().Add(-libraryRetention)); err != nil {
+		return err
+	}
+	return s.refreshOperator(ctx)
+}
+
+// bootstrapOperator registers the first operator and lays down a profile for it, once. A first start that
+// died in between is finished here.
+func (s *service) bootstrapOperator(ctx context.Context) error {
+	db := s.folder.store
+	for _, r := range s.builtInResources() {
+		if err := db.AddResource(ctx, r); err != nil && !errors.Is(err, store.ErrExists) {
+			return fmt.Errorf("declaring the operators' API: %w", err)
+		}
+	}
+	stored, err := db.Setting(ctx, settingOperator)
+	if err == nil {
+		s.operatorDir = stored
+		return s.refreshOperator(ctx)
+	}
+	if !isNotFound(err) {
+		return fmt.Errorf("reading settings: %w", err)
+	}
+	_, err = db.AddClient(ctx, store.Client{
+		ID: operatorID, AuthMethod: "tls_client_auth", Usage: "client",
+		Scopes: []string{scopeAdmin}, Resources: []string{s.adminResource()}, BuiltIn: true,
+	}, nil)
+	if err != nil && !errors.Is(err, store.ErrExists) {
+		return fmt.Errorf("registering the first operator: %w", err)
+	}
+	// A profile elsewhere is the operator's from then on: we lay it down once and do not keep it fresh.
+	dir, keep := s.cfg.AdminProfile, ""
+	if dir == "" {
+		dir, keep = filepath.Join(s.cfg.Data, "admin"), "admin"
+	}
+	if err := s.writeOperator(ctx, dir); err != nil {
+		return err
+	}
+	s.operatorDir, err = db.SetOnce(ctx, settingOperator, keep)
+	return err
+}
+
+// refreshOperator replaces the profile in the data folder when it is past half its life, also when it has
+// lapsed: an operator who comes back after a month finds it good.
+func (s *service) refreshOperator(ctx context.Context) error {
+	if s.operatorDir == "" {
+		return nil
+	}
+	dir := filepath.Join(s.cfg.Data, s.operatorDir)
+	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
+		s.log.Warn("the operator's profile was moved away: it is no longer kept fresh", "folder", dir)
+		s.operatorDir = ""
+		return nil
+	}
+	p, err := profile.Open(dir)
+	if _, lapsed := errors.AsType[*profile.LapsedError](err); lapsed {
+		return s.writeOperator(ctx, dir)
+	}
+	if err != nil {
+		return fmt.Errorf("reading the operator's profile: %w", err)
+	}
+	if time.Now().Before(halfLife(p.Certificate())) {
+		return nil
+	}
+	return s.writeOperator(ctx, dir)
+}
+
+func (s *service) writeOperator(ctx context.Context, dir string) error {
+	cert, err := s.authority.IssueDirectly(ctx, operatorID)
+	if err != nil {
+		return err
+	}
+	chain := make([]*x509.Certificate, 0, len(cert.Certificate))
+	for _, der := range cert.Certificate {
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			return fmt.Errorf("reading the operator's certificate: %w", err)
+		}
+		chain = append(chain, c)
+	}
+	return profile.Write(ctx, dir, profile.Files{
+		ClientID: operatorID, Issuer: s.identity.issuer, MTLSURL: s.identity.mtlsURL,
+		TokenEndpoint: s.identity.mtlsURL + pathToken,
+		Roots:         []*x509.Certificate{s.root}, Chain: chain, Key: cert.PrivateKey.(crypto.Signer),
+	})
+}
+
+func isNotFound(err error) bool { return errors.Is(err, store.ErrNotFound) }

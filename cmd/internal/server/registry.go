@@ -1,0 +1,212 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/certbound/certbound/cmd/internal/store"
+	"github.com/certbound/certbound/mtls"
+	"github.com/certbound/certbound/pki"
+	"github.com/certbound/certbound/tokens/issuer"
+)
+
+const (
+	// cacheSize bounds each of the registry's two caches, in entries of a few hundred bytes.
+	cacheSize = 1 << 16
+	// adminTokenLife is the longest life of a token for the operators' API.
+	adminTokenLife = 2 * time.Minute
+)
+
+// registry is what the token service knows of clients and certificates: the database, read through a
+// bounded cache whose entries are dropped inside the very call that changes them, so that a change is in
+// force everywhere in this process when that call returns.
+type registry struct {
+	store       *store.Store
+	anchors     *mtls.Anchors
+	trustDomain string
+	admin       string // the operators' API as a resource
+
+	mu           sync.RWMutex
+	epoch        uint64 // counts invalidations, so that a slow reader cannot put back what was dropped
+	clients      map[string]*issuer.Client
+	certificates map[mtls.Thumbprint]*issuer.Certificate
+	resources    []store.Resource
+	loaded       bool
+}
+
+func newRegistry(db *store.Store, anchors *mtls.Anchors, trustDomain, admin string) *registry {
+	r := &registry{
+		store: db, anchors: anchors, trustDomain: trustDomain, admin: admin,
+		clients:      make(map[string]*issuer.Client),
+		certificates: make(map[mtls.Thumbprint]*issuer.Certificate),
+	}
+	db.OnChange(r.forget)
+	return r
+}
+
+// forget drops what a committed change made stale.
+func (r *registry) forget(c store.Change) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.epoch++
+	if c.Resources {
+		// A resource's scopes decide what clients may ask for.
+		clear(r.clients)
+		r.resources, r.loaded = nil, false
+	}
+	for _, id := range c.ClientIDs {
+		delete(r.clients, id)
+	}
+	for _, t := range c.Thumbprints {
+		delete(r.certificates, t)
+	}
+}
+
+// Client implements issuer.Registry.
+func (r *registry) Client(ctx context.Context, id string) (*issuer.Client, error) {
+	r.mu.RLock()
+	c, epoch := r.clients[id], r.epoch
+	r.mu.RUnlock()
+	if c != nil {
+		return c, nil
+	}
+	row, err := r.store.Client(ctx, id)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, issuer.ErrNotFound
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading a client: %w", err)
+	}
+	if c, err = r.client(ctx, row); err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.epoch == epoch {
+		keep(r.clients, id, c)
+	}
+	return c, nil
+}
+
+// Certificate implements issuer.Registry.
+func (r *registry) Certificate(ctx context.Context, t mtls.Thumbprint) (*issuer.Certificate, error) {
+	r.mu.RLock()
+	c, epoch := r.certificates[t], r.epoch
+	r.mu.RUnlock()
+	if c != nil {
+		return c, nil
+	}
+	row, err := r.store.Certificate(ctx, t)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, issuer.ErrNotFound
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading a certificate: %w", err)
+	}
+	c = &issuer.Certificate{
+		ClientID: row.ClientID, Generation: row.Generation,
+		NotAfter: row.NotAfter, Revoked: !row.RevokedAt.IsZero(),
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.epoch == epoch {
+		keep(r.certificates, t, c)
+	}
+	return c, nil
+}
+
+// keep adds an entry, making room by dropping one that Go's map order picks.
+func keep[K comparable, V any](m map[K]V, key K, value V) {
+	if len(m) >= cacheSize {
+		for k := range m {
+			delete(m, k)
+			break
+		}
+	}
+	m[key] = value
+}
+
+// client turns a row into what the token service decides by.
+func (r *registry) client(ctx context.Context, row store.Client) (*issuer.Client, error) {
+	subject, err := mtls.ParseSubject(mtls.SANURI, pki.ClientURI(r.trustDomain, row.ID))
+	if err != nil {
+		return nil, fmt.Errorf("the subject of client %s: %w", row.ID, err)
+	}
+	resources, err := r.allResources(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &issuer.Client{
+		ID: row.ID, Generation: row.Generation, Disabled: row.Disabled,
+		AuthMethod: row.AuthMethod, Subject: subject, Anchors: r.anchors, Inventory: true,
+		Grants: r.grants(row, resources), TokenLifetime: row.TokenTTL,
+	}, nil
+}
+
+// grants is what the client may ask for, at each resource: its own scopes as far as the resource declares
+// them, at the resources it names, or at all of them when it names none.
+func (r *registry) grants(row store.Client, resources []store.Resource) []issuer.Grant {
+	var grants []issuer.Grant
+	for _, res := range resources {
+		if len(row.Resources) > 0 && !slices.Contains(row.Resources, res.URI) && res.URI != r.admin {
+			continue
+		}
+		g := issuer.Grant{Resource: res.URI}
+		for _, scope := range res.Scopes {
+			if slices.Contains(row.Scopes, scope) {
+				g.Scopes = append(g.Scopes, scope)
+			}
+		}
+		if len(g.Scopes) == 0 {
+			continue
+		}
+		if res.URI == r.admin {
+			g.Explicit, g.MaxLifetime = true, adminTokenLife
+		}
+		grants = append(grants, g)
+	}
+	return grants
+}
+
+// allResources reads the resources once per change.
+func (r *registry) allResources(ctx context.Context) ([]store.Resource, error) {
+	r.mu.RLock()
+	list, loaded, epoch := r.resources, r.loaded, r.epoch
+	r.mu.RUnlock()
+	if loaded {
+		return list, nil
+	}
+	list, err := r.store.Resources(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("reading the resources: %w", err)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.epoch == epoch {
+		r.resources, r.loaded = list, true
+	}
+	return list, nil
+}
+
+// scopes lists what may be advertised as scopes_supported: everything declared, but the operators' own.
+func (r *registry) scopes() []string {
+	list, err := r.allResources(context.Background())
+	if err != nil {
+		return nil
+	}
+	var all []string
+	for _, res := range list {
+		if res.URI != r.admin {
+			all = append(all, res.Scopes...)
+		}
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
+}

@@ -1,0 +1,227 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"mime"
+	"net/http"
+	"time"
+
+	"github.com/gorilla/mux"
+
+	"github.com/certbound/certbound/cmd/internal/admin"
+	"github.com/certbound/certbound/cmd/internal/authority"
+	"github.com/certbound/certbound/mtls"
+	"github.com/certbound/certbound/pki"
+	"github.com/certbound/certbound/tokens"
+	"github.com/certbound/certbound/tokens/issuer"
+)
+
+// The paths of the service. They are fixed: they never move under the issuer's path.
+const (
+	pathKeys   = "/.well-known/jwks.json"
+	pathToken  = "/oauth2/token"
+	pathEnroll = "/pki/enroll"
+	pathRenew  = "/pki/renew"
+	pathRoots  = "/pki/roots.pem"
+	pathCRL    = "/crl"
+)
+
+// publicRouter serves those who have no certificate, on the listener that never asks for one.
+func (s *service) publicRouter() http.Handler {
+	r := s.router("public")
+	for _, path := range s.issuer.MetadataPaths() {
+		get(r, path, "metadata", s.issuer.MetadataHandler())
+	}
+	get(r, pathKeys, "jwks", s.issuer.KeysHandler())
+	r.Handle(pathToken, s.issuer.MisdirectedHandler()).Name("token")
+	s.shared(r)
+	return s.entry("public", r)
+}
+
+// mtlsRouter serves those who come with a certificate, on the listener that asks for one.
+func (s *service) mtlsRouter(operators http.Handler) http.Handler {
+	r := s.router("mtls")
+	r.Handle(pathToken, s.issuer.TokenHandler()).Name("token")
+	r.HandleFunc(pathRenew, s.renew).Methods(http.MethodPost).Name("renew")
+	r.PathPrefix(admin.Prefix + "/").Handler(operators).Name("admin")
+	s.shared(r)
+	return s.entry("mtls", r)
+}
+
+// shared are the paths that both listeners answer.
+func (s *service) shared(r *mux.Router) {
+	r.HandleFunc(pathEnroll, s.enroll).Methods(http.MethodPost).Name("enroll")
+	get(r, pathRoots, "roots", http.HandlerFunc(s.roots))
+	get(r, pathCRL, "crl", http.HandlerFunc(s.crl))
+}
+
+// debugRouter serves the operator's monitoring, in plain HTTP on its own listener.
+func (s *service) debugRouter() http.Handler {
+	r := s.router("debug")
+	get(r, "/metrics", "metrics", s.metrics.handler())
+	get(r, "/healthz", "healthz", http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		writeJSON(w, http.StatusOK, map[string]string{"status": "ok"})
+	}))
+	get(r, "/readyz", "readyz", http.HandlerFunc(s.ready))
+	return s.entry("debug", r)
+}
+
+// router is a router whose own refusals are JSON like everybody else's.
+func (s *service) router(listener string) *mux.Router {
+	r := mux.NewRouter().SkipClean(true)
+	r.Use(s.measure(listener))
+	r.NotFoundHandler = s.measure(listener)(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		refuse(w, http.StatusNotFound, "not_found", "there is nothing at this path")
+	}))
+	r.MethodNotAllowedHandler = s.measure(listener)(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		allow := http.MethodPost
+		if req.Method == http.MethodPost {
+			allow = http.MethodGet
+		}
+		w.Header().Set("Allow", allow)
+		refuse(w, http.StatusMethodNotAllowed, "invalid_request", "this path does not answer to this method")
+	}))
+	return r
+}
+
+func get(r *mux.Router, path, name string, h http.Handler) {
+	r.Handle(path, h).Methods(http.MethodGet, http.MethodHead).Name(name)
+}
+
+// enroll redeems a one-time code.
+func (s *service) enroll(w http.ResponseWriter, r *http.Request) {
+	var req pki.EnrollRequest
+	s.certify(w, r, &req, "enroll", func(ctx context.Context, from authority.Caller) (*pki.EnrollResponse, error) {
+		return s.authority.Enroll(ctx, req, from)
+	})
+}
+
+// renew signs afresh for the client whose certificate the connection shows.
+func (s *service) renew(w http.ResponseWriter, r *http.Request) {
+	var req pki.RenewRequest
+	s.certify(w, r, &req, "renew", func(ctx context.Context, from authority.Caller) (*pki.EnrollResponse, error) {
+		client, peer, err := s.authenticateByCertificate(r)
+		if err != nil {
+			return nil, err
+		}
+		return s.authority.Renew(ctx, client, peer, req, from)
+	})
+}
+
+// certify reads a JSON request, has it answered with a certificate and counts the result.
+func (s *service) certify(w http.ResponseWriter, r *http.Request, into any, kind string,
+	answer func(context.Context, authority.Caller) (*pki.EnrollResponse, error)) {
+	ctx := context.WithoutCancel(r.Context()) // who hangs up must not leave a redeemed code without its record
+	res, err := (*pki.EnrollResponse)(nil), readJSON(w, r, into)
+	if err == nil {
+		res, err = answer(ctx, authority.Caller{Address: issuer.Address(ctx), Correlation: issuer.CorrelationID(ctx)})
+	}
+	if err != nil {
+		s.metrics.certificate(kind, "refused")
+		issuer.WriteError(w, r, s.identity.issuer, err)
+		return
+	}
+	s.metrics.certificate(kind, "granted")
+	writeJSON(w, http.StatusOK, res)
+}
+
+// authenticateByCertificate finds whose certificate this is and then authenticates that client by the one
+// function that everything else uses. The inventory only names the client; it proves nothing by itself.
+func (s *service) authenticateByCertificate(r *http.Request) (string, *mtls.Peer, error) {
+	failed := &tokens.Error{Code: "invalid_client", Reason: "certificate_unknown", Description: "client authentication failed"}
+	peer, err := mtls.PeerFromRequest(r)
+	if err != nil {
+		failed.Reason = "no_certificate"
+		return "", nil, failed
+	}
+	row, err := s.folder.store.Certificate(r.Context(), peer.Thumbprint())
+	if isNotFound(err) {
+		return "", nil, failed
+	}
+	if err != nil {
+		return "", nil, &tokens.Error{Code: "temporarily_unavailable", Reason: "internal_failure", Err: err, Description: "try again"}
+	}
+	if _, err := s.issuer.Authenticate(r.Context(), row.ClientID, peer); err != nil {
+		return "", nil, err
+	}
+	return row.ClientID, peer, nil
+}
+
+// roots hands out the root certificate.
+func (s *service) roots(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "application/x-pem-file")
+	_, _ = io.WriteString(w, s.authority.RootsPEM())
+}
+
+// crl hands out the revocation list as DER (RFC 5280, Section 4.2.1.13).
+func (s *service) crl(w http.ResponseWriter, r *http.Request) {
+	der, err := s.authority.CRL(r.Context())
+	if err != nil {
+		s.log.Error("the revocation list could not be made", "error", err)
+		refuse(w, http.StatusServiceUnavailable, "temporarily_unavailable", "the revocation list cannot be had now: try again")
+		return
+	}
+	w.Header().Set("Content-Type", "application/pkix-crl")
+	w.Header().Set("Cache-Control", "max-age=300")
+	_, _ = w.Write(der)
+}
+
+// ready says whether this service should be sent requests, and if not, why.
+func (s *service) ready(w http.ResponseWriter, r *http.Request) {
+	ctx, cancel := context.WithTimeout(r.Context(), 2*time.Second)
+	defer cancel()
+	checks := map[string]string{"serving": "ok", "database": "ok", "certificate": "ok"}
+	status := http.StatusOK
+	fail := func(name, why string) { checks[name], status = why, http.StatusServiceUnavailable }
+	if s.draining.Load() {
+		fail("serving", "stopping")
+	}
+	if _, err := s.folder.store.Version(ctx); err != nil {
+		fail("database", "unreachable")
+	}
+	if !time.Now().Before(s.own.Current().Leaf.NotAfter) {
+		fail("certificate", "expired")
+	}
+	writeJSON(w, status, checks)
+}
+
+// readJSON reads one JSON object of known members and nothing behind it.
+func readJSON(w http.ResponseWriter, r *http.Request, into any) error {
+	malformed := func(reason, description string) error {
+		return &tokens.Error{Code: "invalid_request", Reason: reason, Description: description}
+	}
+	if media, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || media != "application/json" {
+		return malformed("content_type", "the body must be application/json")
+	}
+	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, 64<<10))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(into); err != nil {
+		return malformed("malformed_json", "the body is not the JSON object that this path expects")
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return malformed("malformed_json", "there is something behind the JSON object")
+	}
+	return nil
+}
+
+func writeJSON(w http.ResponseWriter, status int, v any) {
+	body, err := json.Marshal(v)
+	if err != nil {
+		status, body = http.StatusInternalServerError, []byte(`{"error":"server_error"}`)
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(status)
+	_, _ = w.Write(append(body, '\n')) // the caller is gone: there is nobody to tell
+}
+
+// refuse answers what is no OAuth endpoint in the same form.
+func refuse(w http.ResponseWriter, status int, code, description string) {
+	writeJSON(w, status, map[string]string{"error": code, "error_description": description})
+}

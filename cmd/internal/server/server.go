@@ -1,0 +1,232 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Package server is the running service: it opens the data folder, makes what a first start needs, wires
+// certificate authority, token service and operators' API to their listeners, and stops them cleanly.
+//
+// It refuses to start when anything it would rely on is missing, damaged or another installation's: the
+// error names the file. Nothing here decides who gets what; that is tokens/issuer, authority and admin.
+package server
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+
+	"github.com/certbound/certbound/cmd/internal/audit"
+	"github.com/certbound/certbound/cmd/internal/authority"
+	"github.com/certbound/certbound/cmd/internal/config"
+	"github.com/certbound/certbound/mtls"
+	"github.com/certbound/certbound/pki/stepca"
+	"github.com/certbound/certbound/tokens/issuer"
+)
+
+// Options is what a run needs beside the configuration.
+type Options struct {
+	Stdout  io.Writer // gets the one line "ready issuer=… mtls=…"
+	Logger  *slog.Logger
+	Version string
+}
+
+// Run serves until ctx is done, then lets running requests finish and returns nil. It returns an error
+// at once when the service cannot start, having changed nothing that a later start would trip over.
+func Run(ctx context.Context, cfg config.Config, opt Options) (err error) {
+	if opt.Logger == nil {
+		opt.Logger = slog.New(slog.DiscardHandler)
+	}
+	s := &service{cfg: cfg, log: opt.Logger, version: opt.Version}
+	defer func() { err = errors.Join(err, s.close()) }()
+	if err := s.open(ctx); err != nil {
+		return err
+	}
+	if err := s.build(ctx); err != nil {
+		return err
+	}
+	return s.serve(ctx, opt.Stdout)
+}
+
+// service is everything that lives as long as one run. It is filled by open and build, in order, and
+// only read afterwards.
+type service struct {
+	cfg     config.Config
+	log     *slog.Logger
+	version string
+
+	folder   *folder  // what lies on disk: lock, database, journal
+	identity identity // who we are: issuer, trust domain, addresses
+	sockets  sockets
+
+	root      *x509.Certificate
+	ca        *stepca.Authority
+	keys      *keyring
+	authority *authority.Authority
+	issuer    *issuer.Server
+	metrics   *metrics
+	own       *mtls.KeyPair // our own server certificate
+
+	operatorDir string // below the data folder; empty: the operator's profile is not ours to keep
+
+	draining atomic.Bool
+	closers  []func() error
+}
+
+// onClose registers what close must undo; the last registered is undone first.
+func (s *service) onClose(f func() error) { s.closers = append(s.closers, f) }
+
+func (s *service) close() error {
+	var errs []error
+	for i := len(s.closers) - 1; i >= 0; i-- {
+		errs = append(errs, s.closers[i]())
+	}
+	s.closers = nil
+	return errors.Join(errs...)
+}
+
+// serve runs the listeners and the background work until ctx is done or a listener fails.
+func (s *service) serve(ctx context.Context, stdout io.Writer) error {
+	operators, err := s.adminHandler()
+	if err != nil {
+		return err
+	}
+	servers := []*running{
+		{name: "public", server: s.httpServer(s.publicRouter()), listener: s.sockets.public, tls: mtls.ServerConfig(s.own, mtls.ClientCertificatesIgnored)},
+		{name: "mtls", server: s.httpServer(s.mtlsRouter(operators)), listener: s.sockets.mtls, tls: mtls.ServerConfig(s.own, mtls.ClientCertificatesRequested)},
+	}
+	if s.sockets.debug != nil {
+		servers = append(servers, &running{name: "debug", server: s.httpServer(s.debugRouter()), listener: s.sockets.debug})
+	}
+	background, stopBackground := context.WithCancel(context.WithoutCancel(ctx))
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer stopBackground()
+	wg.Go(func() { s.renewOwn(background) })
+
+	failed := make(chan error, len(servers))
+	for _, r := range servers {
+		go func() { failed <- r.run() }()
+	}
+	if err := s.announce(stdout); err != nil {
+		return errors.Join(err, s.drain(servers))
+	}
+	select {
+	case <-ctx.Done():
+		s.log.Info("stopping: running requests may finish", "for_at_most", s.cfg.HTTP.ShutdownTimeout)
+		return s.drain(servers)
+	case err := <-failed:
+		return errors.Join(err, s.drain(servers))
+	}
+}
+
+// drain refuses new connections and waits for running requests.
+func (s *service) drain(servers []*running) error {
+	s.draining.Store(true)
+	ctx, cancel := context.WithTimeout(context.Background(), s.cfg.HTTP.ShutdownTimeout)
+	defer cancel()
+	var errs []error
+	for _, r := range servers {
+		if err := r.server.Shutdown(ctx); err != nil {
+			errs = append(errs, fmt.Errorf("stopping the %s listener: %w", r.name, err), r.server.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// announce writes serve.json and then the line that scripts wait for.
+func (s *service) announce(stdout io.Writer) error {
+	about := map[string]any{
+		"issuer": s.identity.issuer, "mtls_url": s.identity.mtlsURL,
+		"public": s.sockets.public.Addr().String(), "mtls": s.sockets.mtls.Addr().String(), "pid": os.Getpid(),
+	}
+	if s.sockets.debug != nil {
+		about["debug"] = s.sockets.debug.Addr().String()
+	}
+	doc, err := json.MarshalIndent(about, "", "  ")
+	if err != nil {
+		return fmt.Errorf("describing the service: %w", err)
+	}
+	name := filepath.Join(s.cfg.Data, "serve.json")
+	if err := writeFile(name, append(doc, '\n'), 0o600); err != nil {
+		return err
+	}
+	s.onClose(func() error { return os.Remove(name) })
+	if stdout == nil {
+		return nil
+	}
+	_, err = fmt.Fprintf(stdout, "ready issuer=%s mtls=%s\n", s.identity.issuer, s.identity.mtlsURL)
+	return err
+}
+
+// running is one listener and what serves it.
+type running struct {
+	name     string
+	server   *http.Server
+	listener net.Listener
+	tls      *tls.Config
+}
+
+// run serves until Shutdown, which is no error.
+func (r *running) run() error {
+	l := r.listener
+	if r.tls != nil {
+		r.server.TLSConfig = r.tls
+		// Served over our own listener and not by ServeTLS, which clones the configuration, so that
+		// whatever changes ticket keys changes the ones in use.
+		l = mtls.NewListener(l, r.tls)
+	}
+	if err := r.server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serving the %s listener: %w", r.name, err)
+	}
+	return nil
+}
+
+// httpServer bounds what a connection may cost before and between requests.
+func (s *service) httpServer(h http.Handler) *http.Server {
+	return &http.Server{
+		Handler:           h,
+		ConnContext:       mtls.ConnContext,
+		ConnState:         mtls.ConnState,
+		MaxHeaderBytes:    mtls.MaxHeaderBytes,
+		ReadHeaderTimeout: min(s.cfg.HTTP.HeaderTimeout, s.cfg.TLS.HandshakeTimeout), // bounds the handshake too
+		ReadTimeout:       s.cfg.HTTP.ReadTimeout,
+		WriteTimeout:      s.cfg.HTTP.WriteTimeout,
+		IdleTimeout:       s.cfg.HTTP.IdleTimeout,
+		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+	}
+}
+
+// writeFile replaces a file whole: a reader sees the old or the new one.
+func writeFile(name string, data []byte, mode os.FileMode) error {
+	tmp, err := os.CreateTemp(filepath.Dir(name), ".new-*")
+	if err != nil {
+		return fmt.Errorf("writing %s: %w", name, err)
+	}
+	defer os.Remove(tmp.Name())
+	_, err = tmp.Write(data)
+	err = errors.Join(err, tmp.Chmod(mode), tmp.Sync(), tmp.Close())
+	if err == nil {
+		err = os.Rename(tmp.Name(), name)
+	}
+	if err != nil {
+		return fmt.Errorf("writing %s: %w", name, err)
+	}
+	return nil
+}
+
+// recorder gives the journal the shape that each of its callers asks for.
+type recorder struct {
+	log *audit.Log
+}
+
+// Record implements the recorder of the authority and of the operators' API.
+func (r recorder) Record(ctx context.Context, e audit.Event) error { return r.log.Record(ctx, e) }
