@@ -13,7 +13,7 @@ TAGS := nobadger,nobbolt,nomysql,nopgx
 export GOFLAGS := $(GOFLAGS) -buildvcs=false -trimpath -tags=$(TAGS)
 export CGO_ENABLED = 0
 
-VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 
 TESTFLAGS ?=

@@ -8,6 +8,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net/url"
@@ -113,7 +114,7 @@ func (b *bench) certboundRun(ctx context.Context, line, stdin string) (string, e
 
 // targets returns the service and the reference, which it starts.
 func (b *bench) targets(ctx context.Context, service *process) ([]*target, error) {
-	config, err := b.clientConfig()
+	config, err := b.readClientConfig()
 	if err != nil {
 		return nil, err
 	}
@@ -137,8 +138,8 @@ func (b *bench) targets(ctx context.Context, service *process) ([]*target, error
 	}, nil
 }
 
-// clientConfig shows the certificate of the profile "bench". Sessions are the workers' affair.
-func (b *bench) clientConfig() (*tls.Config, error) {
+// readClientConfig shows the certificate of the profile "bench".
+func (b *bench) readClientConfig() (*tls.Config, error) {
 	profile := filepath.Join(b.dir, "bench")
 	keyPair, err := mtls.LoadKeyPair(filepath.Join(profile, "cert.pem"), filepath.Join(profile, "key.pem"))
 	if err != nil {
@@ -148,11 +149,16 @@ func (b *bench) clientConfig() (*tls.Config, error) {
 	if err != nil {
 		return nil, err
 	}
+	return clientConfig(keyPair, roots), nil
+}
+
+// clientConfig is for HTTP/1.1 requests written by hand. Sessions are the workers' affair.
+func clientConfig(keyPair *mtls.KeyPair, roots *x509.CertPool) *tls.Config {
 	config := mtls.ClientConfig(keyPair, roots)
 	config.ServerName = "localhost"
 	config.NextProtos = []string{"http/1.1"}
 	config.ClientSessionCache = nil
-	return config, nil
+	return config
 }
 
 // tokenEndpoint reads it out of the line that the service prints when it is ready.

@@ -22,9 +22,7 @@ import (
 	"time"
 )
 
-// serveReference is the least that a token endpoint over mutual TLS does: TLS 1.3 that demands a certificate of the
-// CA and has crypto/tls verify it, a form, one JWT signed with ES256, a JSON answer. It knows no clients, keeps
-// nothing, decides nothing and records nothing. It serves with the certificate of a profile folder.
+// serveReference serves the reference with the certificate of a profile folder until ctx ends.
 func serveReference(ctx context.Context, profile string) error {
 	pair, err := tls.LoadX509KeyPair(filepath.Join(profile, "cert.pem"), filepath.Join(profile, "key.pem"))
 	if err != nil {
@@ -34,22 +32,13 @@ func serveReference(ctx context.Context, profile string) error {
 	if err != nil {
 		return err
 	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	server, err := newReference(pair, roots)
 	if err != nil {
 		return err
 	}
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return err
-	}
-	server := &http.Server{
-		Handler: &reference{key: key},
-		TLSConfig: &tls.Config{
-			MinVersion:   tls.VersionTLS13,
-			Certificates: []tls.Certificate{pair},
-			ClientAuth:   tls.RequireAndVerifyClientCert,
-			ClientCAs:    roots,
-		},
 	}
 	go func() {
 		<-ctx.Done()
@@ -60,6 +49,25 @@ func serveReference(ctx context.Context, profile string) error {
 		return err
 	}
 	return nil
+}
+
+// newReference is the least that a token endpoint over mutual TLS does: TLS 1.3 that demands a certificate of the CA
+// and has crypto/tls verify it, a form, one JWT signed with ES256, a JSON answer. It knows no clients, keeps nothing,
+// decides nothing and records nothing.
+func newReference(pair tls.Certificate, clientCAs *x509.CertPool) (*http.Server, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	return &http.Server{
+		Handler: &reference{key: key},
+		TLSConfig: &tls.Config{
+			MinVersion:   tls.VersionTLS13,
+			Certificates: []tls.Certificate{pair},
+			ClientAuth:   tls.RequireAndVerifyClientCert,
+			ClientCAs:    clientCAs,
+		},
+	}, nil
 }
 
 func readRoots(profile string) (*x509.CertPool, error) {

@@ -74,15 +74,8 @@ func run(ctx context.Context, o options) error {
 	}
 	// A certificate is asked for and not demanded, so that a caller without one is told what is wrong.
 	config := mtls.ServerConfig(p.keyPair, mtls.ClientCertificatesRequested)
-	server := &http.Server{
-		Handler:           mux,
-		ConnContext:       mtls.ConnContext,
-		ConnState:         mtls.ConnState,
-		ReadHeaderTimeout: 10 * time.Second,
-		ReadTimeout:       30 * time.Second,
-		IdleTimeout:       2 * time.Minute,
-		MaxHeaderBytes:    mtls.MaxHeaderBytes,
-	}
+	server := &http.Server{Handler: mux, ReadTimeout: 30 * time.Second}
+	mtls.ConfigureServer(server, config)
 	go p.keyPair.Watch(ctx, time.Minute, func(err error) { slog.Warn("certificate not reloaded", "error", err) })
 	stopped := make(chan error, 1)
 	go func() {
@@ -137,11 +130,12 @@ func openProfile(dir string) (*profile, error) {
 
 // newGuard returns the guard that checks tokens of the profile's issuer for the audience.
 func newGuard(p *profile, audience string) (*resource.Guard, error) {
-	keysURL, err := url.JoinPath(p.Issuer, "/.well-known/jwks.json")
+	issuer, err := url.Parse(p.Issuer)
 	if err != nil {
 		return nil, err
 	}
-	keys, err := tokens.NewKeySet(tokens.KeySetConfig{URL: keysURL, Client: p.client})
+	issuer.Path = "/.well-known/jwks.json" // Certbound's keys are there whatever the issuer's path
+	keys, err := tokens.NewKeySet(tokens.KeySetConfig{URL: issuer.String(), Client: p.client})
 	if err != nil {
 		return nil, err
 	}

@@ -1,0 +1,63 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"crypto/x509"
+	"net"
+	"os"
+	"os/exec"
+	"testing"
+	"time"
+
+	"github.com/certbound/certbound/mtls"
+	"github.com/certbound/certbound/mtls/mtlstest"
+)
+
+// Every mode gets tokens of the reference, in handshakes of the kind that it says.
+func TestLoad(t *testing.T) {
+	t.Parallel()
+	ca := mtlstest.NewCA(t, "bench")
+	server, err := newReference(ca.Issue(t, mtlstest.Leaf{
+		CommonName: "reference", DNSNames: []string{"localhost"}, Usage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	}), ca.Pool())
+	if err != nil {
+		t.Fatal(err)
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- server.ServeTLS(listener, "", "") }()
+	t.Cleanup(func() {
+		_ = server.Close()
+		<-served
+	})
+
+	keyPair, err := mtls.NewKeyPair(ca.Issue(t, mtlstest.Leaf{CommonName: "bench"}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	self := &process{cmd: &exec.Cmd{Process: &os.Process{Pid: os.Getpid()}}}
+	target := newTarget("reference", listener.Addr().String(), "/token", form, clientConfig(keyPair, ca.Pool()), self)
+	for _, m := range modes {
+		t.Run(m.name, func(t *testing.T) {
+			s, err := load(t.Context(), target, m, time.Minute, 20)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if s.tokens < 20 || s.rate <= 0 {
+				t.Errorf("got %d tokens, %.0f a second, want at least 20", s.tokens, s.rate)
+			}
+		})
+	}
+}
+
+func TestMedian(t *testing.T) {
+	t.Parallel()
+	if got := median([]int{9, 1, 5}); got != 5 {
+		t.Errorf("median of 9, 1, 5 = %d", got)
+	}
+}
