@@ -1,0 +1,353 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package store
+
+import (
+	"context"
+	"crypto/sha256"
+	"database/sql"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// keyCompromise is the reason code that blocks the public key (RFC 5280, Section 5.3.1).
+const keyCompromise = 1
+
+// entitled refuses a client that is disabled, removed, or no longer the one that a generation belongs to, and keeps it
+// as it is until the transaction ends.
+func (c *change) entitled(clientID string, generation uint64) error {
+	client, err := c.liveClient(clientID)
+	switch {
+	case errors.Is(err, ErrNotFound):
+		return fmt.Errorf("client %q: %w", clientID, ErrGeneration)
+	case err != nil:
+		return err
+	case client.Disabled:
+		return ErrClientDisabled
+	case client.Generation != generation:
+		return ErrGeneration
+	}
+	return nil
+}
+
+// insertCertificate adds a certificate after the checks on its public key, and returns it as stored.
+func (s *Store) insertCertificate(c *change, cert Certificate) (Certificate, error) {
+	if cert.Thumbprint != sha256.Sum256(cert.DER) {
+		return Certificate{}, errors.New("the thumbprint is not that of the certificate")
+	}
+	if cert.KeyHash == [32]byte{} || cert.Serial == "" || cert.NotBefore.IsZero() || cert.NotAfter.IsZero() {
+		return Certificate{}, errors.New("a certificate needs a key hash, a serial number and dates")
+	}
+	if err := c.checkKey(cert.KeyHash, cert.ClientID); err != nil {
+		return Certificate{}, err
+	}
+	if cert.CreatedAt.IsZero() {
+		cert.CreatedAt = s.now()
+	}
+	_, err := c.exec("certificates", insertCertificate, digest(cert.Thumbprint), cert.Serial, cert.ClientID,
+		cert.Generation, moment(cert.NotBefore), moment(cert.NotAfter), digest(cert.KeyHash), cert.DER,
+		digest(cert.RenewedFrom), moment(cert.CreatedAt))
+	if err != nil {
+		return Certificate{}, err
+	}
+	c.what.Thumbprints = append(c.what.Thumbprints, cert.Thumbprint)
+	for _, t := range []*time.Time{&cert.NotBefore, &cert.NotAfter, &cert.CreatedAt} {
+		*t = asStored(*t)
+	}
+	cert.RevokedAt, cert.Reason = time.Time{}, 0
+	return cert, nil
+}
+
+// checkKey refuses a public key that was reported compromised, or that another client has used.
+func (c *change) checkKey(keyHash [32]byte, clientID string) error {
+	blocked, err := keyBlocked(c.tx.QueryRowContext(c.ctx, queryBlockedKey, digest(keyHash)))
+	if err != nil {
+		return err
+	}
+	if blocked {
+		return ErrKeyBlocked
+	}
+	owner, err := keyOwner(c.tx.QueryRowContext(c.ctx, queryKeyOwner, digest(keyHash)))
+	if err != nil {
+		return err
+	}
+	if owner != "" && owner != clientID {
+		return ErrKeyTaken
+	}
+	return nil
+}
+
+// AddCertificate adds a certificate that no code and no renewal stands for, such as the first operator's. Errors:
+// ErrGeneration, ErrClientDisabled, ErrKeyBlocked, ErrKeyTaken, ErrExists.
+func (s *Store) AddCertificate(ctx context.Context, cert Certificate) error {
+	err := s.change(ctx, func(c *change) error {
+		if err := c.entitled(cert.ClientID, cert.Generation); err != nil {
+			return err
+		}
+		_, err := s.insertCertificate(c, cert)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("add a certificate: %w", err)
+	}
+	return nil
+}
+
+// AddRenewal adds at the time now cert, which the certificate with the thumbprint parent authenticated, and returns
+// the certificate that the caller must hand out: cert, or an earlier child of the same parent with the same key that
+// is valid and not revoked, so that a repeated renewal changes nothing.
+//
+// Whether the parent may still renew is judged in this transaction, so that a revocation under way either finds the
+// child or prevents it. Errors: ErrNotFound (the parent), ErrRevoked, ErrExpired, ErrClientDisabled, ErrGeneration,
+// ErrKeyBlocked, ErrKeyTaken, ErrExists.
+func (s *Store) AddRenewal(ctx context.Context, parent [32]byte, cert Certificate, now time.Time) (Certificate, error) {
+	var stored Certificate
+	err := s.change(ctx, func(c *change) error {
+		var err error
+		stored, err = s.renew(c, parent, cert, now)
+		return err
+	})
+	if err != nil {
+		return Certificate{}, fmt.Errorf("renew: %w", err)
+	}
+	return stored, nil
+}
+
+func (s *Store) renew(c *change, parent [32]byte, cert Certificate, now time.Time) (Certificate, error) {
+	if err := c.entitled(cert.ClientID, cert.Generation); err != nil {
+		return Certificate{}, err
+	}
+	old, err := scanCertificate(c.tx.QueryRowContext(c.ctx, queryCertificate+forUpdate, digest(parent)))
+	switch {
+	case err != nil:
+		return Certificate{}, err
+	case !old.RevokedAt.IsZero():
+		return Certificate{}, ErrRevoked
+	case now.After(old.NotAfter):
+		return Certificate{}, ErrExpired
+	case old.ClientID != cert.ClientID || old.Generation != cert.Generation:
+		return Certificate{}, ErrGeneration
+	}
+	if err := c.checkKey(cert.KeyHash, cert.ClientID); err != nil {
+		return Certificate{}, err
+	}
+	child, err := scanCertificate(c.tx.QueryRowContext(c.ctx, queryChild, digest(parent), digest(cert.KeyHash), moment(now)))
+	if !errors.Is(err, ErrNotFound) {
+		return child, err
+	}
+	cert.RenewedFrom = parent
+	return s.insertCertificate(c, cert)
+}
+
+// Certificate returns a certificate by its thumbprint, or ErrNotFound.
+func (s *Store) Certificate(ctx context.Context, thumbprint [32]byte) (Certificate, error) {
+	return certificate(s.read.QueryRowContext(ctx, queryCertificate, digest(thumbprint)))
+}
+
+// CertificateBySerial returns a certificate by its decimal serial number, or ErrNotFound.
+func (s *Store) CertificateBySerial(ctx context.Context, serial string) (Certificate, error) {
+	return certificate(s.read.QueryRowContext(ctx, queryCertificateSerial, serial))
+}
+
+// Child returns the certificate that renewed parent with the key of that hash, if it is neither revoked nor expired
+// at the time now, or ErrNotFound.
+func (s *Store) Child(ctx context.Context, parent, keyHash [32]byte, now time.Time) (Certificate, error) {
+	return certificate(s.read.QueryRowContext(ctx, queryChild, digest(parent), digest(keyHash), moment(now)))
+}
+
+func certificate(r row) (Certificate, error) {
+	cert, err := scanCertificate(r)
+	if err != nil {
+		return Certificate{}, fmt.Errorf("certificate: %w", err)
+	}
+	return cert, nil
+}
+
+func scanCertificate(r row) (Certificate, error) {
+	var c Certificate
+	err := r.Scan((*digest)(&c.Thumbprint), &c.Serial, &c.ClientID, &c.Generation, (*moment)(&c.NotBefore),
+		(*moment)(&c.NotAfter), (*digest)(&c.KeyHash), &c.DER, (*digest)(&c.RenewedFrom), (*moment)(&c.RevokedAt),
+		&c.Reason, (*moment)(&c.CreatedAt))
+	if errors.Is(err, sql.ErrNoRows) {
+		return Certificate{}, ErrNotFound
+	}
+	return c, err
+}
+
+// Certificates lists at most limit certificates, oldest first: those of a client, or all when clientID is empty,
+// starting behind the one with the serial number after, or at the first when it is empty.
+func (s *Store) Certificates(ctx context.Context, clientID, after string, limit int) ([]Certificate, error) {
+	return s.certificates(ctx, queryCertificates, clientID, after, limit)
+}
+
+// RevokedCertificates lists the revoked certificates that expire later than notAfter, for a revocation list.
+func (s *Store) RevokedCertificates(ctx context.Context, notAfter time.Time) ([]Certificate, error) {
+	return s.certificates(ctx, queryRevoked, moment(notAfter))
+}
+
+func (s *Store) certificates(ctx context.Context, query string, args ...any) ([]Certificate, error) {
+	rows, err := s.read.QueryContext(ctx, query, args...)
+	certs, err := all(rows, err, scanCertificate)
+	if err != nil {
+		return nil, fmt.Errorf("list certificates: %w", err)
+	}
+	return certs, nil
+}
+
+// NextCRLNumber returns the next number for a revocation list, from 1 (RFC 5280, Section 5.2.3).
+func (s *Store) NextCRLNumber(ctx context.Context) (int64, error) {
+	var n int64
+	if err := s.write.QueryRowContext(ctx, bumpCRLNumber).Scan(&n); err != nil {
+		return 0, fmt.Errorf("next CRL number: %w", err)
+	}
+	return n, nil
+}
+
+// KeyBlocked reports whether the public key with this hash was reported compromised.
+func (s *Store) KeyBlocked(ctx context.Context, keyHash [32]byte) (bool, error) {
+	return keyBlocked(s.read.QueryRowContext(ctx, queryBlockedKey, digest(keyHash)))
+}
+
+func keyBlocked(r row) (bool, error) {
+	var n int
+	if err := r.Scan(&n); err != nil {
+		return false, fmt.Errorf("look for a blocked key: %w", err)
+	}
+	return n > 0, nil
+}
+
+// KeyOwner returns the client that has a certificate of any date for the public key with this hash, or "" when nobody
+// has.
+func (s *Store) KeyOwner(ctx context.Context, keyHash [32]byte) (string, error) {
+	return keyOwner(s.read.QueryRowContext(ctx, queryKeyOwner, digest(keyHash)))
+}
+
+func keyOwner(r row) (string, error) {
+	var owner string
+	err := r.Scan(&owner)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return "", fmt.Errorf("look for a key's owner: %w", err)
+	}
+	return owner, nil
+}
+
+// Revoke revokes the selected certificates at the time now for a reason (a code of RFC 5280, Section 5.3.1), together
+// with all that were renewed from them, directly or not, unless sel.Only. One that is revoked already is reported, not
+// changed, and no error; its descendants are revoked all the same. The reason keyCompromise blocks the public keys of
+// all of them. The error is ErrNotFound when a thumbprint, the serial number or the client is unknown; then nothing is
+// revoked.
+func (s *Store) Revoke(ctx context.Context, sel Selection, reason int, now time.Time) (Revocation, error) {
+	var out Revocation
+	err := s.change(ctx, func(c *change) error {
+		certs, err := c.selected(sel, now)
+		if err != nil {
+			return err
+		}
+		out, err = c.revoke(certs, reason, now)
+		return err
+	})
+	if err != nil {
+		return Revocation{}, fmt.Errorf("revoke: %w", err)
+	}
+	return out, nil
+}
+
+// selected returns the certificates to revoke, each once.
+func (c *change) selected(sel Selection, now time.Time) ([]Certificate, error) {
+	roots, err := c.roots(sel, now)
+	if err != nil || sel.Only {
+		return roots, err
+	}
+	var out []Certificate
+	seen := make(map[[32]byte]bool)
+	for _, root := range roots {
+		if seen[root.Thumbprint] {
+			continue // its family was followed with an ancestor
+		}
+		rows, err := c.tx.QueryContext(c.ctx, queryFamily, digest(root.Thumbprint))
+		family, err := all(rows, err, scanCertificate)
+		if err != nil {
+			return nil, err
+		}
+		for _, cert := range family {
+			if !seen[cert.Thumbprint] {
+				seen[cert.Thumbprint] = true
+				out = append(out, cert)
+			}
+		}
+	}
+	return out, nil
+}
+
+// roots returns the certificates that sel names, and keeps their clients as they are until the transaction ends, so
+// that no renewal can add a child meanwhile.
+func (c *change) roots(sel Selection, now time.Time) ([]Certificate, error) {
+	switch {
+	case sel.ClientID != "" && sel.Serial == "" && len(sel.Thumbprints) == 0:
+		if _, err := c.lockClient(sel.ClientID); err != nil {
+			return nil, fmt.Errorf("client %q: %w", sel.ClientID, err)
+		}
+		rows, err := c.tx.QueryContext(c.ctx, queryClientCertificates, sel.ClientID, moment(now))
+		return all(rows, err, scanCertificate)
+	case sel.Serial != "" && sel.ClientID == "" && len(sel.Thumbprints) == 0:
+		cert, err := c.root(queryCertificateSerial, sel.Serial)
+		if err != nil {
+			return nil, fmt.Errorf("serial number %s: %w", sel.Serial, err)
+		}
+		return []Certificate{cert}, nil
+	case len(sel.Thumbprints) > 0 && sel.ClientID == "" && sel.Serial == "":
+		return c.rootsByThumbprint(sel.Thumbprints)
+	}
+	return nil, errors.New("select certificates by exactly one of thumbprints, serial number and client")
+}
+
+func (c *change) rootsByThumbprint(thumbprints [][32]byte) ([]Certificate, error) {
+	var out []Certificate
+	seen := make(map[[32]byte]bool)
+	for _, t := range thumbprints {
+		if seen[t] {
+			continue
+		}
+		seen[t] = true
+		cert, err := c.root(queryCertificate, digest(t))
+		if err != nil {
+			return nil, fmt.Errorf("thumbprint %s: %w", base64.RawURLEncoding.EncodeToString(t[:]), err)
+		}
+		out = append(out, cert)
+	}
+	return out, nil
+}
+
+func (c *change) root(query string, arg any) (Certificate, error) {
+	cert, err := scanCertificate(c.tx.QueryRowContext(c.ctx, query, arg))
+	if err != nil {
+		return Certificate{}, err
+	}
+	_, err = c.lockClient(cert.ClientID)
+	return cert, err
+}
+
+func (c *change) revoke(certs []Certificate, reason int, now time.Time) (Revocation, error) {
+	var out Revocation
+	for _, cert := range certs {
+		if reason == keyCompromise {
+			if _, err := c.exec("blocked_keys", insertBlockedKey, digest(cert.KeyHash), moment(now)); err != nil {
+				return Revocation{}, err
+			}
+		}
+		if !cert.RevokedAt.IsZero() {
+			out.Already = append(out.Already, cert)
+			continue
+		}
+		if _, err := c.exec("certificates", revokeCertificate, digest(cert.Thumbprint), moment(now), reason); err != nil {
+			return Revocation{}, err
+		}
+		cert.RevokedAt, cert.Reason = asStored(now), reason
+		out.Revoked = append(out.Revoked, cert)
+		c.what.Thumbprints = append(c.what.Thumbprints, cert.Thumbprint)
+	}
+	return out, nil
+}

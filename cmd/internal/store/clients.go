@@ -1,0 +1,316 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+)
+
+// The scopes whose last holder must stay: without them nobody could give administrators' scopes any more.
+const (
+	scopeAdmin = "certbound:admin"
+	scopeGrant = "certbound:grant"
+)
+
+// The kinds of client_refs.
+const (
+	refScope    = "scope"
+	refResource = "resource"
+)
+
+// AddClient registers a client, with its first enrolment code unless code is nil, whose ClientID and Generation are
+// set here. It returns the client as stored: Generation is 1, or one more than that of the removed client which had the
+// id. Errors: ErrExists, a ReservedError, a NameTakenError.
+func (s *Store) AddClient(ctx context.Context, client Client, code *Code) (Client, error) {
+	if client.ID == "" {
+		return Client{}, errors.New("a client needs an id")
+	}
+	err := s.change(ctx, func(c *change) error {
+		previous, err := c.lockClient(client.ID)
+		if err != nil && !errors.Is(err, ErrNotFound) {
+			return err
+		}
+		if err == nil {
+			if err := s.checkReserved(c, previous); err != nil {
+				return err
+			}
+		}
+		client = s.newClient(client, previous.Generation+1)
+		if err := c.writeClient(client); err != nil {
+			return err
+		}
+		if code == nil {
+			return nil
+		}
+		first := *code
+		first.ClientID, first.Generation = client.ID, client.Generation
+		return s.addCode(c, first)
+	})
+	if err != nil {
+		return Client{}, fmt.Errorf("add client %q: %w", client.ID, err)
+	}
+	return client, nil
+}
+
+// newClient returns the client in the form in which it is stored.
+func (s *Store) newClient(client Client, generation uint64) Client {
+	client.Generation = generation
+	client.RemovedAt = time.Time{}
+	client.CreatedAt = asStored(s.now())
+	client.UpdatedAt = client.CreatedAt
+	for _, l := range []*[]string{&client.DNS, &client.IPs, &client.URIs, &client.Scopes, &client.Resources} {
+		*l = normal(*l)
+	}
+	return client
+}
+
+// normal returns a copy of l, nil when it is empty, as it will come back from the database.
+func normal(l []string) []string {
+	if len(l) == 0 {
+		return nil
+	}
+	return slices.Clone(l)
+}
+
+// checkReserved refuses the id of a live client, and of a removed one while its credentials may be valid: until its
+// last certificate and the longest token under it have expired.
+func (s *Store) checkReserved(c *change, previous Client) error {
+	if previous.RemovedAt.IsZero() {
+		return ErrExists
+	}
+	var last time.Time
+	if err := c.tx.QueryRowContext(c.ctx, queryLastExpiry, previous.ID).Scan((*moment)(&last)); err != nil {
+		return err
+	}
+	if foreign := previous.Trust != "" || previous.AuthMethod != "tls_client_auth"; foreign && last.Before(previous.RemovedAt) {
+		last = previous.RemovedAt // its certificates are not ours to know, but its tokens are
+	}
+	if last.IsZero() {
+		return nil // it never enrolled
+	}
+	if until := last.Add(s.maxLife); s.now().Before(until) {
+		return &ReservedError{ClientID: previous.ID, Until: until}
+	}
+	return nil
+}
+
+func (c *change) writeClient(client Client) error {
+	grantor := slices.Contains(client.Scopes, scopeAdmin) || slices.Contains(client.Scopes, scopeGrant)
+	n, err := c.exec("clients", upsertClient, client.ID, client.Generation, client.Disabled, moment(client.RemovedAt),
+		client.AuthMethod, client.SubjectKind, client.SubjectValue, list(client.DNS), list(client.IPs), list(client.URIs),
+		client.Usage, list(client.Scopes), list(client.Resources), int64(client.TokenTTL/time.Microsecond), client.Trust,
+		client.BuiltIn, moment(client.CreatedAt), moment(client.UpdatedAt), grantor)
+	if err != nil {
+		return err
+	}
+	if n == 0 {
+		return ErrExists
+	}
+	c.changedClient(client.ID)
+	if err := c.claimNames(client); err != nil {
+		return err
+	}
+	for _, scope := range client.Scopes {
+		if _, err := c.link(insertRef, client.ID, refScope, scope); err != nil {
+			return err
+		}
+	}
+	for _, resource := range client.Resources {
+		if _, err := c.link(insertRef, client.ID, refResource, resource); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// claimNames takes the client's names; each belongs to one client only.
+func (c *change) claimNames(client Client) error {
+	for _, names := range []struct {
+		kind   string
+		values []string
+		form   func(string) string
+	}{
+		{"dns", client.DNS, dnsForm},
+		{"ip", client.IPs, ipForm},
+		{"uri", client.URIs, strings.Clone},
+	} {
+		for _, value := range names.values {
+			if err := c.claimName(names.kind, names.form(value), value, client.ID); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (c *change) claimName(kind, form, name, id string) error {
+	n, err := c.link(insertName, kind, form, id)
+	if err != nil || n == 1 {
+		return err
+	}
+	var user string
+	if err := c.tx.QueryRowContext(c.ctx, queryNameUser, kind, form).Scan(&user); err != nil {
+		return err
+	}
+	if user == id {
+		return nil // named twice
+	}
+	return &NameTakenError{Name: name, ClientID: user}
+}
+
+// dnsForm makes names equal that name the same host (RFC 4343).
+func dnsForm(name string) string {
+	return strings.TrimSuffix(strings.ToLower(name), ".")
+}
+
+// ipForm makes spellings of one address equal; an IPv4-mapped IPv6 address is another address.
+func ipForm(ip string) string {
+	if a, err := netip.ParseAddr(ip); err == nil {
+		return a.String()
+	}
+	return ip
+}
+
+// Client returns a client, or ErrNotFound when there is none or it was removed.
+func (s *Store) Client(ctx context.Context, id string) (Client, error) {
+	client, err := scanClient(s.read.QueryRowContext(ctx, queryClient, id))
+	if err == nil && !client.RemovedAt.IsZero() {
+		err = ErrNotFound
+	}
+	if err != nil {
+		return Client{}, fmt.Errorf("client %q: %w", id, err)
+	}
+	return client, nil
+}
+
+// Clients lists at most limit clients in the order of their ids, starting behind the id after.
+func (s *Store) Clients(ctx context.Context, after string, limit int) ([]Client, error) {
+	rows, err := s.read.QueryContext(ctx, queryClients, after, limit)
+	clients, err := all(rows, err, scanClient)
+	if err != nil {
+		return nil, fmt.Errorf("list clients: %w", err)
+	}
+	return clients, nil
+}
+
+func scanClient(r row) (Client, error) {
+	var c Client
+	var ttl int64
+	err := r.Scan(&c.ID, &c.Generation, &c.Disabled, (*moment)(&c.RemovedAt), &c.AuthMethod, &c.SubjectKind,
+		&c.SubjectValue, (*list)(&c.DNS), (*list)(&c.IPs), (*list)(&c.URIs), &c.Usage, (*list)(&c.Scopes),
+		(*list)(&c.Resources), &ttl, &c.Trust, &c.BuiltIn, (*moment)(&c.CreatedAt), (*moment)(&c.UpdatedAt))
+	if errors.Is(err, sql.ErrNoRows) {
+		return Client{}, ErrNotFound
+	}
+	c.TokenTTL = time.Duration(ttl) * time.Microsecond
+	return c, err
+}
+
+// lockClient reads a client, removed or not, and keeps others from changing it until the transaction ends.
+func (c *change) lockClient(id string) (Client, error) {
+	return scanClient(c.tx.QueryRowContext(c.ctx, queryClient+forUpdate, id))
+}
+
+// liveClient is lockClient for a client that was not removed.
+func (c *change) liveClient(id string) (Client, error) {
+	client, err := c.lockClient(id)
+	if err == nil && !client.RemovedAt.IsZero() {
+		return Client{}, ErrNotFound
+	}
+	return client, err
+}
+
+// DisableClient disables a client and voids its open codes. Disabling a disabled one changes nothing. Errors:
+// ErrNotFound, ErrLastGrantor.
+func (s *Store) DisableClient(ctx context.Context, id string) error {
+	return s.changeClient(ctx, "disable", id, func(c *change, client Client) error {
+		if client.Disabled {
+			return nil
+		}
+		if err := c.keepGrantor(client); err != nil {
+			return err
+		}
+		if _, err := c.exec("codes", voidCodes, id); err != nil {
+			return err
+		}
+		return s.setDisabled(c, id, true)
+	})
+}
+
+// EnableClient enables a client. Codes that were voided stay void. Enabling an enabled one changes nothing. The error
+// is ErrNotFound.
+func (s *Store) EnableClient(ctx context.Context, id string) error {
+	return s.changeClient(ctx, "enable", id, func(c *change, client Client) error {
+		if !client.Disabled {
+			return nil
+		}
+		return s.setDisabled(c, id, false)
+	})
+}
+
+func (s *Store) setDisabled(c *change, id string, disabled bool) error {
+	_, err := c.exec("clients", setClientDisabled, id, disabled, moment(s.now()))
+	c.changedClient(id)
+	return err
+}
+
+// RemoveClient removes a client, frees its names, voids its open codes and takes it off the servers of all resources.
+// Its certificates stay in the inventory, but no longer under a current generation; its id stays reserved. Errors:
+// ErrNotFound, ErrLastGrantor.
+func (s *Store) RemoveClient(ctx context.Context, id string) error {
+	return s.changeClient(ctx, "remove", id, func(c *change, client Client) error {
+		if err := c.keepGrantor(client); err != nil {
+			return err
+		}
+		if _, err := c.exec("codes", voidCodes, id); err != nil {
+			return err
+		}
+		if _, err := c.link(deleteNames, id); err != nil {
+			return err
+		}
+		if _, err := c.link(deleteRefs, id); err != nil {
+			return err
+		}
+		if err := c.dropServer(id); err != nil {
+			return err
+		}
+		_, err := c.exec("clients", setClientRemoved, id, moment(s.now()))
+		c.changedClient(id)
+		return err
+	})
+}
+
+func (s *Store) changeClient(ctx context.Context, verb, id string, f func(*change, Client) error) error {
+	err := s.change(ctx, func(c *change) error {
+		client, err := c.liveClient(id)
+		if err != nil {
+			return err
+		}
+		return f(c, client)
+	})
+	if err != nil {
+		return fmt.Errorf("%s client %q: %w", verb, id, err)
+	}
+	return nil
+}
+
+// keepGrantor refuses to lose the last enabled client that can give administrators' scopes.
+func (c *change) keepGrantor(client Client) error {
+	rows, err := c.tx.QueryContext(c.ctx, queryGrantors+forUpdate)
+	grantors, err := all(rows, err, func(r row) (id string, err error) { return id, r.Scan(&id) })
+	if err != nil {
+		return err
+	}
+	if len(grantors) == 1 && grantors[0] == client.ID {
+		return ErrLastGrantor
+	}
+	return nil
+}

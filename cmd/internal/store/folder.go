@@ -1,0 +1,166 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package store
+
+import (
+	"bytes"
+	"crypto/rand"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+// FolderLock is held by the process that uses a data folder. The operating system releases it when the process dies.
+type FolderLock struct{ file *os.File }
+
+// Lock takes the lock of the data folder dir, which is created (0700) when it is missing. It does not wait: the error
+// is ErrLocked when another process has it.
+func Lock(dir string) (*FolderLock, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make the data folder: %w", err)
+	}
+	name := filepath.Join(dir, "lock")
+	f, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock the data folder: %w", err)
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		defer f.Close()
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			return nil, fmt.Errorf("%w: %s%s", ErrLocked, dir, holder(f))
+		}
+		return nil, fmt.Errorf("lock %s: %w", name, err)
+	}
+	// The number only helps whoever reads the error; the lock does not depend on it.
+	if f.Truncate(0) == nil {
+		_, _ = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
+	}
+	return &FolderLock{f}, nil
+}
+
+func holder(f *os.File) string {
+	b, err := io.ReadAll(io.LimitReader(f, 32))
+	pid, convErr := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil || convErr != nil {
+		return ""
+	}
+	return fmt.Sprintf(" (process %d)", pid)
+}
+
+// Unlock releases the folder. The file stays: removing it would let two processes lock two files of one name.
+func (l *FolderLock) Unlock() error { return l.file.Close() }
+
+// KEKSource says where the key-encryption key comes from; the zero value is the file "kek" in the data folder.
+type KEKSource struct {
+	Value string // the key itself in base64, from the environment; wins over File
+	File  string // a file with it that must exist
+}
+
+// maxKEKFile bounds what is read of a key file.
+const maxKEKFile = 256
+
+// LoadKEK returns the key-encryption key, 32 bytes. Without a source it is in dir/kek, which is made only when the
+// database dbPath does not exist yet: a new key beside an old database could open nothing. Errors name the file and
+// never its contents.
+func LoadKEK(dir, dbPath string, src KEKSource) ([]byte, error) {
+	switch {
+	case src.Value != "":
+		key, err := decodeKEK([]byte(src.Value))
+		if err != nil {
+			return nil, fmt.Errorf("the key-encryption key in the environment: %w", err)
+		}
+		return key, nil
+	case src.File != "":
+		return readKEK(src.File)
+	}
+	name := filepath.Join(dir, "kek")
+	key, err := readKEK(name)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return key, err
+	}
+	found, statErr := exists(dbPath)
+	if statErr != nil {
+		return nil, statErr
+	}
+	if found {
+		return nil, fmt.Errorf("the key-encryption key %s is missing, but the database %s is there: put back the key that belongs to it",
+			name, dbPath)
+	}
+	return makeKEK(dir, name)
+}
+
+func readKEK(name string) ([]byte, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, fmt.Errorf("read the key-encryption key: %w", err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("the key-encryption key %s is not a regular file", name)
+	}
+	if perm := info.Mode().Perm(); perm&0o077 != 0 {
+		return nil, fmt.Errorf("the key-encryption key %s can be read by other users (mode %04o): chmod 600 %s", name, perm, name)
+	}
+	text, err := io.ReadAll(io.LimitReader(f, maxKEKFile+1))
+	if err != nil {
+		return nil, fmt.Errorf("read the key-encryption key %s: %w", name, err)
+	}
+	key, err := decodeKEK(text)
+	if err != nil {
+		return nil, fmt.Errorf("the key-encryption key %s: %w", name, err)
+	}
+	return key, nil
+}
+
+// decodeKEK never quotes its input.
+func decodeKEK(text []byte) ([]byte, error) {
+	if len(text) > maxKEKFile {
+		return nil, errors.New("too long: it must be 32 bytes in base64")
+	}
+	text = bytes.TrimSpace(text)
+	if len(text) == 0 {
+		return nil, errors.New("empty: it must be 32 bytes in base64")
+	}
+	key, err := base64.StdEncoding.Strict().DecodeString(string(text))
+	if err != nil || len(key) != kekSize {
+		return nil, errors.New("damaged or truncated: it must be 32 bytes in base64")
+	}
+	return key, nil
+}
+
+// makeKEK writes a new key beside its place and renames it, so that a crash never leaves half of one.
+func makeKEK(dir, name string) ([]byte, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make the data folder: %w", err)
+	}
+	key := make([]byte, kekSize)
+	rand.Read(key)
+	draft := name + ".new"
+	if err := os.Remove(draft); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("make the key-encryption key: %w", err)
+	}
+	f, err := os.OpenFile(draft, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("make the key-encryption key: %w", err)
+	}
+	_, err = f.WriteString(base64.StdEncoding.EncodeToString(key) + "\n")
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return nil, fmt.Errorf("write the key-encryption key %s: %w", draft, err)
+	}
+	if err := os.Rename(draft, name); err != nil {
+		return nil, fmt.Errorf("make the key-encryption key: %w", err)
+	}
+	return key, syncFolder(dir)
+}

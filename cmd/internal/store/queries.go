@@ -1,0 +1,113 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package store
+
+// Every query but the migrations, in SQL that SQLite and PostgreSQL both read.
+const (
+	querySchemaVersion  = `SELECT version FROM schema_version`
+	createSchemaVersion = `CREATE TABLE schema_version (version INTEGER NOT NULL)`
+	insertSchemaVersion = `INSERT INTO schema_version (version) VALUES ($1)`
+	updateSchemaVersion = `UPDATE schema_version SET version = $1`
+
+	insertState   = `INSERT INTO state (id, version, crl_number, kek_check) VALUES (1, 0, 0, $1)`
+	queryKEKCheck = `SELECT kek_check FROM state WHERE id = 1`
+	queryVersion  = `SELECT version FROM state WHERE id = 1`
+	bumpVersion   = `UPDATE state SET version = version + 1 WHERE id = 1 RETURNING version`
+	bumpCRLNumber = `UPDATE state SET crl_number = crl_number + 1 WHERE id = 1 RETURNING crl_number`
+
+	querySetting  = `SELECT value FROM settings WHERE name = $1`
+	insertSetting = `INSERT INTO settings (name, value) VALUES ($1, $2) ON CONFLICT DO NOTHING`
+
+	upsertKey = `INSERT INTO sealed_keys (purpose, id, key_state, algorithm, chain, sealed, seal_version, created_at)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+		ON CONFLICT (purpose, id) DO UPDATE SET key_state = excluded.key_state, algorithm = excluded.algorithm,
+			chain = excluded.chain, sealed = excluded.sealed, seal_version = excluded.seal_version,
+			created_at = excluded.created_at, version = NULL`
+	queryKeys = `SELECT id, key_state, algorithm, chain, sealed, seal_version, created_at FROM sealed_keys
+		WHERE purpose = $1 ORDER BY created_at, id`
+	deleteKey = `DELETE FROM sealed_keys WHERE purpose = $1 AND id = $2`
+
+	clientColumns = `id, generation, disabled, removed_at, auth_method, subject_kind, subject_value, dns, ips, uris,
+		cert_usage, scopes, resources, token_ttl, trust, built_in, created_at, updated_at`
+	queryClient  = `SELECT ` + clientColumns + ` FROM clients WHERE id = $1`
+	queryClients = `SELECT ` + clientColumns + ` FROM clients WHERE removed_at IS NULL AND id > $1 ORDER BY id LIMIT $2`
+	upsertClient = `INSERT INTO clients (` + clientColumns + `, grantor)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)
+		ON CONFLICT (id) DO UPDATE SET generation = excluded.generation, disabled = excluded.disabled,
+			removed_at = excluded.removed_at, auth_method = excluded.auth_method, subject_kind = excluded.subject_kind,
+			subject_value = excluded.subject_value, dns = excluded.dns, ips = excluded.ips, uris = excluded.uris,
+			cert_usage = excluded.cert_usage, scopes = excluded.scopes, resources = excluded.resources,
+			token_ttl = excluded.token_ttl, trust = excluded.trust, built_in = excluded.built_in,
+			created_at = excluded.created_at, updated_at = excluded.updated_at, grantor = excluded.grantor,
+			version = NULL
+		WHERE clients.removed_at IS NOT NULL`
+	setClientDisabled = `UPDATE clients SET disabled = $2, updated_at = $3, version = NULL WHERE id = $1`
+	setClientRemoved  = `UPDATE clients SET removed_at = $2, updated_at = $2, grantor = FALSE, version = NULL WHERE id = $1`
+	queryGrantors     = `SELECT id FROM clients WHERE grantor AND removed_at IS NULL AND NOT disabled`
+	queryLastExpiry   = `SELECT max(not_after) FROM certificates WHERE client_id = $1`
+
+	insertName    = `INSERT INTO client_names (kind, name, client_id) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`
+	queryNameUser = `SELECT client_id FROM client_names WHERE kind = $1 AND name = $2`
+	deleteNames   = `DELETE FROM client_names WHERE client_id = $1`
+	insertRef     = `INSERT INTO client_refs (client_id, kind, value) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`
+	queryRefUsers = `SELECT client_id FROM client_refs WHERE kind = $1 AND value = $2 ORDER BY client_id LIMIT 10`
+	deleteRefs    = `DELETE FROM client_refs WHERE client_id = $1`
+
+	codeColumns = `id, client_id, generation, public_key, created_at, expires_at, used_at, used_key, certificate, void`
+	queryCode   = `SELECT ` + codeColumns + ` FROM codes WHERE id = $1`
+	insertCode  = `INSERT INTO codes (` + codeColumns + `) VALUES ($1, $2, $3, $4, $5, $6, NULL, NULL, NULL, FALSE)`
+	voidCodes   = `UPDATE codes SET void = TRUE, version = NULL WHERE client_id = $1 AND used_at IS NULL AND NOT void`
+	useCode     = `UPDATE codes SET used_at = $2, used_key = $3, certificate = $4, version = NULL
+		WHERE id = $1 AND used_at IS NULL AND NOT void`
+
+	certificateColumns = `thumbprint, serial, client_id, generation, not_before, not_after, key_hash, der, renewed_from,
+		revoked_at, reason, created_at`
+	selectCertificate      = `SELECT ` + certificateColumns + ` FROM certificates `
+	queryCertificate       = selectCertificate + `WHERE thumbprint = $1`
+	queryCertificateSerial = selectCertificate + `WHERE serial = $1`
+	// The first argument is a client or ''; the second is the serial number to start behind, or ''.
+	queryCertificates = selectCertificate + `WHERE ($1 = '' OR client_id = $1) AND ($2 = '' OR
+		(created_at, serial) > (SELECT a.created_at, a.serial FROM certificates a WHERE a.serial = $2))
+		ORDER BY created_at, serial LIMIT $3`
+	queryChild = selectCertificate + `WHERE renewed_from = $1 AND key_hash = $2 AND revoked_at IS NULL
+		AND not_after >= $3 ORDER BY created_at, serial LIMIT 1`
+	queryClientCertificates = selectCertificate + `WHERE client_id = $1 AND not_after >= $2 ORDER BY created_at, serial`
+	// UNION, not UNION ALL: a row that is already there is not followed again, so that nothing can loop.
+	queryFamily = `WITH RECURSIVE family (thumbprint) AS (
+			SELECT thumbprint FROM certificates WHERE thumbprint = $1
+			UNION
+			SELECT c.thumbprint FROM certificates c JOIN family f ON c.renewed_from = f.thumbprint)
+		` + selectCertificate + `WHERE thumbprint IN (SELECT thumbprint FROM family) ORDER BY created_at, serial`
+	queryRevoked = selectCertificate + `WHERE revoked_at IS NOT NULL AND not_after > $1 ORDER BY serial`
+
+	insertCertificate = `INSERT INTO certificates (` + certificateColumns + `)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, NULL, 0, $10)`
+	revokeCertificate = `UPDATE certificates SET revoked_at = $2, reason = $3, version = NULL
+		WHERE thumbprint = $1 AND revoked_at IS NULL`
+
+	insertBlockedKey = `INSERT INTO blocked_keys (key_hash, created_at) VALUES ($1, $2) ON CONFLICT DO NOTHING`
+	queryBlockedKey  = `SELECT count(*) FROM blocked_keys WHERE key_hash = $1`
+	queryKeyOwner    = `SELECT client_id FROM certificates WHERE key_hash = $1 ORDER BY created_at, serial LIMIT 1`
+
+	resourceColumns = `uri, scopes, servers, built_in, created_at`
+	queryResource   = `SELECT ` + resourceColumns + ` FROM resources WHERE uri = $1`
+	queryResources  = `SELECT ` + resourceColumns + ` FROM resources ORDER BY uri`
+	insertResource  = `INSERT INTO resources (` + resourceColumns + `) VALUES ($1, $2, $3, $4, $5)`
+	setServers      = `UPDATE resources SET servers = $2, version = NULL WHERE uri = $1`
+	deleteResource  = `DELETE FROM resources WHERE uri = $1`
+
+	queryStats = `SELECT
+		(SELECT count(*) FROM clients WHERE removed_at IS NULL AND NOT disabled),
+		(SELECT count(*) FROM clients WHERE removed_at IS NULL AND disabled),
+		(SELECT count(*) FROM resources),
+		(SELECT count(*) FROM certificates WHERE revoked_at IS NULL AND not_after >= $1),
+		(SELECT count(*) FROM certificates WHERE revoked_at IS NOT NULL AND not_after >= $1),
+		(SELECT count(*) FROM codes WHERE used_at IS NULL AND NOT void AND expires_at > $1),
+		version FROM state WHERE id = 1`
+)
+
+// stampQuery returns the statement that gives the changed rows of a table their version.
+func stampQuery(table string) string {
+	return `UPDATE ` + table + ` SET version = $1 WHERE version IS NULL`
+}
