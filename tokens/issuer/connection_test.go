@@ -1,0 +1,255 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package issuer
+
+import (
+	"crypto/tls"
+	"net/http"
+	"net/http/httptrace"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/certbound/certbound/mtls"
+	"github.com/certbound/certbound/mtls/mtlstest"
+	"github.com/certbound/certbound/tokens"
+)
+
+// protocol is one way of reaching the server.
+type protocol struct {
+	name string
+	tls  uint16
+	http string
+}
+
+var protocols = []protocol{
+	{"TLS1.2/HTTP1.1", tls.VersionTLS12, "HTTP/1.1"},
+	{"TLS1.2/HTTP2", tls.VersionTLS12, "HTTP/2.0"},
+	{"TLS1.3/HTTP1.1", tls.VersionTLS13, "HTTP/1.1"},
+	{"TLS1.3/HTTP2", tls.VersionTLS13, "HTTP/2.0"},
+}
+
+// changes are what may happen to a client between two of its requests, each with the reason that is recorded.
+var changes = []struct {
+	name, reason string
+	change       func(t *testing.T, s *service, cert tls.Certificate)
+}{
+	{"revoked", "certificate_revoked", func(_ *testing.T, s *service, cert tls.Certificate) {
+		s.registry.changeCertificate(cert, func(c *Certificate) { c.Revoked = true })
+	}},
+	{"expired", "certificate_expired", func(_ *testing.T, s *service, _ tls.Certificate) { s.advance(2 * time.Hour) }},
+	{"expired in the inventory", "certificate_expired", func(_ *testing.T, s *service, cert tls.Certificate) {
+		s.registry.changeCertificate(cert, func(c *Certificate) { c.NotAfter = time.Now().Add(-time.Minute) })
+	}},
+	{"before its time", "certificate_not_yet_valid", func(_ *testing.T, s *service, _ tls.Certificate) {
+		s.advance(-2 * time.Hour)
+	}},
+	{"not in the inventory", "certificate_unknown", func(_ *testing.T, s *service, cert tls.Certificate) {
+		s.registry.change(func(r *registry) { delete(r.certificates, mtls.ThumbprintOf(cert.Leaf)) })
+	}},
+	{"client disabled", "client_disabled", func(_ *testing.T, s *service, _ tls.Certificate) {
+		s.registry.changeClient("payments", func(c *Client) { c.Disabled = true })
+	}},
+	{"client removed", "unknown_client", func(_ *testing.T, s *service, _ tls.Certificate) {
+		s.registry.change(func(r *registry) { delete(r.clients, "payments") })
+	}},
+	{"client registered again", "certificate_of_another_generation", func(_ *testing.T, s *service, _ tls.Certificate) {
+		s.registry.changeClient("payments", func(c *Client) { c.Generation++ })
+	}},
+	{"authority removed", "certificate_untrusted", func(t *testing.T, s *service, _ tls.Certificate) {
+		other := mtlstest.NewCA(t, "another").Anchors(t)
+		s.registry.changeClient("payments", func(c *Client) { c.Anchors = other })
+	}},
+	{"subject changed", "subject_mismatch", func(t *testing.T, s *service, _ tls.Certificate) {
+		other, err := mtls.ParseSubject(mtls.SANURI, "spiffe://test.example/client/other")
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.registry.changeClient("payments", func(c *Client) { c.Subject = other })
+	}},
+}
+
+// dial returns a client that speaks exactly this protocol, with a session cache of its own.
+func (s *service) dial(t *testing.T, cert tls.Certificate, p protocol) (*http.Client, *http.Transport) {
+	t.Helper()
+	kp, err := mtls.NewKeyPair(cert)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := mtls.ClientConfig(kp, s.ca.Pool())
+	cfg.MinVersion, cfg.MaxVersion = p.tls, p.tls
+	transport := &http.Transport{TLSClientConfig: cfg, ForceAttemptHTTP2: p.http == "HTTP/2.0"}
+	t.Cleanup(transport.CloseIdleConnections)
+	return &http.Client{Transport: transport, Timeout: 30 * time.Second}, transport
+}
+
+// exchange sends a token request and reports whether it went over a connection that was already open, and whether the
+// connection's TLS session was resumed.
+func (s *service) exchange(t *testing.T, hc *http.Client, p protocol) (a answer, reused, resumed bool) {
+	t.Helper()
+	r := request(t, s.mtlsURL+TokenPath, ask("payments"))
+	trace := &httptrace.ClientTrace{
+		GotConn: func(i httptrace.GotConnInfo) {
+			reused = i.Reused
+			if c, ok := i.Conn.(*tls.Conn); ok {
+				resumed = c.ConnectionState().DidResume
+				if v := c.ConnectionState().Version; v != p.tls {
+					t.Errorf("TLS version %x, want %x", v, p.tls)
+				}
+			}
+		},
+	}
+	a = do(t, hc, r.WithContext(httptrace.WithClientTrace(r.Context(), trace)))
+	if a.proto != p.http {
+		t.Errorf("protocol %s, want %s", a.proto, p.http)
+	}
+	return a, reused, resumed
+}
+
+// TLS-08, TLS-09: RFC 8705, Section 2: who the client is is judged at every request: whatever changes after the first
+// request on a connection refuses the second on that very connection.
+func TestRFC8705_2_JudgedOnKeptAliveConnection(t *testing.T) {
+	t.Parallel()
+	for _, p := range protocols {
+		for _, c := range changes {
+			t.Run(p.name+"/"+c.name, func(t *testing.T) {
+				t.Parallel()
+				s := newService(t)
+				cert := s.enrol(t, "payments")
+				hc, _ := s.dial(t, cert, p)
+				a, _, _ := s.exchange(t, hc, p)
+				a.wantToken(t)
+				c.change(t, s, cert)
+				a, reused, _ := s.exchange(t, hc, p)
+				if !reused {
+					t.Fatal("the connection was not kept alive, so nothing is shown")
+				}
+				a.want(t, http.StatusUnauthorized, tokens.CodeInvalidClient)
+				if got := s.journal.last(t).Reason; got != c.reason {
+					t.Errorf("reason %s, want %s", got, c.reason)
+				}
+			})
+		}
+	}
+}
+
+// TLS-07: RFC 8446, Section 2.2; RFC 5246, Section 7.3: a resumed session carries the certificate of the first
+// handshake, and it is judged anew.
+func TestRFC8446_2_2_JudgedOnResumedSession(t *testing.T) {
+	t.Parallel()
+	for _, p := range protocols {
+		for _, c := range changes {
+			t.Run(p.name+"/"+c.name, func(t *testing.T) {
+				t.Parallel()
+				s := newService(t)
+				cert := s.enrol(t, "payments")
+				hc, transport := s.dial(t, cert, p)
+				a, _, _ := s.exchange(t, hc, p)
+				a.wantToken(t)
+				c.change(t, s, cert)
+				transport.CloseIdleConnections()
+				a, reused, resumed := s.exchange(t, hc, p)
+				if reused || !resumed {
+					t.Fatalf("reused %v, resumed %v: nothing is shown", reused, resumed)
+				}
+				a.want(t, http.StatusUnauthorized, tokens.CodeInvalidClient)
+				if got := s.journal.last(t).Reason; got != c.reason {
+					t.Errorf("reason %s, want %s", got, c.reason)
+				}
+			})
+		}
+	}
+}
+
+// Without a change, both ways lead to another token, or the two tests above would show nothing.
+func TestUnchangedClientIsServedAgain(t *testing.T) {
+	t.Parallel()
+	for _, p := range protocols {
+		t.Run(p.name, func(t *testing.T) {
+			t.Parallel()
+			s := newService(t)
+			hc, transport := s.dial(t, s.enrol(t, "payments"), p)
+			for range 2 {
+				a, _, _ := s.exchange(t, hc, p)
+				a.wantToken(t)
+			}
+			transport.CloseIdleConnections()
+			a, _, resumed := s.exchange(t, hc, p)
+			if a.wantToken(t); !resumed {
+				t.Error("the session was not resumed")
+			}
+		})
+	}
+}
+
+// TLS-09, AT-14: RFC 5280, Section 4.1.2.5: the certificate counts up to its last second, and a token is not given for
+// less than one.
+func TestRFC5280_4_1_2_5_LastSecond(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	peer := mtlstest.PeerOf(s.enrol(t, "payments"))
+	end := peer.Certificate().NotAfter
+	now := end
+	s.now = func() time.Time { return now }
+	for left, want := range map[time.Duration]time.Duration{
+		time.Minute: time.Minute, 1500 * time.Millisecond: 2 * time.Second, time.Second: time.Second,
+	} {
+		now = end.Add(-left)
+		response, err := s.Issue(t.Context(), Request{GrantType: ClientCredentials, ClientID: "payments", Peer: peer})
+		if err != nil {
+			t.Fatalf("%v left: %v", left, err)
+		}
+		claims := part(t, response.AccessToken, 1)
+		if response.ExpiresIn != want || claims["exp"] != jsonNumber(end.Unix()) {
+			t.Errorf("%v left: expires_in %v, exp %v, want %v, %v", left, response.ExpiresIn, claims["exp"], want, end.Unix())
+		}
+	}
+	for left, reason := range map[time.Duration]string{
+		time.Second - 1: "certificate_expiring", 0: "certificate_expiring", -1: "certificate_expired",
+	} {
+		now = end.Add(-left)
+		_, err := s.Issue(t.Context(), Request{GrantType: ClientCredentials, ClientID: "payments", Peer: peer})
+		wantError(t, err, tokens.CodeInvalidClient, reason)
+	}
+}
+
+// TLS-14: RFC 9113, Section 9.1.1: requests of two connections, interleaved and multiplexed, each see their own
+// certificate, under HTTP/1.1 and HTTP/2 alike.
+func TestRFC9113_9_1_1_IdentityPerConnection(t *testing.T) {
+	t.Parallel()
+	for _, p := range protocols {
+		t.Run(p.name, func(t *testing.T) {
+			t.Parallel()
+			s := newService(t)
+			var wg sync.WaitGroup
+			for _, id := range []string{"payments", "orders", "stock"} {
+				cert := s.enrol(t, id)
+				hc, _ := s.dial(t, cert, p)
+				want := mtls.ThumbprintOf(cert.Leaf).String()
+				for range 8 {
+					wg.Go(func() {
+						res, err := hc.Do(request(t, s.mtlsURL+TokenPath, ask(id)))
+						if err != nil {
+							t.Error(err)
+							return
+						}
+						a := answer{status: res.StatusCode, header: res.Header, body: readAll(t, res)}
+						a.check(t)
+						if a.status != http.StatusOK {
+							t.Errorf("%s: %d %s", id, a.status, strings.TrimSpace(a.body))
+							return
+						}
+						claims := part(t, a.Token, 1)
+						cnf, _ := claims["cnf"].(map[string]any)
+						if claims["sub"] != id || cnf["x5t#S256"] != want {
+							t.Errorf("%s got the token of %v bound to %v", id, claims["sub"], cnf)
+						}
+					})
+				}
+			}
+			wg.Wait()
+		})
+	}
+}
