@@ -5,10 +5,11 @@ package issuer
 
 import (
 	"crypto/tls"
+	"encoding/json"
+	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptrace"
-	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -223,33 +224,53 @@ func TestRFC9113_9_1_1_IdentityPerConnection(t *testing.T) {
 		t.Run(p.name, func(t *testing.T) {
 			t.Parallel()
 			s := newService(t)
-			var wg sync.WaitGroup
-			for _, id := range []string{"payments", "orders", "stock"} {
+			type result struct {
+				id, thumbprint, body string
+				err                  error
+			}
+			const clients, each = 3, 8
+			results := make(chan result, clients*each)
+			for i := range clients {
+				id := fmt.Sprint("client-", i)
 				cert := s.enrol(t, id)
 				hc, _ := s.dial(t, cert, p)
-				want := mtls.ThumbprintOf(cert.Leaf).String()
-				for range 8 {
-					wg.Go(func() {
-						res, err := hc.Do(request(t, s.mtlsURL+TokenPath, ask(id)))
-						if err != nil {
-							t.Error(err)
-							return
-						}
-						a := answer{status: res.StatusCode, header: res.Header, body: readAll(t, res)}
-						a.check(t)
-						if a.status != http.StatusOK {
-							t.Errorf("%s: %d %s", id, a.status, strings.TrimSpace(a.body))
-							return
-						}
-						claims := part(t, a.Token, 1)
-						cnf, _ := claims["cnf"].(map[string]any)
-						if claims["sub"] != id || cnf["x5t#S256"] != want {
-							t.Errorf("%s got the token of %v bound to %v", id, claims["sub"], cnf)
-						}
-					})
+				for range each {
+					r := request(t, s.mtlsURL+TokenPath, ask(id))
+					go func() {
+						body, err := fetch(hc, r)
+						results <- result{id, mtls.ThumbprintOf(cert.Leaf).String(), body, err}
+					}()
 				}
 			}
-			wg.Wait()
+			for range clients * each {
+				got := <-results
+				if got.err != nil {
+					t.Fatal(got.err)
+				}
+				a := answer{status: http.StatusOK}
+				if err := json.Unmarshal([]byte(got.body), &a); err != nil {
+					t.Fatal(err)
+				}
+				claims := part(t, a.Token, 1)
+				cnf, _ := claims["cnf"].(map[string]any)
+				if claims["sub"] != got.id || cnf["x5t#S256"] != got.thumbprint {
+					t.Errorf("%s got the token of %v bound to %v", got.id, claims["sub"], cnf)
+				}
+			}
 		})
 	}
+}
+
+// fetch returns the body of a successful answer; unlike do it may run on any goroutine.
+func fetch(hc *http.Client, r *http.Request) (string, error) {
+	res, err := hc.Do(r)
+	if err != nil {
+		return "", err
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	if err == nil && res.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s: %s", res.Status, body)
+	}
+	return string(body), err
 }

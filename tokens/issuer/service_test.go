@@ -405,13 +405,3 @@ func keysOf(m map[string]any) []string {
 func formPair(name, value string) string { return url.QueryEscape(name) + "=" + url.QueryEscape(value) }
 
 func jsonNumber(n int64) json.Number { return json.Number(strconv.FormatInt(n, 10)) }
-
-func readAll(t *testing.T, res *http.Response) string {
-	t.Helper()
-	defer res.Body.Close()
-	body, err := io.ReadAll(res.Body)
-	if err != nil {
-		t.Error(err)
-	}
-	return string(body)
-}
