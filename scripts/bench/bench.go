@@ -169,7 +169,7 @@ func tokenEndpoint(service *process) (*url.URL, error) {
 	if !ok || err != nil {
 		return nil, fmt.Errorf("the service does not say where it is: %q", service.ready)
 	}
-	return endpoint.JoinPath("oauth2", "token"), nil
+	return endpoint.ResolveReference(&url.URL{Path: "/oauth2/token"}), nil
 }
 
 // compare measures every mode in rounds that alternate between the targets, and prints medians.

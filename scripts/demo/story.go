@@ -29,7 +29,8 @@ type story struct {
 	service, ledger *process
 	tokenURL        string // the token endpoint, as the service's metadata names it
 	entriesURL      string // the path of the resource server that needs a token
-	token           string // of payments, bound to its first certificate
+	token           string // of payments
+	tokenName       string // on the screen
 	payments        *caller
 }
 
@@ -109,7 +110,7 @@ func (s *story) add(ctx context.Context, line string) error {
 func (s *story) post(ctx context.Context, c *caller, to, token string, form url.Values, status int, code string) (answer, error) {
 	with := ""
 	if token != "" {
-		with = ", with the token of payments"
+		with = ", with " + s.tokenName
 	}
 	s.screen.act("POST %s   as %s%s", to, c.who, with)
 	a, err := c.post(ctx, to, token, form)
@@ -220,12 +221,14 @@ func (s *story) getToken(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	s.tokenName = "the token of payments"
 	s.screen.say(s.token)
 	if strings.Count(s.token, ".") != 2 {
 		return errors.New("that is no token")
 	}
-	s.screen.act("echo $TOKEN | certbound inspect - --cert payments/cert.pem")
-	text, err := s.runQuietly(ctx, "certbound inspect - --cert payments/cert.pem", s.token)
+	inspect := "certbound inspect - --profile payments"
+	s.screen.act("echo $TOKEN | %s", inspect)
+	text, err := s.runQuietly(ctx, inspect, s.token)
 	s.screen.say(text)
 	if err != nil {
 		return err
@@ -285,6 +288,7 @@ func (s *story) renew(ctx context.Context) error {
 	before := s.payments
 	defer before.close()
 	s.payments = renewed
+	before.who, renewed.who, s.tokenName = "payments (old certificate)", "payments (new certificate)", "the old token"
 
 	_, err = s.post(ctx, renewed, s.entriesURL, s.token, nil, http.StatusUnauthorized, "invalid_token")
 	if err != nil {
@@ -305,6 +309,7 @@ func (s *story) renew(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	s.tokenName = "the new token"
 	if _, err := s.post(ctx, renewed, s.entriesURL, s.token, nil, http.StatusOK, ""); err != nil {
 		return err
 	}
