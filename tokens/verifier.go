@@ -99,7 +99,7 @@ func (v *Verifier) Audience() string { return v.audience }
 //
 // It blocks as long as Keys does, until ctx is done. Safe for concurrent use.
 func (v *Verifier) Verify(ctx context.Context, raw string, peer *mtls.Peer) (*Claims, error) {
-	if peer == nil { // before any work on what a stranger sent
+	if peer.Certificate() == nil { // before any work on what a stranger sent
 		return nil, invalid("no_certificate", mtls.ErrNoCertificate)
 	}
 	token, err := jose.Parse(raw) // judges the size first
