@@ -2,14 +2,20 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package audit writes the journal of decisions: what was granted or refused, to whom and why, one JSON object a line,
-// in a file that is only appended to. It is for the program, which hands every decision here before the answer leaves.
+// in files that are only appended to. It is for the program, which hands every decision here before the answer leaves.
 //
-// An event that could not be written is an error, and the caller refuses what it was about to grant. A line is whole or
-// absent. The package holds no tokens, codes or keys: its callers give identifiers only.
+// An event that could not be written is an error, and the caller refuses what it was about to grant. A line is whole,
+// or it is not there. The package is given identifiers only: no tokens, codes or keys.
 package audit
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
 	"time"
 )
 
@@ -19,8 +25,17 @@ const (
 	Refused = "refused"
 )
 
-// Event is one decision. Empty members are left out of the line. Strings are bounded: what is longer than
-// MaxString bytes is cut, and the line says "truncated":true.
+// The bounds of one line.
+const (
+	MaxString = 2048 // bytes of a string; what is longer is cut at a character
+	MaxList   = 64   // entries of a list or of Detail
+)
+
+// ErrClosed says that the journal was closed.
+var ErrClosed = errors.New("the journal is closed")
+
+// Event is one decision. Empty members are left out of its line. What exceeds MaxString or MaxList is cut, and the line
+// says "truncated":true; bytes that are no UTF-8 become U+FFFD.
 type Event struct {
 	Time        time.Time         // zero: now
 	ID          string            // empty: made by the journal from its start and a sequence number
@@ -35,20 +50,145 @@ type Event struct {
 	TokenID     string            // jti
 	Serial      string            // of the certificate issued or revoked, decimal
 	Resource    string            // URI of the resource that the decision is about
-	Scope       []string          // at most MaxList entries are written
-	Audience    []string          // likewise
+	Scope       []string          // granted or asked for
+	Audience    []string          // of the token
 	Expires     time.Time         // of the token, code or certificate
-	Detail      map[string]string // anything else; keys in order, at most MaxList entries
+	Detail      map[string]string // anything else; written in the order of its keys
+}
+
+// segment is what the journal needs of an *os.File.
+type segment interface {
+	Write(p []byte) (int, error)
+	Truncate(size int64) error
+	Close() error
 }
 
 // Log is an open journal. It is safe for concurrent use.
-type Log struct{}
+type Log struct {
+	mu     sync.Mutex
+	file   segment // nil once closed
+	size   int64   // of the file, up to the end of its last whole line
+	torn   bool    // the file ends with half a line that could not be taken back
+	prefix string  // of the ids of this segment's events
+	next   uint64
+	line   []byte // reused: only one line is built at a time
+	now    func() time.Time
+}
 
-// Open makes a new segment in the folder dir, which is created (0700) when it is missing.
-func Open(dir string) (*Log, error) { return nil, nil }
+// Open begins a new segment, audit-<start>.jsonl (0600), in the folder dir, which is created (0700) when it is missing.
+// Earlier segments are left as they are: a line that a crash cut off stays the last of its file.
+func Open(dir string) (*Log, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("open the journal: %w", err)
+	}
+	start := time.Now().UTC()
+	for {
+		prefix := start.Format("20060102T150405.000000Z")
+		f, err := os.OpenFile(filepath.Join(dir, "audit-"+prefix+".jsonl"), os.O_CREATE|os.O_EXCL|os.O_WRONLY|os.O_APPEND, 0o600)
+		if errors.Is(err, os.ErrExist) {
+			start = start.Add(time.Microsecond) // a clock that was set back, or a coarse one
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("open the journal: %w", err)
+		}
+		if err := syncFolder(dir); err != nil {
+			return nil, errors.Join(fmt.Errorf("open the journal: %w", err), f.Close())
+		}
+		return &Log{file: f, prefix: prefix + "-", now: time.Now}, nil
+	}
+}
 
-// Record appends one line.
-func (l *Log) Record(ctx context.Context, e Event) error { return nil }
+// syncFolder makes the new file's name survive a crash.
+func syncFolder(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
 
-// Close closes the segment; Record fails from then on.
-func (l *Log) Close() error { return nil }
+// Record appends the event as one line, with one write. It does not wait for the disk. It ignores ctx's end: a decision
+// that was made is recorded even when its caller has left. After an error nothing of the event is in the journal, and
+// the caller must refuse; the next Record tries again.
+func (l *Log) Record(_ context.Context, e Event) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.file == nil {
+		return fmt.Errorf("record %s: %w", e.Name, ErrClosed)
+	}
+	l.line = l.line[:0]
+	if l.torn {
+		l.line = append(l.line, '\n')
+	}
+	l.line = l.appendEvent(l.line, &e)
+	n, err := l.file.Write(l.line)
+	if err == nil {
+		l.size += int64(n)
+		l.torn = false
+		return nil
+	}
+	l.takeBack(n)
+	return fmt.Errorf("record %s: %w", e.Name, err)
+}
+
+// takeBack removes the n bytes of a line that could not be written whole. If even that fails, the next line begins on
+// a line of its own, and readers find one line that is no JSON.
+func (l *Log) takeBack(n int) {
+	if n <= 0 || l.file.Truncate(l.size) == nil {
+		return
+	}
+	l.size += int64(n)
+	l.torn = true
+}
+
+// Close closes the segment; Record fails from then on. Closing twice is no error.
+func (l *Log) Close() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.file == nil {
+		return nil
+	}
+	err := l.file.Close()
+	l.file = nil
+	return err
+}
+
+// appendEvent appends the line of e, newline included.
+func (l *Log) appendEvent(b []byte, e *Event) []byte {
+	if e.Time.IsZero() {
+		e.Time = l.now()
+	}
+	w := encoder{b: append(b, '{')}
+	w.time("time", e.Time)
+	if e.ID != "" {
+		w.string("id", e.ID)
+	} else {
+		l.next++
+		w.member("id")
+		w.b = append(append(w.b, '"'), l.prefix...)
+		w.b = append(strconv.AppendUint(w.b, l.next, 10), '"')
+	}
+	w.string("event", e.Name)
+	w.string("outcome", e.Outcome)
+	w.string("reason", e.Reason)
+	w.string("client", e.Client)
+	w.string("actor", e.Actor)
+	w.string("x5t#S256", e.Thumbprint)
+	w.string("address", e.Address)
+	w.string("correlation", e.Correlation)
+	w.string("jti", e.TokenID)
+	w.string("serial", e.Serial)
+	w.string("resource", e.Resource)
+	w.list("scope", e.Scope)
+	w.list("aud", e.Audience)
+	if !e.Expires.IsZero() {
+		w.time("expires", e.Expires)
+	}
+	w.object("detail", e.Detail)
+	if w.truncated {
+		w.member("truncated")
+		w.b = append(w.b, "true"...)
+	}
+	return append(w.b, '}', '\n')
+}

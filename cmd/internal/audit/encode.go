@@ -1,0 +1,150 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package audit
+
+import (
+	"maps"
+	"slices"
+	"time"
+	"unicode/utf8"
+)
+
+// encoder appends the members of one JSON object. It is written by hand because it runs for every token: it allocates
+// nothing but the order of Detail's keys.
+type encoder struct {
+	b         []byte
+	truncated bool
+}
+
+// member begins a member.
+func (w *encoder) member(name string) {
+	if w.b[len(w.b)-1] != '{' {
+		w.b = append(w.b, ',')
+	}
+	w.b = append(w.b, '"')
+	w.b = append(w.b, name...)
+	w.b = append(w.b, '"', ':')
+}
+
+// string appends a member unless it is empty. Its name is one of ours and needs no escapes.
+func (w *encoder) string(name, value string) {
+	if value == "" {
+		return
+	}
+	w.member(name)
+	w.value(value)
+}
+
+// time appends a member in RFC 3339 with microseconds, UTC. The year is kept in four digits.
+func (w *encoder) time(name string, t time.Time) {
+	t = t.UTC()
+	if t.Year() < 0 || t.Year() > 9999 {
+		t = time.Time{}
+	}
+	w.member(name)
+	w.b = append(w.b, '"')
+	w.b = t.AppendFormat(w.b, "2006-01-02T15:04:05.000000Z")
+	w.b = append(w.b, '"')
+}
+
+func (w *encoder) list(name string, values []string) {
+	if len(values) == 0 {
+		return
+	}
+	w.member(name)
+	w.b = append(w.b, '[')
+	for i, v := range values[:w.bound(len(values))] {
+		if i > 0 {
+			w.b = append(w.b, ',')
+		}
+		w.value(v)
+	}
+	w.b = append(w.b, ']')
+}
+
+func (w *encoder) object(name string, values map[string]string) {
+	if len(values) == 0 {
+		return
+	}
+	w.member(name)
+	w.b = append(w.b, '{')
+	keys := slices.Sorted(maps.Keys(values))
+	for i, k := range keys[:w.bound(len(keys))] {
+		if i > 0 {
+			w.b = append(w.b, ',')
+		}
+		w.value(k)
+		w.b = append(w.b, ':')
+		w.value(values[k])
+	}
+	w.b = append(w.b, '}')
+}
+
+// bound returns how many of n entries are written.
+func (w *encoder) bound(n int) int {
+	if n > MaxList {
+		w.truncated = true
+	}
+	return min(n, MaxList)
+}
+
+const hex = "0123456789abcdef"
+
+// value appends a JSON string (RFC 8259, Section 7). U+2028 and U+2029 are escaped as well, since some readers take
+// them for the end of a line; so is U+007F, for terminals.
+func (w *encoder) value(s string) {
+	s = w.cut(s)
+	w.b = append(w.b, '"')
+	done := 0 // s[:done] is written
+	for i := 0; i < len(s); {
+		size := 1
+		c := rune(s[i])
+		if c >= utf8.RuneSelf {
+			c, size = utf8.DecodeRuneInString(s[i:])
+		}
+		if plain(c, size) {
+			i += size
+			continue
+		}
+		w.b = append(w.b, s[done:i]...)
+		w.escape(c)
+		i += size
+		done = i
+	}
+	w.b = append(w.b, s[done:]...)
+	w.b = append(w.b, '"')
+}
+
+// plain reports whether a character stands for itself; an invalid byte decodes to RuneError of size 1.
+func plain(c rune, size int) bool {
+	switch c {
+	case '"', '\\', 0x7f, '\u2028', '\u2029':
+		return false
+	case utf8.RuneError:
+		return size > 1
+	}
+	return c >= ' '
+}
+
+func (w *encoder) escape(c rune) {
+	switch c {
+	case '"', '\\':
+		w.b = append(w.b, '\\', byte(c))
+	default:
+		w.b = append(w.b, '\\', 'u', hex[c>>12&0xf], hex[c>>8&0xf], hex[c>>4&0xf], hex[c&0xf])
+	}
+}
+
+// cut bounds a string, at a character.
+func (w *encoder) cut(s string) string {
+	if len(s) <= MaxString {
+		return s
+	}
+	w.truncated = true
+	end := MaxString
+	for back := 0; back < utf8.UTFMax && !utf8.RuneStart(s[end]); back++ {
+		end--
+	}
+	return s[:end]
+}
