@@ -132,7 +132,7 @@ func refusesToken(resp *http.Response) bool {
 func bearerError(header string) string {
 	scheme := ""
 	for rest := header; ; {
-		rest = strings.TrimLeft(rest, " \t,")
+		rest = strings.TrimLeft(rest, " \t,=") // the equals signs end a token68
 		word, after := nextWord(rest)
 		if word == "" {
 			return ""
