@@ -4,6 +4,7 @@
 package issuer
 
 import (
+	"encoding/base64"
 	"strconv"
 	"unicode/utf8"
 
@@ -52,9 +53,9 @@ func (c *claims) appendJSON(b []byte) []byte {
 	b = append(b, `,"jti":`...)
 	b = appendString(b, c.id)
 	b = appendScope(b, c.scope)
-	b = append(b, `,"cnf":{"x5t#S256":`...)
-	b = appendString(b, c.thumbprint.String())
-	return append(b, `}}`...)
+	b = append(b, `,"cnf":{"x5t#S256":"`...)
+	b = base64.RawURLEncoding.AppendEncode(b, c.thumbprint[:])
+	return append(b, `"}}`...)
 }
 
 // appendAudience writes a string for one audience and an array for several (RFC 7519, Section 4.1.3).

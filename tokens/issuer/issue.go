@@ -237,7 +237,9 @@ func (s *Server) sign(c *claims) (string, *tokens.Error) {
 func newTokenID() string {
 	var id [16]byte
 	rand.Read(id[:]) //nolint:errcheck // never fails: the program ends when the system has no randomness
-	return base64.RawURLEncoding.EncodeToString(id[:])
+	var text [22]byte
+	base64.RawURLEncoding.Encode(text[:], id[:])
+	return string(text[:])
 }
 
 const (

@@ -112,7 +112,7 @@ func combine(chosen []*Grant, asked []string) (target, *tokens.Error) {
 	for _, g := range chosen {
 		if len(g.Scopes) > 0 && !slices.ContainsFunc(t.scope, func(s string) bool { return slices.Contains(g.Scopes, s) }) {
 			return target{}, refusal(tokens.CodeInvalidTarget, "resource_without_scope",
-				"none of the scopes asked for belongs to one of the named resources")
+				"one of the named resources knows none of the requested scopes")
 		}
 	}
 	return t, nil
@@ -144,7 +144,8 @@ func grantedScope(chosen []*Grant, asked []string) ([]string, *tokens.Error) {
 }
 
 func notGranted() *tokens.Error {
-	return refusal(tokens.CodeInvalidScope, "scope_not_granted", "a scope asked for is unknown or not granted to the client there")
+	return refusal(tokens.CodeInvalidScope, "scope_not_granted",
+		"a requested scope is unknown, or not granted to the client at this resource")
 }
 
 func holders(chosen []*Grant, scope string) int {

@@ -1,0 +1,106 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package issuer
+
+import (
+	"context"
+	"strings"
+	"testing"
+
+	"github.com/certbound/certbound/mtls"
+	"github.com/certbound/certbound/mtls/mtlstest"
+	"github.com/certbound/certbound/tokens/internal/jose"
+)
+
+// discard is a Recorder that costs nothing.
+type discard struct{}
+
+func (discard) Record(context.Context, Decision) error { return nil }
+
+// fixed is a Registry of one client that costs nothing.
+type fixed struct {
+	client      *Client
+	certificate *Certificate
+}
+
+func (f fixed) Client(context.Context, string) (*Client, error) { return f.client, nil }
+
+func (f fixed) Certificate(context.Context, mtls.Thumbprint) (*Certificate, error) {
+	return f.certificate, nil
+}
+
+// allocationsOfIssue is how much Issue may allocate beside what signing does: the chosen grant, audience, scope, token
+// id, claims and response, and four to compare the certificate's subject.
+const allocationsOfIssue = 10
+
+// The decision itself stays cheap: everything but the signature is a handful of allocations.
+func TestIssueAllocations(t *testing.T) {
+	s, r := benchmark(t)
+	ctx := t.Context()
+	issue := testing.AllocsPerRun(200, func() {
+		if _, err := s.Issue(ctx, r); err != nil {
+			t.Fatal(err)
+		}
+	})
+	payload := []byte(strings.Repeat("x", 400))
+	header := jose.Header{Algorithm: jose.ES256, KeyID: "k", Type: "at+jwt"}
+	key := s.keys.(*keyring).signing.Signer
+	sign := testing.AllocsPerRun(200, func() {
+		if _, err := jose.Sign(header, payload, key); err != nil {
+			t.Fatal(err)
+		}
+	})
+	t.Logf("Issue allocates %v times, %v of them to sign", issue, sign)
+	if issue-sign > allocationsOfIssue {
+		t.Errorf("Issue allocates %v times beside the signature, want at most %d", issue-sign, allocationsOfIssue)
+	}
+}
+
+// BenchmarkIssue measures one decision with its signature, without HTTP and without storage.
+func BenchmarkIssue(b *testing.B) {
+	s, r := benchmark(b)
+	ctx := b.Context()
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := s.Issue(ctx, r); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkSign is the part of BenchmarkIssue that no decision can save.
+func BenchmarkSign(b *testing.B) {
+	s, _ := benchmark(b)
+	key := s.keys.(*keyring).signing
+	payload := []byte(strings.Repeat("x", 400))
+	b.ReportAllocs()
+	for b.Loop() {
+		h := jose.Header{Algorithm: jose.ES256, KeyID: key.ID, Type: "at+jwt"}
+		if _, err := jose.Sign(h, payload, key.Signer); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func benchmark(tb testing.TB) (*Server, Request) {
+	tb.Helper()
+	s := newService(tb)
+	cert := s.enrol(tb, "payments")
+	peer := mtlstest.PeerOf(cert)
+	client, err := s.registry.Client(tb.Context(), "payments")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	entry, err := s.registry.Certificate(tb.Context(), peer.Thumbprint())
+	if err != nil {
+		tb.Fatal(err)
+	}
+	server, err := New(Config{
+		Issuer: s.public, MTLSURL: s.mtlsURL, Registry: fixed{client, entry}, Keys: s.keys, Recorder: discard{},
+	})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return server, Request{GrantType: ClientCredentials, ClientID: "payments", Peer: peer, Scope: []string{"read"}}
+}
