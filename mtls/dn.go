@@ -145,7 +145,7 @@ func parseAttributeType(name string) (string, error) {
 		dotted = name
 	}
 	oid, err := x509.ParseOID(dotted)
-	if err != nil {
+	if err != nil || oid.String() != dotted { // leading zeros are not in the grammar
 		return "", fmt.Errorf("unknown attribute type %q: use its object identifier", name)
 	}
 	der, err := oid.MarshalBinary()
@@ -247,27 +247,38 @@ func parseRawDN(der []byte) (distinguishedName, error) {
 	return dn, nil
 }
 
-// rawAttributes has a name ending in SET, by which encoding/asn1 knows the type.
-type rawAttributeSET []struct {
-	Type, Value asn1.RawValue
-}
+// rawSET has a name ending in SET, by which encoding/asn1 knows the type.
+type rawSET []asn1.RawValue
 
 func parseRawSet(der []byte) (relativeName, error) {
-	var set rawAttributeSET
+	var set rawSET
 	if rest, err := asn1.Unmarshal(der, &set); err != nil || len(rest) > 0 || len(set) == 0 {
 		return nil, errors.New("malformed relative name")
 	}
 	rdn := make(relativeName, 0, len(set))
 	for _, raw := range set {
-		if raw.Type.Class != asn1.ClassUniversal || raw.Type.Tag != asn1.TagOID {
-			return nil, errors.New("malformed attribute type")
+		a, err := parseRawAttribute(raw.FullBytes)
+		if err != nil {
+			return nil, err
 		}
-		a := decodeValue(raw.Value)
-		a.oid = string(raw.Type.Bytes)
 		rdn = append(rdn, a)
 	}
 	slices.SortFunc(rdn, compareAttributes)
 	return rdn, nil
+}
+
+// parseRawAttribute reads into a slice and not into a struct, for which encoding/asn1 ignores what follows.
+func parseRawAttribute(der []byte) (attribute, error) {
+	var pair []asn1.RawValue
+	if rest, err := asn1.Unmarshal(der, &pair); err != nil || len(rest) > 0 || len(pair) != 2 {
+		return attribute{}, errors.New("malformed attribute")
+	}
+	if pair[0].Class != asn1.ClassUniversal || pair[0].Tag != asn1.TagOID {
+		return attribute{}, errors.New("malformed attribute type")
+	}
+	a := decodeValue(pair[1])
+	a.oid = string(pair[0].Bytes)
+	return a, nil
 }
 
 // decodeValue returns an attribute without its type. TeletexString and UniversalString are not taken for text: what

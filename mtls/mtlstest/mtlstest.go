@@ -236,9 +236,12 @@ func parse(tb testing.TB, der []byte) *x509.Certificate {
 	return cert
 }
 
-// PeerOf returns the peer that presents cert with its chain, as a completed handshake would give it. cert.Leaf must be
-// set, as it is by Issue and SelfSigned.
+// PeerOf returns the peer that presents cert with its chain, as a completed handshake would give it; nil for an empty
+// cert. cert.Leaf must be set, as it is by Issue and SelfSigned.
 func PeerOf(cert tls.Certificate) *mtls.Peer {
+	if len(cert.Certificate) == 0 {
+		return nil
+	}
 	var intermediates []*x509.Certificate
 	for _, der := range cert.Certificate[1:] {
 		if c, err := x509.ParseCertificate(der); err == nil {
