@@ -92,6 +92,7 @@ func group(use, short string, verbs ...*cobra.Command) *cobra.Command {
 		}
 		return usagef(hint, "unknown verb %q of %s", args[0], cmd.CommandPath())
 	}}
+	cmd.SuggestionsMinimumDistance = 2
 	cmd.AddCommand(verbs...)
 	return cmd
 }

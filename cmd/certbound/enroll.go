@@ -6,31 +6,31 @@ package main
 import (
 	"io"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/certbound/certbound/cmd/internal/profile"
-	"github.com/certbound/certbound/mtls"
 )
 
 // maxStdin bounds what is read where a code or a token is expected.
 const maxStdin = 64 << 10
 
-// identity is a profile's certificate, for those who just got it.
-type identity struct {
-	ClientID   string `json:"client_id"`
-	Issuer     string `json:"issuer"`
-	Profile    string `json:"profile"`
-	Serial     string `json:"serial"`
-	Thumbprint string `json:"x5t#S256"`
-	NotAfter   string `json:"not_after"`
+// holder is a profile and its certificate, for those who just got it.
+type holder struct {
+	ClientID   string    `json:"client_id"`
+	Issuer     string    `json:"issuer"`
+	Profile    string    `json:"profile"`
+	Serial     string    `json:"serial"`
+	Thumbprint string    `json:"x5t#S256"`
+	NotAfter   time.Time `json:"not_after"`
 }
 
-func identityOf(p *profile.Profile) identity {
-	cert := p.Certificate()
-	return identity{
-		ClientID: p.ClientID(), Issuer: p.Issuer(), Profile: p.Dir(), Serial: cert.SerialNumber.String(),
-		Thumbprint: mtls.ThumbprintOf(cert).String(), NotAfter: cert.NotAfter.UTC().Format("2006-01-02T15:04:05Z"),
+func holderOf(p *profile.Profile) holder {
+	id := profile.IdentityOf(p.Certificate())
+	return holder{
+		ClientID: p.ClientID(), Issuer: p.Issuer(), Profile: p.Dir(),
+		Serial: id.Serial, Thumbprint: id.Thumbprint, NotAfter: id.NotAfter,
 	}
 }
 
@@ -52,8 +52,8 @@ func (c *cli) enrollCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			id := identityOf(p)
-			c.note("the certificate is valid until %s; certbound renew and every verb that uses the profile renew it", stamp(p.Certificate().NotAfter))
+			id := holderOf(p)
+			c.note("the certificate is valid until %s; certbound renew and every verb that uses the profile renew it", stamp(id.NotAfter))
 			return c.print(id, line("enrolled "+id.ClientID+" at "+id.Issuer+" into "+id.Profile))
 		},
 	}

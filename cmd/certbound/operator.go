@@ -5,6 +5,8 @@ package main
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -21,7 +23,11 @@ const pageSize = 200
 
 // operator opens the operator's profile; requests made with it renew it where that is due.
 func (c *cli) operator() (*profile.Operator, error) {
-	p, err := profile.Open(c.profileDir(operatorProfile))
+	dir := c.profileDir(operatorProfile)
+	p, err := profile.Open(dir)
+	if errors.Is(err, fs.ErrNotExist) && dir == operatorProfile {
+		return nil, failf("run it in the folder where certbound serve was started, or name the operator's profile with --profile DATA/admin", "%v", err)
+	}
 	if err != nil {
 		return nil, err
 	}

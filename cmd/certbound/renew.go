@@ -25,8 +25,8 @@ func (c *cli) renewCommand() *cobra.Command {
 			if err := p.Renew(cmd.Context(), rekey); err != nil {
 				return err
 			}
-			id := identityOf(p)
-			return c.print(id, line("renewed "+id.ClientID+" until "+stamp(p.Certificate().NotAfter)))
+			id := holderOf(p)
+			return c.print(id, line("renewed "+id.ClientID+" until "+stamp(id.NotAfter)))
 		},
 	}
 	c.profileFlag(cmd, "none")

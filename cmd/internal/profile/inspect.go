@@ -1,0 +1,127 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package profile
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/certbound/certbound/mtls"
+	"github.com/certbound/certbound/tokens"
+	"github.com/certbound/certbound/tokens/client"
+)
+
+// Reasons of an inspection besides those of the verifier.
+const (
+	// ReasonUnverified says that there was no profile to verify with.
+	ReasonUnverified = "unverified"
+	// ReasonMalformed says that it is not a signed token at all.
+	ReasonMalformed = "malformed"
+)
+
+// Inspection is what was found out about a token. Claims are what the token says of itself: believe them only when
+// Valid is true. Reason says why it is not, in one snake_case word.
+type Inspection struct {
+	Valid       bool           `json:"valid"`
+	Reason      string         `json:"reason,omitempty"`
+	Claims      map[string]any `json:"claims,omitempty"`
+	Certificate *Identity      `json:"certificate,omitempty"`
+}
+
+// Identity describes a certificate. Serial is decimal.
+type Identity struct {
+	Thumbprint string    `json:"x5t#S256"`
+	Subject    string    `json:"subject"`
+	Serial     string    `json:"serial"`
+	NotBefore  time.Time `json:"not_before"`
+	NotAfter   time.Time `json:"not_after"`
+}
+
+// IdentityOf describes a certificate; nil for none.
+func IdentityOf(cert *x509.Certificate) *Identity {
+	if cert == nil {
+		return nil
+	}
+	return &Identity{
+		Thumbprint: mtls.ThumbprintOf(cert).String(), Subject: cert.Subject.String(), Serial: cert.SerialNumber.String(),
+		NotBefore: cert.NotBefore.UTC(), NotAfter: cert.NotAfter.UTC(),
+	}
+}
+
+// ReadCertificate returns the first certificate of a PEM file.
+func ReadCertificate(path string) (*x509.Certificate, error) {
+	certs, _, err := readCertificates(path)
+	if err != nil {
+		return nil, &Error{Message: err.Error(), Hint: "name a PEM file whose first certificate is the one to judge", Err: err}
+	}
+	return certs[0], nil
+}
+
+// Inspect takes a token apart and says whether the certificate may use it and why not, by the keys of the profile's
+// issuer and for the token's own audience, since whoever inspects a token is none of them. Without a profile it verifies
+// nothing. The profile is not renewed: that would change the very certificate that the token is held against.
+//
+// An error means that it could not be found out. Inspect blocks for two requests to the issuer, until ctx is done.
+func Inspect(ctx context.Context, p *Profile, raw string, cert *x509.Certificate) (*Inspection, error) {
+	found := &Inspection{Certificate: IdentityOf(cert)}
+	token, err := tokens.ParseUnverified(raw)
+	if err != nil {
+		found.Reason = ReasonMalformed
+		return found, nil
+	}
+	found.Claims = token.Claims
+	if p == nil {
+		found.Reason = ReasonUnverified
+		return found, nil
+	}
+	found.Reason, err = p.verify(ctx, raw, audienceOf(token), mtls.NewPeer(cert))
+	if err != nil {
+		return nil, err
+	}
+	found.Valid = found.Reason == ""
+	return found, nil
+}
+
+// verify returns why the token is no good on a connection of this peer, or "".
+func (p *Profile) verify(ctx context.Context, raw, audience string, peer *mtls.Peer) (reason string, err error) {
+	if audience == "" {
+		return "malformed_claims", nil // as the verifier would say of a token for nobody
+	}
+	hc := httpClient(mtls.ClientConfig(nil, p.Roots()))
+	defer hc.CloseIdleConnections()
+	metadata, err := client.Discover(ctx, hc, p.Issuer())
+	if err != nil {
+		return "", unreachable(p.Issuer(), err)
+	}
+	keys, err := tokens.NewKeySet(tokens.KeySetConfig{URL: metadata.JWKSURI, Client: hc})
+	if err != nil {
+		return "", unexpected(p.Issuer(), err)
+	}
+	verifier, err := tokens.NewVerifier(tokens.VerifierConfig{Issuer: p.Issuer(), Audience: audience, Keys: keys})
+	if err != nil {
+		return "", fmt.Errorf("inspect: %w", err)
+	}
+	_, err = verifier.Verify(ctx, raw, peer)
+	refused, ok := errors.AsType[*tokens.Error](err)
+	switch {
+	case err == nil:
+		return "", nil
+	case ok && refused.Code == tokens.CodeInvalidToken:
+		return refused.Reason, nil
+	}
+	return "", unreachable(metadata.JWKSURI, err)
+}
+
+// audienceOf is the first audience of the token, or "".
+func audienceOf(token *tokens.Unverified) string {
+	audience := token.Claims["aud"]
+	if list, ok := audience.([]any); ok && len(list) > 0 {
+		audience = list[0]
+	}
+	one, _ := audience.(string)
+	return one
+}
