@@ -33,7 +33,7 @@ type AnchorsConfig struct {
 // remembers is bound to the value it was verified by.
 type Anchors struct {
 	roots         *x509.CertPool
-	intermediates []*x509.Certificate
+	intermediates *x509.CertPool
 	usePresented  bool
 	fingerprints  [][sha256.Size]byte // of the roots, sorted
 	building      chan struct{}       // bounds chain building, which is the costly part
@@ -53,9 +53,12 @@ func NewAnchors(c AnchorsConfig) (*Anchors, error) {
 	}
 	a := &Anchors{
 		roots:         x509.NewCertPool(),
-		intermediates: slices.Clone(c.Intermediates),
+		intermediates: x509.NewCertPool(),
 		usePresented:  c.UsePresented,
 		building:      make(chan struct{}, runtime.GOMAXPROCS(0)),
+	}
+	for _, cert := range c.Intermediates {
+		a.intermediates.AddCert(cert)
 	}
 	for _, root := range c.Roots {
 		a.roots.AddCert(root)
@@ -171,8 +174,8 @@ func (a *Anchors) build(p *Peer, now time.Time) ([]*x509.Certificate, error) {
 	if err := checkEndEntity(p.leaf); err != nil {
 		return nil, err
 	}
-	pool := x509.NewCertPool()
-	for _, cert := range slices.Concat(a.intermediates, a.hints(p)) {
+	pool := a.intermediates.Clone()
+	for _, cert := range a.hints(p) {
 		pool.AddCert(cert)
 	}
 	a.building <- struct{}{}

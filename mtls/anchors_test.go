@@ -333,6 +333,54 @@ func TestVerifiedByJudgesTheChainsDates(t *testing.T) {
 	}
 }
 
+// XP-03: RFC 5280, Section 6.1.4 (l) and (m): a path length is honoured.
+func TestRFC5280_6_1_4_PathLength(t *testing.T) {
+	t.Parallel()
+	root := mtlstest.NewCA(t, "root")
+	key := mtlstest.NewKey(t)
+	for length, want := range map[int]error{0: mtls.ErrUntrusted, 1: nil} {
+		sub := forged(t, &x509.Certificate{
+			Subject: pkix.Name{CommonName: "sub"}, BasicConstraintsValid: true, IsCA: true, MaxPathLen: length, MaxPathLenZero: true,
+		}, root.Certificate(), key.Public(), root.Key())
+		below := forged(t, &x509.Certificate{
+			Subject: pkix.Name{CommonName: "below"}, BasicConstraintsValid: true, IsCA: true,
+		}, sub, key.Public(), key)
+		leaf := forged(t, &x509.Certificate{}, below, mtlstest.NewKey(t).Public(), key)
+		config := mtls.AnchorsConfig{Roots: []*x509.Certificate{root.Certificate()}, UsePresented: true}
+		wantErr(t, mtls.NewPeer(leaf, below, sub).VerifiedBy(anchors(t, config), time.Now()), want)
+	}
+}
+
+// XP-04: RFC 5280, Section 4.2: a certificate with a critical extension that nobody here understands is refused.
+func TestRFC5280_4_2_UnknownCriticalExtension(t *testing.T) {
+	t.Parallel()
+	ca := mtlstest.NewCA(t, "ca")
+	for critical, want := range map[bool]error{true: mtls.ErrUntrusted, false: nil} {
+		p := mtlstest.PeerOf(ca.Issue(t, mtlstest.Leaf{ExtraExtensions: []pkix.Extension{
+			{Id: asn1.ObjectIdentifier{1, 2, 3}, Critical: critical, Value: []byte{5, 0}}}}))
+		wantErr(t, p.VerifiedBy(ca.Anchors(t), time.Now()), want)
+	}
+}
+
+// XP-06: RFC 5280, Section 4.2.1.12: usages nest: an intermediate for servers only cannot vouch for a client, and one
+// that names none may.
+func TestRFC5280_4_2_1_12_UsageNests(t *testing.T) {
+	t.Parallel()
+	root := mtlstest.NewCA(t, "root")
+	key := mtlstest.NewKey(t)
+	for usage, want := range map[x509.ExtKeyUsage]error{
+		x509.ExtKeyUsageServerAuth: mtls.ErrUntrusted, x509.ExtKeyUsageClientAuth: nil, x509.ExtKeyUsageAny: nil,
+	} {
+		sub := forged(t, &x509.Certificate{
+			Subject: pkix.Name{CommonName: "sub"}, BasicConstraintsValid: true, IsCA: true, ExtKeyUsage: []x509.ExtKeyUsage{usage},
+		}, root.Certificate(), key.Public(), root.Key())
+		leaf := forged(t, &x509.Certificate{ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}, sub,
+			mtlstest.NewKey(t).Public(), key)
+		config := mtls.AnchorsConfig{Roots: []*x509.Certificate{root.Certificate()}, Intermediates: []*x509.Certificate{sub}}
+		wantErr(t, mtls.NewPeer(leaf).VerifiedBy(anchors(t, config), time.Now()), want)
+	}
+}
+
 // What is remembered does not grow without bound and stays right beyond the bound.
 func TestVerifiedByManyAnchors(t *testing.T) {
 	t.Parallel()

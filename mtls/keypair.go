@@ -112,7 +112,7 @@ func (kp *KeyPair) load() error {
 	if err != nil {
 		return fmt.Errorf("mtls: read certificate: %w", err)
 	}
-	if _, err := ParseCertificates(certPEM); err != nil {
+	if _, err := parseCertificates(certPEM); err != nil {
 		return fmt.Errorf("mtls: certificate file %s: %w", kp.certFile, err)
 	}
 	keyPEM, err := readFile(kp.keyFile)
@@ -146,7 +146,7 @@ func readFile(name string) ([]byte, error) {
 	return data, nil
 }
 
-// Watch calls Reload at every interval until ctx is done, and then returns. A failure is given to onError, which may
+// Watch calls Reload at every interval, which must be positive, until ctx is done, and then returns. A failure is given to onError, which may
 // be nil, and the pair in use stays. It reads the files each time, because a symbolic link on the way to them may
 // change without a trace in their own times, as it does with mounted secrets.
 func (kp *KeyPair) Watch(ctx context.Context, every time.Duration, onError func(error)) {
@@ -168,6 +168,14 @@ func (kp *KeyPair) Watch(ctx context.Context, every time.Duration, onError func(
 // a block of another type, a damaged block or a truncated one is an error, because a file of trust anchors that is
 // read in part would change whom one trusts. Text between the blocks is skipped.
 func ParseCertificates(pemData []byte) ([]*x509.Certificate, error) {
+	certs, err := parseCertificates(pemData)
+	if err != nil {
+		return nil, fmt.Errorf("mtls: %w", err)
+	}
+	return certs, nil
+}
+
+func parseCertificates(pemData []byte) ([]*x509.Certificate, error) {
 	var certs []*x509.Certificate
 	begun := bytes.Count(pemData, []byte("-----BEGIN "))
 	for rest := pemData; ; {
@@ -176,19 +184,19 @@ func ParseCertificates(pemData []byte) ([]*x509.Certificate, error) {
 			break
 		}
 		if block.Type != "CERTIFICATE" {
-			return nil, fmt.Errorf("mtls: PEM block %q among certificates", strings.ToValidUTF8(block.Type, "?"))
+			return nil, fmt.Errorf("PEM block %q among certificates", strings.ToValidUTF8(block.Type, "?"))
 		}
 		cert, err := x509.ParseCertificate(block.Bytes)
 		if err != nil {
-			return nil, fmt.Errorf("mtls: parse certificate %d: %w", len(certs), err)
+			return nil, fmt.Errorf("parse certificate %d: %w", len(certs), err)
 		}
 		certs = append(certs, cert)
 	}
 	if len(certs) != begun {
-		return nil, errors.New("mtls: damaged or truncated PEM block")
+		return nil, errors.New("damaged or truncated PEM block")
 	}
 	if begun == 0 {
-		return nil, errors.New("mtls: no certificate found, want PEM")
+		return nil, errors.New("no certificate found, want PEM")
 	}
 	return certs, nil
 }

@@ -94,7 +94,8 @@ func ConnState(c net.Conn, s http.ConnState) {
 
 // ConfigureServer prepares srv to serve connections of NewListener(l, cfg) with srv.Serve, HTTP/2 included: it adds
 // ConnContext and ConnState to what srv has, and sets MaxHeaderBytes, ReadHeaderTimeout (10 s; it bounds the handshake
-// too) and IdleTimeout (2 min) where they are zero. Call it before srv serves, and only once.
+// too) and IdleTimeout (2 min) where they are zero. ReadTimeout and WriteTimeout hang on what the handlers do and are
+// left to the caller. Call it before srv serves, and only once.
 func ConfigureServer(srv *http.Server, cfg *tls.Config) {
 	// net/http offers HTTP/2 on a listener that is not its own only if its configuration names it. The copy is for
 	// net/http to change; connections are made with cfg itself.
