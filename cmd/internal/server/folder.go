@@ -4,6 +4,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -64,6 +65,12 @@ func (s *service) open(ctx context.Context) error {
 		return err
 	}
 	db, err := store.Open(ctx, store.Config{Path: database, KEK: kek, MaxTokenLife: s.cfg.Token.MaxLifetime, Logger: s.log})
+	if errors.Is(err, store.ErrWrongKEK) {
+		return &StartError{
+			Message: fmt.Sprintf("the key-encryption key in %s does not open %s", cmp.Or(s.cfg.KEKFile, filepath.Join(data, "kek")), database),
+			Hint:    "put back the key that belongs to this database: without it no stored private key can be read",
+		}
+	}
 	if err != nil {
 		return err
 	}

@@ -179,7 +179,7 @@ type running struct {
 func (r *running) run() error {
 	l := r.listener
 	if r.tls != nil {
-		r.server.TLSConfig = r.tls
+		mtls.ConfigureServer(r.server, r.tls)
 		// Served over our own listener and not by ServeTLS, which clones the configuration, so that
 		// whatever changes ticket keys changes the ones in use.
 		l = mtls.NewListener(l, r.tls)
@@ -194,8 +194,6 @@ func (r *running) run() error {
 func (s *service) httpServer(h http.Handler) *http.Server {
 	return &http.Server{
 		Handler:           h,
-		ConnContext:       mtls.ConnContext,
-		ConnState:         mtls.ConnState,
 		MaxHeaderBytes:    mtls.MaxHeaderBytes,
 		ReadHeaderTimeout: min(s.cfg.HTTP.HeaderTimeout, s.cfg.TLS.HandshakeTimeout), // bounds the handshake too
 		ReadTimeout:       s.cfg.HTTP.ReadTimeout,
