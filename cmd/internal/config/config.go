@@ -8,7 +8,11 @@
 // later, and names the file and line, the variable or the flag it came from. It refuses YAML anchors, aliases and tags.
 package config
 
-import "time"
+import (
+	"errors"
+	"fmt"
+	"time"
+)
 
 // Config is the whole configuration. Its zero value is not usable: start from Default or Load.
 type Config struct {
@@ -22,7 +26,7 @@ type Config struct {
 	Public string
 	// MTLS is the address that asks for a client certificate, host:port.
 	MTLS string
-	// Debug is the address of /metrics, /healthz and /readyz, plain HTTP; empty: none.
+	// Debug is the address of /metrics, /healthz and /readyz, plain HTTP; empty (or "off" in the file): none.
 	Debug string
 	// Hosts are further DNS names and addresses of the server's certificate.
 	Hosts []string
@@ -94,18 +98,138 @@ type Overrides struct {
 }
 
 // Default returns the configuration of a service that was told nothing.
-func Default() Config { return Config{} }
+func Default() Config {
+	return Config{
+		Data:        "./certbound-data",
+		Issuer:      "https://localhost:8443",
+		Public:      "127.0.0.1:8443",
+		MTLS:        "127.0.0.1:9443",
+		Debug:       "127.0.0.1:9090",
+		Token:       Token{Lifetime: 10 * time.Minute, MaxLifetime: time.Hour},
+		Certificate: Certificate{Lifetime: 24 * time.Hour},
+		Code:        Code{Lifetime: time.Hour},
+		Audit:       Audit{Sync: "always"},
+		TLS:         TLS{HandshakeTimeout: 10 * time.Second},
+		HTTP: HTTP{
+			HeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, WriteTimeout: 30 * time.Second,
+			IdleTimeout: 2 * time.Minute, ShutdownTimeout: 30 * time.Second,
+		},
+		Log: Log{Level: "info", Format: "text"},
+	}
+}
 
-// Load reads the file at path (empty: none), then the environment through env (nil: none), then flags, and validates.
+// Problem is one thing that is wrong with a configuration.
+type Problem struct {
+	Where string // "FILE:LINE", the name of a variable or flag, or the key
+	What  string // what is wrong
+	Hint  string // what to do; may be empty
+}
+
+// Error returns one line.
+func (p *Problem) Error() string {
+	text := p.Where + ": " + p.What
+	if p.Hint != "" {
+		text += "; " + p.Hint
+	}
+	return text
+}
+
+// Problems returns the single problems in an error of Load or Validate, in their order.
+func Problems(err error) []*Problem {
+	if p, ok := errors.AsType[*Problem](err); ok && error(p) == err {
+		return []*Problem{p}
+	}
+	joined, ok := err.(interface{ Unwrap() []error })
+	if !ok {
+		return nil
+	}
+	var out []*Problem
+	for _, e := range joined.Unwrap() {
+		out = append(out, Problems(e)...)
+	}
+	return out
+}
+
+// Load reads the file at path (empty: none), then the environment through env, which is os.LookupEnv or nil, then the
+// flags, each over the one before, and validates the outcome. A variable is CERTBOUND_ and the key in capitals, with
+// _ for a dot: CERTBOUND_TOKEN_LIFETIME; its lists are separated by commas; an empty one counts as not set. The error
+// holds every Problem found, see Problems.
 func Load(path string, env func(string) (string, bool), flags Overrides) (Config, error) {
-	return Config{}, nil
+	c := Default()
+	c.given = make(map[string]string)
+	if path != "" {
+		if err := c.readFile(path); err != nil {
+			return Config{}, err
+		}
+	}
+	if env != nil {
+		if err := c.readEnvironment(env); err != nil {
+			return Config{}, err
+		}
+	}
+	c.readFlags(flags)
+	if err := c.Validate(); err != nil {
+		return Config{}, err
+	}
+	if debugOff(c.Debug) {
+		c.Debug = ""
+	}
+	return c, nil
 }
 
 // Explicit reports whether key, such as "issuer" or "token.lifetime", was given by file, environment or flag.
 func (c Config) Explicit(key string) bool { return c.given[key] != "" }
 
-// Validate refuses a configuration that cannot work.
-func (c Config) Validate() error { return nil }
+// readEnvironment takes the variables that are set.
+func (c *Config) readEnvironment(env func(string) (string, bool)) error {
+	var errs []error
+	for _, s := range c.settings() {
+		name := s.variable()
+		text, ok := env(name)
+		if !ok || text == "" {
+			continue
+		}
+		if err := s.parse(text); err != nil {
+			errs = append(errs, &Problem{Where: name, What: err.Error()})
+			continue
+		}
+		c.given[s.key] = name
+	}
+	return errors.Join(errs...)
+}
 
-// Example returns a commented file that sets every key to its default.
-func Example() string { return "" }
+// readFlags takes the flags that were given.
+func (c *Config) readFlags(flags Overrides) {
+	for _, f := range []struct {
+		key   string
+		dst   *string
+		value *string
+	}{
+		{"data", &c.Data, flags.Data},
+		{"issuer", &c.Issuer, flags.Issuer},
+		{"mtls_url", &c.MTLSURL, flags.MTLSURL},
+		{"public", &c.Public, flags.Public},
+		{"mtls", &c.MTLS, flags.MTLS},
+		{"debug", &c.Debug, flags.Debug},
+		{"trust_domain", &c.TrustDomain, flags.TrustDomain},
+		{"database", &c.Database, flags.Database},
+		{"admin_profile", &c.AdminProfile, flags.AdminProfile},
+	} {
+		if f.value != nil {
+			*f.dst = *f.value
+			c.given[f.key] = flagName(f.key)
+		}
+	}
+	if flags.Hosts != nil {
+		c.Hosts = flags.Hosts
+		c.given["hosts"] = "--host"
+	}
+}
+
+// where says where a key's value came from.
+func (c *Config) where(key string) string {
+	if place := c.given[key]; place != "" {
+		return fmt.Sprintf("%s (%s)", place, key)
+	}
+	return key
+}

@@ -1,0 +1,408 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+import (
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+)
+
+var equal = cmp.Options{cmpopts.IgnoreUnexported(Config{}), cmpopts.EquateEmpty()}
+
+// file writes text to a file and returns its name.
+func file(t *testing.T, text string) string {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "certbound.yaml")
+	if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return name
+}
+
+func environment(m map[string]string) func(string) (string, bool) {
+	return func(name string) (string, bool) { v, ok := m[name]; return v, ok }
+}
+
+func TestDefaults(t *testing.T) {
+	t.Parallel()
+	got, err := Load("", nil, Overrides{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(Default(), got, equal); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+	if got.Issuer != "https://localhost:8443" || got.Explicit("issuer") || got.Token.Lifetime != 10*time.Minute ||
+		got.Token.MaxLifetime != time.Hour || got.Certificate.Lifetime != 24*time.Hour || got.Code.Lifetime != time.Hour {
+		t.Errorf("defaults are %+v", got)
+	}
+}
+
+// The example sets every key, each with a comment, to its default.
+func TestExample(t *testing.T) {
+	t.Parallel()
+	got, err := Load(file(t, Example()), nil, Overrides{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(Default(), got, equal); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+	for _, s := range got.settings() {
+		if !got.Explicit(s.key) {
+			t.Errorf("%s is not in the example", s.key)
+		}
+	}
+	lines := strings.Split(Example(), "\n")
+	for i, line := range lines {
+		if len(line) > 110 {
+			t.Errorf("line %d is too long", i+1)
+		}
+		name, value, isKey := strings.Cut(strings.TrimSpace(line), ":")
+		if isKey && value != "" && !strings.HasPrefix(name, "#") && !strings.Contains(lines[i-1], "# ") {
+			t.Errorf("%s has no comment", name)
+		}
+	}
+}
+
+const everything = `# all of it
+data: /srv/certbound
+issuer: https://tokens.example/a
+mtls_url: 'https://mtls.example:9443'
+public: ":8443"
+mtls: '[::1]:9443'
+debug: off
+hosts: [tokens.example, "192.0.2.1"]
+trust_domain: example.internal
+database: sqlite
+admin_profile: /home/op
+kek_file: /run/kek
+token: {lifetime: 5m, max_lifetime: 30m}
+certificate:
+  lifetime: 7d
+code:
+  lifetime: 15m
+audit: {sync: always}
+tls:
+  handshake_timeout: 3s
+http:
+  header_timeout: 4s
+  read_timeout: 5s
+  write_timeout: 6s
+  idle_timeout: 1m30s
+  shutdown_timeout: 0s
+log:
+  level: debug
+  format: json
+`
+
+func TestLoadFile(t *testing.T) {
+	t.Parallel()
+	got, err := Load(file(t, everything), nil, Overrides{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Config{
+		Data: "/srv/certbound", Issuer: "https://tokens.example/a", MTLSURL: "https://mtls.example:9443", Public: ":8443",
+		MTLS: "[::1]:9443", Debug: "", Hosts: []string{"tokens.example", "192.0.2.1"}, TrustDomain: "example.internal",
+		Database: "sqlite", AdminProfile: "/home/op", KEKFile: "/run/kek",
+		Token:       Token{5 * time.Minute, 30 * time.Minute},
+		Certificate: Certificate{7 * 24 * time.Hour}, Code: Code{15 * time.Minute}, Audit: Audit{"always"},
+		TLS:  TLS{3 * time.Second},
+		HTTP: HTTP{4 * time.Second, 5 * time.Second, 6 * time.Second, 90 * time.Second, 0},
+		Log:  Log{"debug", "json"},
+	}
+	if diff := cmp.Diff(want, got, equal); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+}
+
+// A flag stands over the environment, which stands over the file, which stands over the default.
+func TestPrecedence(t *testing.T) {
+	t.Parallel()
+	name := file(t, "issuer: https://file.example\ndata: from-file\npublic: 127.0.0.1:1\nhosts: [file.example]\ntoken:\n  lifetime: 1m\n")
+	env := environment(map[string]string{
+		"CERTBOUND_ISSUER": "https://env.example", "CERTBOUND_PUBLIC": "127.0.0.1:2", "CERTBOUND_TOKEN_LIFETIME": "2m",
+		"CERTBOUND_HOSTS": "a.example, b.example", "CERTBOUND_DATA": "", "CERTBOUND_PROFILE": "elsewhere",
+	})
+	public := "127.0.0.1:3"
+	got, err := Load(name, env, Overrides{Public: &public})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Default()
+	want.Issuer, want.Data, want.Public = "https://env.example", "from-file", "127.0.0.1:3"
+	want.Hosts, want.Token.Lifetime = []string{"a.example", "b.example"}, 2*time.Minute
+	if diff := cmp.Diff(want, got, equal); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+	if !got.Explicit("issuer") || got.Explicit("mtls") {
+		t.Error("what was given is not known")
+	}
+}
+
+func TestFlags(t *testing.T) {
+	t.Parallel()
+	s := func(s string) *string { return &s }
+	got, err := Load("", nil, Overrides{
+		Data: s("d"), Issuer: s("https://i.example"), MTLSURL: s("https://m.example"), Public: s(":1"), MTLS: s(":2"),
+		Debug: s(""), TrustDomain: s("t"), Database: s("sqlite"), AdminProfile: s("p"), Hosts: []string{"h.example"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Default()
+	want.Data, want.Issuer, want.MTLSURL, want.Public, want.MTLS = "d", "https://i.example", "https://m.example", ":1", ":2"
+	want.Debug, want.TrustDomain, want.Database, want.AdminProfile, want.Hosts = "", "t", "sqlite", "p", []string{"h.example"}
+	if diff := cmp.Diff(want, got, equal); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+}
+
+// Each mistake is named with its place, and what to do about it.
+func TestFileProblems(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct{ name, text, want string }{
+		{"unknown key", "data: d\nisuer: x\n", `:2: unknown key "isuer"; the keys here are data, issuer,`},
+		{"unknown key in a section", "token:\n  livetime: 1m\n", `:2: unknown key "token.livetime"; the keys here are lifetime, max_lifetime`},
+		{"dotted key", "token.lifetime: 1m\n", `:1: unknown key "token.lifetime"`},
+		{"unknown section", "tokens:\n  lifetime: 1m\n", `:1: unknown key "tokens"`},
+		{"twice", "data: a\nissuer: https://x.example\ndata: b\n", `:3: the key "data" is already in line 1; keep one`},
+		{"twice in a section", "log:\n  level: info\n  level: warn\n", `:3: the key "log.level" is already in line 2`},
+		{"section twice", "log:\n  level: info\nlog:\n  format: json\n", `:3: the key "log" is already in line 1`},
+		{"number for a string", "data: 7\n", ":1: data: must be a string, not a number; put it in double quotes"},
+		{"nothing for a string", "\n\ndata:\n", ":3: data: must be a string, not nothing"},
+		{"list for a string", "data: [a]\n", ":1: data: must be a string, not a list"},
+		{"number for a duration", "token:\n  lifetime: 600\n", ":2: token.lifetime: must be a duration, not a number; write it like 10m"},
+		{"bad duration", "token:\n  lifetime: soon\n", ":2: token.lifetime: not a duration: write it like 10m"},
+		{"string for a list", "hosts: a.example\n", ":1: hosts: must be a list, not a string; write it like [a.example, b.example]"},
+		{"number in a list", "hosts:\n  - a.example\n  - 7\n", ":1: hosts: line 3 must be a string, not a number"},
+		{"string for a section", "token: 10m\n", ":1: token must hold keys with values, not a string"},
+		{"list for the file", "- data\n", ":1: the file must hold keys with values, not a list"},
+		{"anchor", "data: &x d\n", ":1: data: must be a string, not an anchor or an alias"},
+		{"alias", "data: d\nissuer: *x\n", ":2: issuer: must be a string, not an anchor or an alias"},
+		{"tag", "data: !!str d\n", ":1: data: must be a string, not a tag"},
+		{"merge", "<<: {data: d}\n", ":1: a key must be a plain word"},
+		{"second document", "data: d\n---\ndata: e\n", ":3: a second document; keep one"},
+		{"no YAML", "data: d\nissuer: a: b\n", ":2: no YAML: "},
+		{"tab", "log:\n\tlevel: info\n", ":2: no YAML: "},
+		{"value", "data: d\nissuer: http://x\n", `:2 (issuer): "http://x" does not begin with https://`},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			name := file(t, test.text)
+			_, err := Load(name, nil, Overrides{})
+			if err == nil {
+				t.Fatal("it was accepted")
+			}
+			if !strings.HasPrefix(err.Error(), name+test.want) {
+				t.Errorf("error is %q", strings.ReplaceAll(err.Error(), name, "FILE"))
+			}
+			if len(Problems(err)) != 1 || strings.Contains(err.Error(), "\n") {
+				t.Errorf("problems are %v", Problems(err))
+			}
+		})
+	}
+}
+
+func TestSeveralProblems(t *testing.T) {
+	t.Parallel()
+	_, err := Load(file(t, "a: 1\ndata: 2\nb: 3\n"), nil, Overrides{})
+	got := Problems(err)
+	if len(got) != 3 || !strings.HasSuffix(got[2].Where, ":3") || got[2].What != `unknown key "b"` || got[2].Hint == "" {
+		t.Errorf("problems are %v", got)
+	}
+	if Problems(nil) != nil || Problems(os.ErrNotExist) != nil {
+		t.Error("problems found in other errors")
+	}
+}
+
+func TestUnreadableFile(t *testing.T) {
+	t.Parallel()
+	if _, err := Load("/nonexistent/c.yaml", nil, Overrides{}); err == nil || !strings.Contains(err.Error(), "/nonexistent/c.yaml") {
+		t.Errorf("error is %v", err)
+	}
+	name := file(t, strings.Repeat("# long\n", maxFile/7+1))
+	if _, err := Load(name, nil, Overrides{}); err == nil || !strings.Contains(err.Error(), name) {
+		t.Errorf("error is %v", err)
+	}
+}
+
+func TestEnvironmentProblems(t *testing.T) {
+	t.Parallel()
+	env := environment(map[string]string{"CERTBOUND_TOKEN_LIFETIME": "long", "CERTBOUND_HTTP_IDLE_TIMEOUT": "5"})
+	_, err := Load("", env, Overrides{})
+	if got := Problems(err); len(got) != 2 || got[0].Where != "CERTBOUND_TOKEN_LIFETIME" {
+		t.Errorf("error is %v", err)
+	}
+	_, err = Load("", environment(map[string]string{"CERTBOUND_ISSUER": "http://x"}), Overrides{})
+	if err == nil || !strings.HasPrefix(err.Error(), "CERTBOUND_ISSUER (issuer): ") {
+		t.Errorf("error is %v", err)
+	}
+	issuer := "http://x"
+	_, err = Load("", nil, Overrides{Issuer: &issuer})
+	if err == nil || !strings.HasPrefix(err.Error(), "--issuer (issuer): ") {
+		t.Errorf("error is %v", err)
+	}
+}
+
+// MD-03: RFC 8414, Section 2: the issuer is an https URL without query and fragment.
+func TestRFC8414_2_IssuerForm(t *testing.T) {
+	t.Parallel()
+	for _, good := range []string{
+		"https://localhost:8443", "https://tokens.example", "https://tokens.example/a/b", "https://192.0.2.1:1", "https://[::1]:8443",
+	} {
+		if _, err := Load("", nil, Overrides{Issuer: &good}); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, bad := range []string{
+		"", "http://localhost:8443", "localhost:8443", "https://", "https://:8443", "https://x.example?", "https://x.example?a=b",
+		"https://x.example#", "https://x.example#f", "https://u@x.example", "https://u:p@x.example", "https://x.example/",
+		"https://x.example/a/", "HTTPS://x.example", "https://X.example", "https://x.example:", "https://x.example:0",
+		"https://x.example:65536", "https://x.example:08", "https://x y.example", "https://*.example", "https://x.example\n",
+		"https://é.example", "//x.example", "https://x.example/%zz", "https://x..example", "https://" + strings.Repeat("a.", 300) + "example",
+	} {
+		if _, err := Load("", nil, Overrides{Issuer: &bad}); err == nil {
+			t.Errorf("%q was accepted", bad)
+		}
+	}
+}
+
+func TestValidate(t *testing.T) {
+	t.Parallel()
+	for name, change := range map[string]func(*Config){
+		"data":                  func(c *Config) { c.Data = "" },
+		"data ":                 func(c *Config) { c.Data = "a\x00b" },
+		"data  ":                func(c *Config) { c.Data = "\xff" },
+		"admin_profile":         func(c *Config) { c.AdminProfile = strings.Repeat("x", maxText+1) },
+		"mtls_url":              func(c *Config) { c.MTLSURL = "http://x.example" },
+		"mtls_url ":             func(c *Config) { c.MTLSURL = "https://x.example/a" },
+		"public":                func(c *Config) { c.Public = "" },
+		"public ":               func(c *Config) { c.Public = "127.0.0.1" },
+		"public  ":              func(c *Config) { c.Public = "127.0.0.1:65536" },
+		"public   ":             func(c *Config) { c.Public = "127.0.0.1:http" },
+		"mtls":                  func(c *Config) { c.MTLS = c.Public },
+		"debug":                 func(c *Config) { c.Debug = c.MTLS },
+		"hosts":                 func(c *Config) { c.Hosts = []string{"*.example"} },
+		"hosts ":                func(c *Config) { c.Hosts = []string{"a.example:1"} },
+		"hosts  ":               func(c *Config) { c.Hosts = []string{""} },
+		"hosts   ":              func(c *Config) { c.Hosts = []string{"a", "a"} },
+		"hosts    ":             func(c *Config) { c.Hosts = make([]string, maxHosts+1) },
+		"hosts     ":            func(c *Config) { c.Hosts = []string{"fe80::1%eth0"} },
+		"trust_domain":          func(c *Config) { c.TrustDomain = "Example" },
+		"trust_domain ":         func(c *Config) { c.TrustDomain = "spiffe://x" },
+		"trust_domain  ":        func(c *Config) { c.TrustDomain = strings.Repeat("a", 256) },
+		"database":              func(c *Config) { c.Database = "mysql://x" },
+		"token.lifetime":        func(c *Config) { c.Token.Lifetime = 0 },
+		"token.lifetime ":       func(c *Config) { c.Token = Token{31 * time.Minute, 30 * time.Minute} },
+		"token.max_lifetime":    func(c *Config) { c.Token.MaxLifetime = time.Hour + 1 },
+		"certificate.lifetime":  func(c *Config) { c.Certificate.Lifetime = -time.Hour },
+		"code.lifetime":         func(c *Config) { c.Code.Lifetime = 7*24*time.Hour + 1 },
+		"tls.handshake_timeout": func(c *Config) { c.TLS.HandshakeTimeout = 0 },
+		"http.idle_timeout":     func(c *Config) { c.HTTP.IdleTimeout = 2 * time.Hour },
+		"audit.sync":            func(c *Config) { c.Audit.Sync = "never" },
+		"log.level":             func(c *Config) { c.Log.Level = "loud" },
+		"log.format":            func(c *Config) { c.Log.Format = "" },
+	} {
+		c := Default()
+		change(&c)
+		key := strings.TrimSpace(name)
+		got := Problems(c.Validate())
+		if len(got) != 1 || got[0].Where != key || got[0].What == "" || got[0].Hint == "" {
+			t.Errorf("%s: problems are %v", key, got)
+		}
+	}
+	for _, change := range []func(*Config){
+		func(c *Config) { c.Public, c.MTLS, c.Debug = "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0" },
+		func(c *Config) { c.Code.Lifetime = 7 * 24 * time.Hour },
+		func(c *Config) { c.Token.Lifetime = time.Hour },
+	} {
+		c := Default()
+		change(&c)
+		if err := c.Validate(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// A database URL may hold a password: it is refused without being shown.
+func TestPostgreSQLIsRefused(t *testing.T) {
+	t.Parallel()
+	url := "postgres://u:secret@db/x"
+	_, err := Load("", nil, Overrides{Database: &url})
+	if err == nil || !strings.Contains(err.Error(), "PostgreSQL") || strings.Contains(err.Error(), "secret") {
+		t.Errorf("error is %v", err)
+	}
+}
+
+func TestVariables(t *testing.T) {
+	t.Parallel()
+	c := Default()
+	names := map[string]bool{}
+	for _, s := range c.settings() {
+		names[s.variable()] = true
+	}
+	if !names["CERTBOUND_ISSUER"] || !names["CERTBOUND_MTLS_URL"] || !names["CERTBOUND_LOG_LEVEL"] || len(names) != len(c.settings()) {
+		t.Errorf("variables are %v", slices.Sorted(maps.Keys(names)))
+	}
+}
+
+// FuzzConfig: what is accepted is valid, and means the same after it was written anew; an unknown key is refused with
+// its line, whatever stands around it.
+func FuzzConfig(f *testing.F) {
+	f.Add(everything)
+	f.Add(Example())
+	f.Add("data: \"a\\u0041\\n\"\nhosts: []\n")
+	f.Add("data: |\n  block\n")
+	f.Add("? a\n: b\n")
+	f.Add("{data: d, token: {lifetime: 1m}}")
+	f.Add("---\n...\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		read := func(text string) (Config, error) {
+			c := Default()
+			c.given = map[string]string{}
+			if err := c.readYAML("f", []byte(text)); err != nil {
+				return Config{}, err
+			}
+			return c, c.Validate()
+		}
+		c, err := read(text)
+		if err != nil {
+			if err.Error() == "" || len(Problems(err)) == 0 {
+				t.Errorf("error is %q", err)
+			}
+			return
+		}
+		again, err := read(c.encode(false))
+		if err != nil {
+			t.Fatalf("%v in\n%s", err, c.encode(false))
+		}
+		if diff := cmp.Diff(c, again, equal); diff != "" {
+			t.Errorf("(-first +again)\n%s", diff)
+		}
+		body := c.encode(false)
+		// Top-level keys come before the first section, so an own line at the top is one more of them.
+		const extra = "unheard_of: x\n"
+		_, err = read(extra + body)
+		want := "f:1: unknown key \"unheard_of\""
+		if err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("error is %v", err)
+		}
+		_, err = read(body + "  unheard_of: x\n")
+		want = "f:" + strconv.Itoa(strings.Count(body, "\n")+1) + ": unknown key \"log.unheard_of\""
+		if err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("error is %v, want %s", err, want)
+		}
+	})
+}

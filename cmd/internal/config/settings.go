@@ -1,0 +1,178 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// setting is one key: its place in a Config and what Example says about it. File, environment and Example all go
+// through this one table, so that none of them can forget a key.
+type setting struct {
+	key   string // with a dot between section and name
+	doc   string // lines of at most 100 characters
+	value any    // *string, *[]string or *time.Duration
+}
+
+// settings returns the table over c, in the order of Example.
+func (c *Config) settings() []setting {
+	return []setting{
+		{"data", "Folder for the database, the keys, the journal and the operator's profile.", &c.Data},
+		{"issuer", "The https URL that names this service in every token. It is stored at the first start\n" +
+			"and cannot change afterwards.", &c.Issuer},
+		{"mtls_url", "Base URL of the mtls listener. Empty: the issuer's host with the port of the listener.", &c.MTLSURL},
+		{"public", "Address that never asks for a client certificate: metadata, keys, enrolment.", &c.Public},
+		{"mtls", "Address that asks for a client certificate: tokens, renewal, the operators' API.", &c.MTLS},
+		{"debug", "Address of /metrics, /healthz and /readyz, plain HTTP. \"off\": none.", &c.Debug},
+		{"hosts", "Further DNS names and addresses in the server's certificate. The issuer's host and\n" +
+			"localhost are always in it.", &c.Hosts},
+		{"trust_domain", "SPIFFE trust domain of the clients' certificates. Empty: chosen at the first start.\n" +
+			"It cannot change afterwards.", &c.TrustDomain},
+		{"database", "Where the state is kept. Empty or \"sqlite\": certbound.db in the data folder.", &c.Database},
+		{"admin_profile", "Folder for the first operator's profile. Empty: admin in the data folder.", &c.AdminProfile},
+		{"kek_file", "File with the key-encryption key, 32 bytes in base64. Empty: kek in the data folder,\n" +
+			"made at the first start.", &c.KEKFile},
+		{"token.lifetime", "Life of a token, unless its client has its own.", &c.Token.Lifetime},
+		{"token.max_lifetime", "Longest life of any token, at most 1h.", &c.Token.MaxLifetime},
+		{"certificate.lifetime", "Life of a certificate from our CA.", &c.Certificate.Lifetime},
+		{"code.lifetime", "Life of an enrolment code, at most 7d.", &c.Code.Lifetime},
+		{"audit.sync", "When a record of the journal is put on disk. The only value is \"always\".", &c.Audit.Sync},
+		{"tls.handshake_timeout", "Time for a TLS handshake.", &c.TLS.HandshakeTimeout},
+		{"http.header_timeout", "Time to read a request's header.", &c.HTTP.HeaderTimeout},
+		{"http.read_timeout", "Time to read a whole request.", &c.HTTP.ReadTimeout},
+		{"http.write_timeout", "Time to write an answer.", &c.HTTP.WriteTimeout},
+		{"http.idle_timeout", "How long a connection without a request is kept.", &c.HTTP.IdleTimeout},
+		{"http.shutdown_timeout", "Time for running requests when the service stops.", &c.HTTP.ShutdownTimeout},
+		{"log.level", "What is logged to standard error: debug, info, warn or error.", &c.Log.Level},
+		{"log.format", "How it is written: text or json.", &c.Log.Format},
+	}
+}
+
+// variable returns the name of the environment variable.
+func (s setting) variable() string {
+	return "CERTBOUND_" + strings.ToUpper(strings.ReplaceAll(s.key, ".", "_"))
+}
+
+// flagName returns the name of the flag for a key that has one.
+func flagName(key string) string {
+	return "--" + strings.ReplaceAll(key, "_", "-")
+}
+
+// parse sets the value from text; a list is separated by commas.
+func (s setting) parse(text string) error {
+	switch v := s.value.(type) {
+	case *string:
+		*v = text
+	case *[]string:
+		*v = nil
+		for item := range strings.SplitSeq(text, ",") {
+			*v = append(*v, strings.TrimSpace(item))
+		}
+	case *time.Duration:
+		d, err := parseDuration(text)
+		if err != nil {
+			return err
+		}
+		*v = d
+	}
+	return nil
+}
+
+// day is a unit that time.ParseDuration does not know; here it is 24 hours.
+const day = 24 * time.Hour
+
+// maxDays bounds a number of days so that it cannot overflow.
+const maxDays = 36500
+
+// parseDuration reads a duration such as 10m, 1h30m or 7d.
+func parseDuration(text string) (time.Duration, error) {
+	if days, ok := strings.CutSuffix(text, "d"); ok {
+		if n, err := strconv.ParseUint(days, 10, 32); err == nil && n <= maxDays {
+			return time.Duration(n) * day, nil
+		}
+	} else if d, err := time.ParseDuration(text); err == nil {
+		return d, nil
+	}
+	return 0, errors.New("not a duration: write it like 10m, 1h30m or 7d")
+}
+
+// formatDuration writes a duration without the units that are zero: 10m, not 10m0s.
+func formatDuration(d time.Duration) string {
+	text := d.String()
+	if before, ok := strings.CutSuffix(text, "m0s"); ok {
+		text = before + "m"
+	}
+	if before, ok := strings.CutSuffix(text, "h0m"); ok {
+		text = before + "h"
+	}
+	return text
+}
+
+// yaml returns the value as YAML on one line.
+func (s setting) yaml() string {
+	switch v := s.value.(type) {
+	case *string:
+		return quote(*v)
+	case *[]string:
+		items := make([]string, len(*v))
+		for i, item := range *v {
+			items[i] = quote(item)
+		}
+		return "[" + strings.Join(items, ", ") + "]"
+	case *time.Duration:
+		return formatDuration(*v)
+	}
+	return ""
+}
+
+// quote returns s as a YAML string in double quotes, which a JSON string is.
+func quote(s string) string {
+	text, err := json.Marshal(s)
+	if err != nil {
+		return `""` // a string always has a JSON form
+	}
+	return string(text)
+}
+
+// Example returns a commented file that sets every key to its default.
+func Example() string {
+	c := Default()
+	return "# Configuration of certbound. Every key is shown with its default.\n" +
+		"# A flag stands over a variable, a variable over this file; token.lifetime is CERTBOUND_TOKEN_LIFETIME.\n" +
+		"# Durations are written like 30s, 10m, 1h30m or 7d.\n" + c.encode(true)
+}
+
+// encode writes all settings as YAML.
+func (c *Config) encode(comments bool) string {
+	var b strings.Builder
+	section := ""
+	for _, s := range c.settings() {
+		prefix, name, nested := strings.Cut(s.key, ".")
+		indent := ""
+		if !nested {
+			name = prefix
+		} else {
+			indent = "  "
+			if prefix != section {
+				section = prefix
+				fmt.Fprintf(&b, "\n%s:\n", section)
+			}
+		}
+		if comments {
+			if !nested {
+				b.WriteString("\n")
+			}
+			for line := range strings.SplitSeq(s.doc, "\n") {
+				fmt.Fprintf(&b, "%s# %s\n", indent, line)
+			}
+		}
+		fmt.Fprintf(&b, "%s%s: %s\n", indent, name, s.yaml())
+	}
+	return b.String()
+}

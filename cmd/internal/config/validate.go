@@ -1,0 +1,267 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// The limits of what may be configured.
+const (
+	maxTokenLifetime       = time.Hour
+	maxCertificateLifetime = 397 * day
+	maxCodeLifetime        = 7 * day
+	maxTimeout             = time.Hour
+	maxURL                 = 512
+	maxText                = 4096
+	maxHosts               = 100
+)
+
+// checker collects problems.
+type checker struct {
+	config *Config
+	errs   []error
+}
+
+func (k *checker) fail(key, what, hint string) {
+	k.errs = append(k.errs, &Problem{Where: k.config.where(key), What: what, Hint: hint})
+}
+
+// Validate refuses a configuration that cannot work or would be silently wrong. The error holds every Problem found.
+func (c Config) Validate() error {
+	k := &checker{config: &c}
+	k.checkTexts()
+	k.checkIssuer()
+	k.checkMTLSURL()
+	k.checkListeners()
+	k.checkHosts()
+	k.checkTrustDomain()
+	k.checkDatabase()
+	k.checkDurations()
+	k.checkChoice("audit.sync", c.Audit.Sync, "always")
+	k.checkChoice("log.level", c.Log.Level, "debug", "info", "warn", "error")
+	k.checkChoice("log.format", c.Log.Format, "text", "json")
+	return errors.Join(k.errs...)
+}
+
+// checkTexts refuses in any string what no value may hold.
+func (k *checker) checkTexts() {
+	for _, s := range k.config.settings() {
+		var values []string
+		switch v := s.value.(type) {
+		case *string:
+			values = []string{*v}
+		case *[]string:
+			values = *v
+		}
+		for _, v := range values {
+			if len(v) > maxText || strings.ContainsFunc(v, isControl) || !isUTF8(v) {
+				k.fail(s.key, "it is too long or has characters that cannot be printed", "write it anew")
+				break
+			}
+		}
+	}
+	if k.config.Data == "" {
+		k.fail("data", "no data folder is named", "name one, such as ./certbound-data")
+	}
+}
+
+func isControl(r rune) bool {
+	return r < ' ' || r >= 0x7f && r < 0xa0 || r == '\u2028' || r == '\u2029' || r == '\ufeff'
+}
+
+func isUTF8(s string) bool { return strings.ToValidUTF8(s, "") == s }
+
+// checkIssuer holds the issuer to RFC 8414, Section 2: an https URL without query and fragment. Clients compare it
+// character by character, so it must also be written in its one usual form.
+func (k *checker) checkIssuer() {
+	if what, hint := checkURL(k.config.Issuer); what != "" {
+		k.fail("issuer", what, hint)
+		return
+	}
+	if strings.HasSuffix(k.config.Issuer, "/") {
+		k.fail("issuer", fmt.Sprintf("%q ends with a slash", k.config.Issuer), "drop it: the issuer is compared character by character")
+	}
+}
+
+func (k *checker) checkMTLSURL() {
+	text := k.config.MTLSURL
+	if text == "" {
+		return
+	}
+	if what, hint := checkURL(text); what != "" {
+		k.fail("mtls_url", what, hint)
+		return
+	}
+	if u, err := url.Parse(text); err != nil || u.Path != "" {
+		k.fail("mtls_url", fmt.Sprintf("%q has a path", text), "write it like https://mtls.example:9443")
+	}
+}
+
+// checkURL says what is wrong with an https base URL.
+func checkURL(text string) (what, hint string) {
+	const like = "write it like https://localhost:8443"
+	if text == "" {
+		return "no URL is given", like
+	}
+	if len(text) > maxURL {
+		return fmt.Sprintf("the URL is longer than %d characters", maxURL), like
+	}
+	u, err := url.Parse(text)
+	switch {
+	case err != nil || strings.ContainsAny(text, " \\\"<>^`{|}") || strings.ContainsFunc(text, notASCII):
+		return fmt.Sprintf("%q is no URL", text), like
+	case u.Scheme != "https":
+		return fmt.Sprintf("%q does not begin with https://", text), "tokens are only issued over TLS: " + like
+	case u.User != nil:
+		return "the URL has a user name or password in it", "take it out"
+	case strings.ContainsAny(text, "?#"):
+		return fmt.Sprintf("%q has a query or a fragment", text), "drop what begins with ? or #"
+	case u.Hostname() == "" || strings.HasSuffix(u.Host, ":"):
+		return fmt.Sprintf("%q names no host, or an empty port", text), like
+	case !strings.HasPrefix(text, "https://"+strings.ToLower(u.Host)):
+		return fmt.Sprintf("%q has capitals in its scheme or host", text), "write both in small letters"
+	case checkHost(u.Hostname()) != "":
+		return fmt.Sprintf("the host of %q is neither a DNS name nor an address", text), like
+	case u.Port() != "" && !validPort(u.Port(), 1):
+		return fmt.Sprintf("%q has a port that does not exist", text), "ports go from 1 to 65535"
+	}
+	return "", ""
+}
+
+func notASCII(r rune) bool { return r >= 0x80 }
+
+func validPort(text string, lowest uint64) bool {
+	n, err := strconv.ParseUint(text, 10, 16)
+	return err == nil && n >= lowest && strconv.FormatUint(n, 10) == text
+}
+
+func (k *checker) checkListeners() {
+	c := k.config
+	addresses := map[string]string{}
+	for _, l := range []struct{ key, address string }{{"public", c.Public}, {"mtls", c.MTLS}, {"debug", c.Debug}} {
+		if l.key == "debug" && debugOff(l.address) {
+			continue
+		}
+		host, port, err := net.SplitHostPort(l.address)
+		if err != nil || !validPort(port, 0) || host != "" && checkHost(host) != "" {
+			k.fail(l.key, fmt.Sprintf("%q is no address to listen on", l.address), "write it like 127.0.0.1:8443 or :8443")
+			continue
+		}
+		if other, taken := addresses[l.address]; taken && port != "0" {
+			k.fail(l.key, fmt.Sprintf("%q is also the address of %s", l.address, other), "give each listener its own port")
+		}
+		addresses[l.address] = l.key
+	}
+}
+
+// debugOff reports whether the debug listener is not wanted.
+func debugOff(address string) bool { return address == "" || address == "off" }
+
+func (k *checker) checkHosts() {
+	if len(k.config.Hosts) > maxHosts {
+		k.fail("hosts", fmt.Sprintf("more than %d names", maxHosts), "name fewer")
+		return
+	}
+	for i, host := range k.config.Hosts {
+		if what := checkHost(host); what != "" {
+			k.fail("hosts", fmt.Sprintf("%q %s", host, what), "name hosts without port, such as tokens.example or 192.0.2.1")
+		} else if slices.Contains(k.config.Hosts[:i], host) {
+			k.fail("hosts", fmt.Sprintf("%q is named twice", host), "name it once")
+		}
+	}
+}
+
+// checkHost says what keeps host from being a DNS name or an address.
+func checkHost(host string) string {
+	if a, err := netip.ParseAddr(host); err == nil {
+		if a.Zone() != "" {
+			return "is an address with a zone"
+		}
+		return ""
+	}
+	if strings.Contains(host, "*") {
+		return "is a pattern, not a name"
+	}
+	if len(host) > 253 {
+		return "is too long for a DNS name"
+	}
+	for label := range strings.SplitSeq(host, ".") {
+		if label == "" || len(label) > 63 || label[0] == '-' || label[len(label)-1] == '-' ||
+			strings.ContainsFunc(label, func(r rune) bool { return !isLetterOrDigit(r) && r != '-' && r != '_' }) {
+			return "is neither a DNS name nor an address"
+		}
+	}
+	return ""
+}
+
+func isLetterOrDigit(r rune) bool {
+	return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9'
+}
+
+// checkTrustDomain holds the trust domain to the SPIFFE ID standard, Section 2.1.
+func (k *checker) checkTrustDomain() {
+	domain := k.config.TrustDomain
+	foreign := func(r rune) bool { return !strings.ContainsRune("abcdefghijklmnopqrstuvwxyz0123456789.-_", r) }
+	if len(domain) > 255 || strings.ContainsFunc(domain, foreign) {
+		k.fail("trust_domain", fmt.Sprintf("%q is no SPIFFE trust domain", domain),
+			"use small letters, digits, dots, dashes and underscores, without spiffe:// and path")
+	}
+}
+
+// checkDatabase never quotes the value: a database URL may hold a password.
+func (k *checker) checkDatabase() {
+	value := k.config.Database
+	switch {
+	case value == "", value == "sqlite":
+	case strings.HasPrefix(value, "postgres://"), strings.HasPrefix(value, "postgresql://"):
+		k.fail("database", "this version cannot use PostgreSQL yet", "leave it empty to keep the state in certbound.db in the data folder")
+	default:
+		k.fail("database", "it names a kind of database that is not known", `leave it empty, or write "sqlite"`)
+	}
+}
+
+func (k *checker) checkDurations() {
+	c := k.config
+	for _, d := range []struct {
+		key      string
+		value    time.Duration
+		min, max time.Duration
+	}{
+		{"token.max_lifetime", c.Token.MaxLifetime, time.Second, maxTokenLifetime},
+		{"token.lifetime", c.Token.Lifetime, time.Second, maxTokenLifetime},
+		{"certificate.lifetime", c.Certificate.Lifetime, time.Second, maxCertificateLifetime},
+		{"code.lifetime", c.Code.Lifetime, time.Second, maxCodeLifetime},
+		{"tls.handshake_timeout", c.TLS.HandshakeTimeout, time.Second, maxTimeout},
+		{"http.header_timeout", c.HTTP.HeaderTimeout, time.Second, maxTimeout},
+		{"http.read_timeout", c.HTTP.ReadTimeout, time.Second, maxTimeout},
+		{"http.write_timeout", c.HTTP.WriteTimeout, time.Second, maxTimeout},
+		{"http.idle_timeout", c.HTTP.IdleTimeout, time.Second, maxTimeout},
+		{"http.shutdown_timeout", c.HTTP.ShutdownTimeout, 0, maxTimeout},
+	} {
+		if d.value < d.min || d.value > d.max {
+			k.fail(d.key, formatDuration(d.value)+" is out of range",
+				fmt.Sprintf("give it between %s and %s", formatDuration(d.min), formatDuration(d.max)))
+			continue
+		}
+		if d.key == "token.lifetime" && d.value > c.Token.MaxLifetime {
+			k.fail(d.key, fmt.Sprintf("%s is longer than token.max_lifetime, %s", formatDuration(d.value),
+				formatDuration(c.Token.MaxLifetime)), "shorten it, or raise token.max_lifetime to at most 1h")
+		}
+	}
+}
+
+func (k *checker) checkChoice(key, value string, choices ...string) {
+	if !slices.Contains(choices, value) {
+		k.fail(key, fmt.Sprintf("%q is not known", value), "write "+strings.Join(choices, ", "))
+	}
+}
