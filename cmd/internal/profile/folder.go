@@ -152,7 +152,7 @@ func sameProfile(dir string, want identity) error {
 	if want.clientID != "" && have.ClientID != want.clientID {
 		return other("client (" + have.ClientID + ")")
 	}
-	roots, _, err := readCertificates(filepath.Join(dir, rootsFile))
+	roots, err := readCertificates(filepath.Join(dir, rootsFile))
 	if err != nil {
 		return err
 	}
@@ -164,14 +164,26 @@ func sameProfile(dir string, want identity) error {
 	return other("root certificate")
 }
 
-// load reads a folder without judging dates. The link is read once, so that certificate and key are of one
-// generation even while another process swaps it.
+// load reads a folder without judging dates. A reader so slow that its generation was removed meanwhile starts again.
 func load(dir string) (*Profile, error) {
+	const attempts = 5
+	for range attempts - 1 {
+		before, _ := os.Readlink(filepath.Join(dir, currentLink))
+		p, err := loadOnce(dir)
+		if after, _ := os.Readlink(filepath.Join(dir, currentLink)); err == nil || after == before {
+			return p, err
+		}
+	}
+	return loadOnce(dir)
+}
+
+// loadOnce reads the link once, so that certificate and key are of one generation even while another process swaps it.
+func loadOnce(dir string) (*Profile, error) {
 	i, err := readInfo(dir)
 	if err != nil {
 		return nil, err
 	}
-	roots, rootsPEM, err := readCertificates(filepath.Join(dir, rootsFile))
+	roots, err := readCertificates(filepath.Join(dir, rootsFile))
 	if err != nil {
 		return nil, err
 	}
@@ -180,7 +192,7 @@ func load(dir string) (*Profile, error) {
 		return nil, damaged(filepath.Join(dir, currentLink), errors.New("is missing or not a link to a generation"))
 	}
 	certPath, keyPath := filepath.Join(dir, generation, certFile), filepath.Join(dir, generation, keyFile)
-	chain, _, err := readCertificates(certPath)
+	chain, err := readCertificates(certPath)
 	if err != nil {
 		return nil, err
 	}
@@ -195,7 +207,7 @@ func load(dir string) (*Profile, error) {
 	if err != nil {
 		return nil, damaged(certPath, err)
 	}
-	return &Profile{dir: dir, info: i, roots: roots, rootsPEM: rootsPEM, keyPair: pair, key: key}, nil
+	return &Profile{dir: dir, info: i, roots: roots, keyPair: pair, key: key}, nil
 }
 
 func readInfo(dir string) (info, error) {
@@ -226,19 +238,19 @@ func readInfo(dir string) (info, error) {
 	return i, nil
 }
 
-func readCertificates(path string) ([]*x509.Certificate, []byte, error) {
+func readCertificates(path string) ([]*x509.Certificate, error) {
 	data, err := readFile(path)
 	if err != nil {
-		return nil, nil, damaged(path, err)
+		return nil, damaged(path, err)
 	}
 	certs, err := mtls.ParseCertificates(data)
 	if err != nil {
-		return nil, nil, damaged(path, err)
+		return nil, damaged(path, err)
 	}
 	if len(certs) == 0 {
-		return nil, nil, damaged(path, errors.New("holds no certificate"))
+		return nil, damaged(path, errors.New("holds no certificate"))
 	}
-	return certs, data, nil
+	return certs, nil
 }
 
 func readKey(path string) (crypto.Signer, error) {

@@ -54,7 +54,7 @@ func IdentityOf(cert *x509.Certificate) *Identity {
 
 // ReadCertificate returns the first certificate of a PEM file.
 func ReadCertificate(path string) (*x509.Certificate, error) {
-	certs, _, err := readCertificates(path)
+	certs, err := readCertificates(path)
 	if err != nil {
 		return nil, &Error{Message: err.Error(), Hint: "name a PEM file whose first certificate is the one to judge", Err: err}
 	}

@@ -94,11 +94,10 @@ func (e *APIError) Error() string {
 
 // Profile is an opened profile folder. It is safe for concurrent use.
 type Profile struct {
-	dir      string
-	info     info
-	roots    []*x509.Certificate
-	rootsPEM []byte
-	keyPair  *mtls.KeyPair
+	dir     string
+	info    info
+	roots   []*x509.Certificate
+	keyPair *mtls.KeyPair
 
 	mu  sync.Mutex // serialises renewals of this value; the folder's lock serialises processes
 	key crypto.Signer

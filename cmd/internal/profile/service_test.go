@@ -313,3 +313,13 @@ func randomBytes(n int) []byte {
 	_, _ = rand.Read(b)
 	return b
 }
+
+// decodeForm gives back the token request that the test's token endpoint has put into its token.
+func decodeForm(tb testing.TB, s string) string {
+	tb.Helper()
+	form, err := base64.RawURLEncoding.DecodeString(s)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return string(form)
+}
