@@ -5,6 +5,9 @@ package issuer
 
 import (
 	"context"
+	"io"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 
@@ -65,6 +68,21 @@ func BenchmarkIssue(b *testing.B) {
 	for b.Loop() {
 		if _, err := s.Issue(ctx, r); err != nil {
 			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkTokenRequest adds the endpoint's own reading and writing.
+func BenchmarkTokenRequest(b *testing.B) {
+	s, ready := benchmark(b)
+	r := request(b, TokenPath, "")
+	body := ask("payments", "scope", "read")
+	b.ReportAllocs()
+	for b.Loop() {
+		r.Body, r.ContentLength = io.NopCloser(strings.NewReader(body)), int64(len(body))
+		w := httptest.NewRecorder()
+		if s.serveToken(w, r, ready.Peer); w.Code != http.StatusOK {
+			b.Fatal(w.Body)
 		}
 	}
 }

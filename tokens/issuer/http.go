@@ -109,12 +109,16 @@ func (f *form) check(peer *mtls.Peer) *tokens.Error {
 }
 
 func isForm(contentType []string) bool {
+	const form = "application/x-www-form-urlencoded"
 	if len(contentType) != 1 {
 		return false
 	}
+	if contentType[0] == form {
+		return true
+	}
 	media, parameters, err := mime.ParseMediaType(contentType[0])
 	charset, given := parameters["charset"]
-	return err == nil && media == "application/x-www-form-urlencoded" &&
+	return err == nil && media == form &&
 		(!given || strings.EqualFold(charset, "utf-8"))
 }
 
@@ -232,9 +236,7 @@ func write(w http.ResponseWriter, r *http.Request, status int, contentType strin
 		h.Set(CorrelationHeader, id)
 	}
 	w.WriteHeader(status)
-	if r.Method != http.MethodHead {
-		_, _ = w.Write(body) // a caller that went away needs no answer
-	}
+	_, _ = w.Write(body) // net/http drops it for HEAD; a caller that went away needs no answer
 }
 
 // cleanDescription keeps to the characters that RFC 6749, Section 5.2, allows in error_description.

@@ -236,7 +236,7 @@ func (s *Server) sign(c *claims) (string, *tokens.Error) {
 // newTokenID returns 128 random bits, so that a token is never taken for another one (RFC 6749, Section 10.10).
 func newTokenID() string {
 	var id [16]byte
-	rand.Read(id[:]) //nolint:errcheck // never fails: the program ends when the system has no randomness
+	_, _ = rand.Read(id[:]) // never fails: the program ends when the system has no randomness
 	var text [22]byte
 	base64.RawURLEncoding.Encode(text[:], id[:])
 	return string(text[:])

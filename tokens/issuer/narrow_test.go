@@ -101,9 +101,15 @@ func TestNarrowLifetime(t *testing.T) {
 		{Resource: "https://a.example", MaxLifetime: time.Hour}, {Resource: "https://b.example", MaxLifetime: time.Minute},
 		{Resource: "https://c.example"}, {Resource: "https://d.example", MaxLifetime: time.Second},
 	}
-	got, refused := narrow(grants, []string{"https://a.example", "https://b.example", "https://c.example"}, nil)
-	if refused != nil || got.maxLifetime != time.Minute {
-		t.Errorf("bound %v (%v), want one minute", got.maxLifetime, refused)
+	for _, order := range []string{"a b c", "c b a", "b a c"} {
+		var named []string
+		for _, host := range strings.Fields(order) {
+			named = append(named, "https://"+host+".example")
+		}
+		got, refused := narrow(grants, named, nil)
+		if refused != nil || got.maxLifetime != time.Minute {
+			t.Errorf("%s: bound %v (%v), want one minute", order, got.maxLifetime, refused)
+		}
 	}
 }
 

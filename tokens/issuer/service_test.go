@@ -40,8 +40,8 @@ type registry struct {
 	mu           sync.Mutex
 	clients      map[string]Client
 	certificates map[mtls.Thumbprint]Certificate
-	err          error // of every look-up
-	inventoryErr error // of looking up certificates
+	clientErr    error
+	inventoryErr error
 	lookups      int
 }
 
@@ -49,8 +49,8 @@ func (r *registry) Client(_ context.Context, id string) (*Client, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.lookups++
-	if r.err != nil {
-		return nil, r.err
+	if r.clientErr != nil {
+		return nil, r.clientErr
 	}
 	c, ok := r.clients[id]
 	if !ok {
@@ -63,8 +63,8 @@ func (r *registry) Certificate(_ context.Context, t mtls.Thumbprint) (*Certifica
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.lookups++
-	if err := errors.Join(r.err, r.inventoryErr); err != nil {
-		return nil, err
+	if r.inventoryErr != nil {
+		return nil, r.inventoryErr
 	}
 	c, ok := r.certificates[t]
 	if !ok {

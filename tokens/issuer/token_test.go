@@ -9,10 +9,14 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -268,6 +272,20 @@ func TestRFC6749_5_2_Bounds(t *testing.T) {
 		t.Errorf("recorded %+v", got)
 	}
 
+	// What announces its size is refused without a look at it.
+	w := httptest.NewRecorder()
+	r := request(t, TokenPath, "", func(r *http.Request) {
+		r.ContentLength, r.Body = MaxBodyBytes+1, io.NopCloser(iotest.ErrReader(errors.New("read")))
+	})
+	if s.serveToken(w, r, mtlstest.PeerOf(cert)); w.Code != http.StatusRequestEntityTooLarge {
+		t.Errorf("unread body: %d %s", w.Code, w.Body)
+	}
+	r.ContentLength = -1
+	w = httptest.NewRecorder()
+	if s.serveToken(w, r, mtlstest.PeerOf(cert)); w.Code != http.StatusBadRequest {
+		t.Errorf("unreadable body: %d %s", w.Code, w.Body)
+	}
+
 	many := ask("payments")
 	for i := range maxParameters - 2 {
 		many += fmt.Sprintf("&p%d=", i)
@@ -308,7 +326,7 @@ func TestRFC6749_B_StrictDecoding(t *testing.T) {
 	for _, body := range []string{
 		"client_id=%zz", "client_id=%", "client_id=payments%4", "client_id=%ff", "client_id=\xff", "client_id=pay%00ments",
 		"%zz=1&client_id=payments", "%ff=1&client_id=payments", "x=%c3%28&client_id=payments", "x=%u0041&client_id=payments",
-		"client_id=pay%0Aments", "client_id=p%C3%A9", "client_id=" + strings.Repeat("a", maxClientID+1),
+		"x=%00&client_id=payments", "x=%g1%80%80%80&client_id=payments", "client_id=pay%0Aments", "client_id=p%C3%A9", "client_id=" + strings.Repeat("a", maxClientID+1),
 	} {
 		s.post(t, &cert, "grant_type=client_credentials&"+body).want(t, 400, tokens.CodeInvalidRequest)
 	}
@@ -355,7 +373,7 @@ func TestRFC6749_10_10_NoLockout(t *testing.T) {
 func TestRFC6749_5_2_FailsClosed(t *testing.T) {
 	t.Parallel()
 	for name, fail := range map[string]func(*service){
-		"registry":    func(s *service) { s.registry.change(func(r *registry) { r.err = errDown }) },
+		"registry":    func(s *service) { s.registry.change(func(r *registry) { r.clientErr = errDown }) },
 		"journal":     func(s *service) { s.journal.fail(errDown) },
 		"signing key": func(s *service) { s.keys.err = errDown },
 	} {
