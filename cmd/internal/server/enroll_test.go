@@ -45,7 +45,7 @@ func inspectStore(tb testing.TB, data string) *store.Store {
 	return db
 }
 
-// EC-07: an enrolment code is single use under concurrency: of fifty redemptions with different keys one
+// EC-07: RFC 6749, Section 4.1.2 (for codes): an enrolment code is single use under concurrency: of fifty redemptions with different keys one
 // gets a certificate, and it alone is in the inventory. The same key gets the same certificate again,
 // another key is refused, and neither burns anything.
 func TestEnroll_OneCodeFiftyKeys(t *testing.T) {
@@ -221,7 +221,7 @@ func inspectStoreKeys(tb testing.TB, data string) ([]store.Key, error) {
 	return rows, err
 }
 
-// EC-08: renewal over mTLS keeps the identity and signs afresh from the registry; repeated from the same
+// EC-08: RFC 4210, Section 5.3.5: renewal over mTLS keeps the identity and signs afresh from the registry; repeated from the same
 // parent with the same key it returns the same child; a revoked certificate cannot renew.
 func TestRenewal(t *testing.T) {
 	t.Parallel()
@@ -255,7 +255,7 @@ func TestRenewal(t *testing.T) {
 	wantRefused(t, in.token(in.client(&child), "payments"))
 }
 
-// EC-09: a key that was reported compromised, or that another client's certificate holds, is not
+// EC-09: RFC 5280, Section 5.3.1: a key that was reported compromised, or that another client's certificate holds, is not
 // certified again.
 func TestEnroll_KeysThatAreRefused(t *testing.T) {
 	t.Parallel()
@@ -292,7 +292,7 @@ func TestEnroll_KeysThatAreRefused(t *testing.T) {
 	}
 }
 
-// EC-02: names in a certificate request are never taken over: such a request is refused.
+// EC-02: RFC 2986, Section 3: names in a certificate request are never taken over: such a request is refused.
 func TestEnroll_NamesInTheRequest(t *testing.T) {
 	t.Parallel()
 	in := start(t, testConfig(t, t.TempDir()))
@@ -311,7 +311,7 @@ func TestEnroll_NamesInTheRequest(t *testing.T) {
 	}
 }
 
-// EC-10: a revoked certificate is on the next revocation list, which is ours, fresh, and numbered higher
+// EC-10: RFC 5280, Section 5: a revoked certificate is on the next revocation list, which is ours, fresh, and numbered higher
 // than the one before.
 func TestRFC5280_5_CRL(t *testing.T) {
 	t.Parallel()

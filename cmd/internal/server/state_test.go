@@ -20,7 +20,7 @@ import (
 	"github.com/certbound/certbound/tokens/issuer"
 )
 
-// TLS-07, TLS-08, TLS-09, CA-25: a client's state is judged anew at every request: between two requests on
+// TLS-07, TLS-08, TLS-09, CA-25: RFC 8705, Section 2: a client's state is judged anew at every request: between two requests on
 // one connection, and on a session that resumes one from before, over TLS 1.2 and 1.3, HTTP/1.1 and HTTP/2.
 // Whatever takes the certificate's authority away answers 401 invalid_client as JSON.
 func TestRFC8705_2_StateIsJudgedPerRequest(t *testing.T) {
@@ -67,7 +67,7 @@ func TestRFC8705_2_StateIsJudgedPerRequest(t *testing.T) {
 	}
 }
 
-// TLS-09: a certificate that expires while its connection is open gets nothing more on it.
+// TLS-09: RFC 5280, Section 4.1.2.5: a certificate that expires while its connection is open gets nothing more on it.
 func TestRFC8705_2_ExpiryOnAnOpenConnection(t *testing.T) {
 	t.Parallel()
 	cfg := testConfig(t, t.TempDir())
