@@ -73,7 +73,8 @@ func appendAudience(b []byte, audience []string) []byte {
 	return append(b, ']')
 }
 
-// appendScope writes the member with its leading comma, or nothing: an empty scope is not a scope (RFC 6749, Section 3.3).
+// appendScope writes the member with its leading comma, or nothing: there is no empty scope (RFC 6749,
+// Section 3.3).
 func appendScope(b []byte, scope []string) []byte {
 	if len(scope) == 0 {
 		return b

@@ -50,9 +50,8 @@ func TestRFC9068_2_1_Header(t *testing.T) {
 func TestRFC9068_2_2_Claims(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
-	cert := s.enrol(t, "payments")
 	now := time.Unix(1_800_000_000, 999_999_999)
-	cert = s.enrol(t, "payments", func(l *mtlstest.Leaf) {
+	cert := s.enrol(t, "payments", func(l *mtlstest.Leaf) {
 		l.NotBefore, l.NotAfter = now.Add(-time.Hour), now.Add(time.Hour)
 	})
 	s.now = func() time.Time { return now }
@@ -189,7 +188,8 @@ func TestRFC7519_4_1_3_Audience(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
 	peer := mtlstest.PeerOf(s.enrol(t, "payments"))
-	s.grant("payments", Grant{Resource: ledger, Scopes: []string{"read"}}, Grant{Resource: reports, Scopes: []string{"print"}})
+	s.grant("payments", Grant{Resource: ledger, Scopes: []string{"read"}},
+		Grant{Resource: reports, Scopes: []string{"print"}})
 	one := s.issue(t, Request{ClientID: "payments", Peer: peer, Resources: []string{reports}})
 	if got := part(t, one.AccessToken, 1)["aud"]; got != reports {
 		t.Errorf("aud = %v, want %s", got, reports)
@@ -209,7 +209,8 @@ func TestRFC7519_4_1_3_Audience(t *testing.T) {
 func TestRFC7519_4_NoSecondClaim(t *testing.T) {
 	t.Parallel()
 	for _, hostile := range []string{
-		`a","sub":"root`, "line\nfeed\r\t\b\f", "nul\x00", "\x01\x1f\x7f", `back\slash`, "quote\"", "é 漢字 😀", "\u2028\u2029",
+		`a","sub":"root`, "line\nfeed\r\t\b\f", "nul\x00", "\x01\x1f\x7f", `back\slash`, "quote\"",
+		"é 漢字 😀", "\u2028\u2029",
 		"<script>&", "bad\xff\xfeutf8", "\xc3", "\xed\xa0\x80", "",
 	} {
 		c := claims{

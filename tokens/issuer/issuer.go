@@ -97,18 +97,20 @@ type Grant struct {
 
 // Certificate is an entry of the inventory: a certificate that our own CA issued.
 type Certificate struct {
+	// ClientID and Generation say for whom it was issued.
 	ClientID   string
 	Generation uint64
 	// NotAfter ends the entry, also when the certificate itself says later; zero leaves it to the certificate.
 	NotAfter time.Time
-	Revoked  bool
+	// Revoked ends the entry at once.
+	Revoked bool
 }
 
-// SigningKey is the key that signs tokens now. Algorithm is a JWS algorithm of RFC 7518 or RFC 8037.
+// SigningKey is the key that signs tokens now.
 type SigningKey struct {
-	ID        string
-	Algorithm string
-	Signer    crypto.Signer
+	ID        string        // the "kid"
+	Algorithm string        // tokens.ES256, EdDSA, PS256 or RS256
+	Signer    crypto.Signer // of the kind that Algorithm asks for; used concurrently
 }
 
 // Keys holds the issuer's signing keys. Both methods are called concurrently and should answer from memory.
@@ -168,13 +170,15 @@ type Config struct {
 	Issuer string
 	// MTLSURL is the origin of the listener that asks for certificates, such as https://auth.example:9443; the token
 	// endpoint lies under it.
-	MTLSURL  string
+	MTLSURL string
+	// Registry knows clients and certificates, Keys signs, Recorder keeps the journal.
 	Registry Registry
 	Keys     Keys
 	Recorder Recorder
 	// Events may be nil.
 	Events Events
-	// Lifetime of a token unless the client has its own: whole seconds, default DefaultLifetime.
+	// Lifetime of a token unless the client has its own: whole seconds, default DefaultLifetime or, if that is shorter,
+	// MaxLifetime.
 	Lifetime time.Duration
 	// MaxLifetime bounds every token: whole seconds, default DefaultMaxLifetime.
 	MaxLifetime time.Duration

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -107,9 +108,11 @@ func TestRFC8414_2_IssuerForm(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, bad := range []string{
-		"", "auth.example", "http://auth.example", "https://", "https:///x", "https://auth.example?", "https://auth.example?a=b",
+		"", "auth.example", "http://auth.example", "https://", "https:///x", "https://auth.example?",
+		"https://auth.example?a=b",
 		"https://auth.example#", "https://auth.example#f", "https://u@auth.example", "https://auth.example/%74", "https://a b",
-		"https://auth.example//t1", "https://auth.example/t1/../t2", "https://auth.example/\"", "ftp://auth.example", "https://:8443",
+		"https://auth.example//t1", "https://auth.example/t1/../t2", "https://auth.example/\"", "ftp://auth.example",
+		"https://:8443",
 	} {
 		c := good
 		c.Issuer = bad
@@ -171,13 +174,7 @@ func TestRFC8414_2_AdvertisedIsActual(t *testing.T) {
 	s := newService(t)
 	cert := s.enrol(t, "payments")
 	m := s.document(t)
-	names := slices.Sorted(func(yield func(string) bool) {
-		for name := range m {
-			if !yield(name) {
-				return
-			}
-		}
-	})
+	names := slices.Sorted(maps.Keys(m))
 	want := []string{
 		"grant_types_supported", "issuer", "jwks_uri", "mtls_endpoint_aliases", "scopes_supported",
 		"tls_client_certificate_bound_access_tokens", "token_endpoint", "token_endpoint_auth_methods_supported",

@@ -21,14 +21,15 @@ type target struct {
 // narrow chooses the grants that a request is about and cuts the scope to them. It never gives less than what was asked
 // without saying so: a request that cannot be met whole is refused.
 func narrow(grants []Grant, resources, scope []string) (target, *tokens.Error) {
-	if !slices.ContainsFunc(scope, notScopeToken) {
-		chosen, refused := choose(grants, resources, scope)
-		if refused != nil {
-			return target{}, refused
-		}
-		return combine(chosen, scope)
+	if slices.ContainsFunc(scope, notScopeToken) {
+		return target{}, refusal(tokens.CodeInvalidScope, "malformed_scope",
+			"scope must be scope-tokens separated by single spaces")
 	}
-	return target{}, refusal(tokens.CodeInvalidScope, "malformed_scope", "scope must be scope-tokens separated by single spaces")
+	chosen, refused := choose(grants, resources, scope)
+	if refused != nil {
+		return target{}, refused
+	}
+	return combine(chosen, scope)
 }
 
 // choose returns the grants at the named resources or, when none is named, the only one that fits.

@@ -129,7 +129,9 @@ func TestRFC8707_2_AbsoluteWithoutFragment(t *testing.T) {
 		})
 		wantError(t, err, tokens.CodeInvalidTarget, "malformed_resource")
 	}
-	for _, good := range []string{"urn:example:ledger", "https://x", "https://x/?a=b", "https://[2001:db8::1]:8443/a%20b", "spiffe://td/api"} {
+	for _, good := range []string{
+		"urn:example:ledger", "https://x", "https://x/?a=b", "https://[2001:db8::1]:8443/a%20b", "spiffe://td/api",
+	} {
 		s.grant("payments", Grant{Resource: good, Scopes: []string{"read"}})
 		s.issue(t, Request{ClientID: "payments", Peer: peer, Resources: []string{good}})
 	}
@@ -179,7 +181,8 @@ func TestRFC8707_2_2_ScopesOfTheResource(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
 	cert := s.enrol(t, "payments")
-	s.grant("payments", Grant{Resource: ledger, Scopes: []string{"read"}}, Grant{Resource: reports, Scopes: []string{"print"}})
+	s.grant("payments", Grant{Resource: ledger, Scopes: []string{"read"}},
+		Grant{Resource: reports, Scopes: []string{"print"}})
 	s.post(t, &cert, ask("payments", "resource", ledger, "scope", "print")).want(t, 400, tokens.CodeInvalidScope)
 	a := s.post(t, &cert, ask("payments", "resource", ledger))
 	if a.wantToken(t); a.Scope != "read" {

@@ -14,7 +14,6 @@ import (
 	"errors"
 	"flag"
 	"io"
-	"maps"
 	"net/http"
 	"net/url"
 	"os"
@@ -393,14 +392,6 @@ func golden(t *testing.T, name, got string) {
 }
 
 var errDown = errors.New("down")
-
-func keysOf(m map[string]any) []string {
-	var names []string
-	for name := range maps.Keys(m) {
-		names = append(names, name)
-	}
-	return names
-}
 
 func formPair(name, value string) string { return url.QueryEscape(name) + "=" + url.QueryEscape(value) }
 

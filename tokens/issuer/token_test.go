@@ -156,7 +156,7 @@ func TestRFC6749_5_1_Response(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, ok := members["refresh_token"]; ok || len(members) != 4 {
-		t.Errorf("members %v", keysOf(members))
+		t.Errorf("members %v", members)
 	}
 }
 
@@ -238,7 +238,9 @@ func TestRFC6749_5_2_NothingReflected(t *testing.T) {
 	s := newService(t)
 	cert := s.enrol(t, "payments")
 	const mark = "zqxmark"
-	for _, hostile := range []string{mark, mark + "\"\\", mark + "\r\nSet-Cookie: a=b", "<b>" + mark, mark + "é", mark + "\x00"} {
+	for _, hostile := range []string{
+		mark, mark + "\"\\", mark + "\r\nSet-Cookie: a=b", "<b>" + mark, mark + "é", mark + "\x00",
+	} {
 		for _, name := range []string{"client_id", "grant_type", "scope", "resource", "client_secret", mark} {
 			v := map[string]string{"grant_type": ClientCredentials, "client_id": "payments", name: hostile}
 			var pairs []string
@@ -326,7 +328,8 @@ func TestRFC6749_B_StrictDecoding(t *testing.T) {
 	for _, body := range []string{
 		"client_id=%zz", "client_id=%", "client_id=payments%4", "client_id=%ff", "client_id=\xff", "client_id=pay%00ments",
 		"%zz=1&client_id=payments", "%ff=1&client_id=payments", "x=%c3%28&client_id=payments", "x=%u0041&client_id=payments",
-		"x=%00&client_id=payments", "x=%g1%80%80%80&client_id=payments", "client_id=pay%0Aments", "client_id=p%C3%A9", "client_id=" + strings.Repeat("a", maxClientID+1),
+		"x=%00&client_id=payments", "x=%g1%80%80%80&client_id=payments", "client_id=pay%0Aments", "client_id=p%C3%A9",
+		"client_id=" + strings.Repeat("a", maxClientID+1),
 	} {
 		s.post(t, &cert, "grant_type=client_credentials&"+body).want(t, 400, tokens.CodeInvalidRequest)
 	}
@@ -575,8 +578,8 @@ func TestRFC6749_5_2_UnknownClientLooksLikeWrongCertificate(t *testing.T) {
 func TestMintedOutsideTheInventory(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
-	real := s.enrol(t, "payments")
-	minted := s.ca.Issue(t, mtlstest.Leaf{CommonName: "payments", URIs: []string{real.Leaf.URIs[0].String()}})
+	issued := s.enrol(t, "payments")
+	minted := s.ca.Issue(t, mtlstest.Leaf{CommonName: "payments", URIs: []string{issued.Leaf.URIs[0].String()}})
 	s.post(t, &minted, ask("payments")).want(t, 401, tokens.CodeInvalidClient)
 	if got := s.journal.last(t).Reason; got != "certificate_unknown" {
 		t.Errorf("reason %s, want certificate_unknown", got)
