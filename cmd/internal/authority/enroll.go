@@ -92,7 +92,7 @@ func (a *Authority) redeem(ctx context.Context, req pki.EnrollRequest, from Call
 	}
 	// Signed first, redeemed after: a certificate that loses this race is not in the inventory, so it
 	// authenticates nobody, and it is never returned.
-	stored, err := a.cfg.Store.Redeem(ctx, id, hash, cert, now)
+	stored, err := a.cfg.Store.Redeem(ctx, id, hash, cert, from.Address, now)
 	if err != nil {
 		return none, false, a.redeemError(ctx, err, code, from)
 	}
@@ -160,11 +160,11 @@ func (a *Authority) redeemError(ctx context.Context, err error, code store.Code,
 // other wrong code.
 func (a *Authority) conflict(ctx context.Context, code store.Code, from Caller) error {
 	a.cfg.Logger.WarnContext(ctx, "an enrolment code was presented with a second key",
-		"client", code.ClientID, "address", from.Address, "first_address", "", "correlation", from.Correlation)
+		"client", code.ClientID, "address", from.Address, "first_address", code.UsedFrom, "correlation", from.Correlation)
 	err := a.record(ctx, audit.Event{
 		Name: "enroll.conflict", Outcome: "refused", Reason: "code_used_with_another_key", Client: code.ClientID,
 		Address: from.Address, Correlation: from.Correlation,
-		Detail: map[string]string{"first_address": ""},
+		Detail: map[string]string{"first_address": code.UsedFrom},
 	})
 	if err != nil {
 		return err

@@ -51,16 +51,20 @@ func (s *Store) Code(ctx context.Context, id [8]byte) (Code, error) {
 }
 
 func scanCode(r row) (Code, error) {
-	var c Code
+	var (
+		c    Code
+		from sql.NullString
+	)
 	err := r.Scan((*codeID)(&c.ID), &c.ClientID, &c.Generation, &c.PublicKey, (*moment)(&c.CreatedAt),
-		(*moment)(&c.ExpiresAt), (*moment)(&c.UsedAt), (*digest)(&c.UsedKey), (*digest)(&c.Certificate), &c.Void)
+		(*moment)(&c.ExpiresAt), (*moment)(&c.UsedAt), (*digest)(&c.UsedKey), (*digest)(&c.Certificate), &from, &c.Void)
+	c.UsedFrom = from.String
 	if errors.Is(err, sql.ErrNoRows) {
 		return Code{}, ErrNotFound
 	}
 	return c, err
 }
 
-// Redeem uses the enrolment code id at the time now for cert, which is already signed for the public key with the hash
+// Redeem uses the enrolment code id, on the request of the network address from, at the time now for cert, which is already signed for the public key with the hash
 // keyHash, and returns the certificate that the code stands for: cert, or the one stored earlier when the same key
 // redeems the code again before it expires. A caller must hand out the returned one only.
 //
@@ -68,7 +72,7 @@ func scanCode(r row) (Code, error) {
 // certificates of the others are not in the inventory. A refusal stores nothing and burns nothing. Errors: ErrNotFound,
 // ErrCodeUsed (another key), ErrCodeExpired, ErrCodeVoid, ErrClientDisabled, ErrGeneration, ErrRevoked (the stored
 // certificate), ErrKeyBlocked, ErrKeyTaken, ErrExists (serial number).
-func (s *Store) Redeem(ctx context.Context, id [8]byte, keyHash [32]byte, cert Certificate, now time.Time) (Certificate, error) {
+func (s *Store) Redeem(ctx context.Context, id [8]byte, keyHash [32]byte, cert Certificate, from string, now time.Time) (Certificate, error) {
 	// A wrong id is refused without the write lock: it costs one read, however many there are.
 	if _, err := s.Code(ctx, id); err != nil {
 		return Certificate{}, fmt.Errorf("redeem: %w", err)
@@ -76,7 +80,7 @@ func (s *Store) Redeem(ctx context.Context, id [8]byte, keyHash [32]byte, cert C
 	var stored Certificate
 	err := s.change(ctx, func(c *change) error {
 		var err error
-		stored, err = s.redeem(c, id, keyHash, cert, now)
+		stored, err = s.redeem(c, id, keyHash, cert, from, now)
 		return err
 	})
 	if err != nil {
@@ -85,7 +89,7 @@ func (s *Store) Redeem(ctx context.Context, id [8]byte, keyHash [32]byte, cert C
 	return stored, nil
 }
 
-func (s *Store) redeem(c *change, id [8]byte, keyHash [32]byte, cert Certificate, now time.Time) (Certificate, error) {
+func (s *Store) redeem(c *change, id [8]byte, keyHash [32]byte, cert Certificate, from string, now time.Time) (Certificate, error) {
 	code, err := scanCode(c.tx.QueryRowContext(c.ctx, queryCode+forUpdate, codeID(id)))
 	if err != nil {
 		return Certificate{}, err
@@ -107,7 +111,7 @@ func (s *Store) redeem(c *change, id [8]byte, keyHash [32]byte, cert Certificate
 	if err != nil {
 		return Certificate{}, err
 	}
-	n, err := c.exec("codes", useCode, codeID(id), moment(now), digest(keyHash), digest(cert.Thumbprint))
+	n, err := c.exec("codes", useCode, codeID(id), moment(now), digest(keyHash), digest(cert.Thumbprint), from)
 	if err != nil {
 		return Certificate{}, err
 	}

@@ -76,7 +76,7 @@ func (f *fixture) cert(id string, generation uint64, n int) Certificate {
 
 func (f *fixture) enroll(id string, generation uint64, code byte, key int) Certificate {
 	f.t.Helper()
-	cert, err := f.Redeem(f.ctx(), codeIDOf(code), keyOf(key), f.cert(id, generation, key), f.clock.now())
+	cert, err := f.Redeem(f.ctx(), codeIDOf(code), keyOf(key), f.cert(id, generation, key), "192.0.2.7", f.clock.now())
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -314,7 +314,7 @@ func testParallelRedemptions(f *fixture) {
 	var wg sync.WaitGroup
 	for i := range n {
 		wg.Go(func() {
-			cert, err := f.Redeem(f.ctx(), codeIDOf(1), keyOf(i), f.cert("payments", 1, i), f.clock.now())
+			cert, err := f.Redeem(f.ctx(), codeIDOf(1), keyOf(i), f.cert("payments", 1, i), "192.0.2.7", f.clock.now())
 			results[i] = result{cert, err}
 		})
 	}
@@ -350,7 +350,7 @@ func testParallelSameKey(f *fixture) {
 	var wg sync.WaitGroup
 	for i := range n {
 		wg.Go(func() {
-			cert, err := f.Redeem(f.ctx(), codeIDOf(1), keyOf(7), f.cert("payments", 1, 7), f.clock.now())
+			cert, err := f.Redeem(f.ctx(), codeIDOf(1), keyOf(7), f.cert("payments", 1, 7), "192.0.2.7", f.clock.now())
 			if err != nil {
 				f.t.Error(err)
 			}
@@ -373,7 +373,7 @@ func testRedeemAgain(f *fixture) {
 	ok(f.t, err)
 	f.clock.advance(time.Minute)
 	same(f.t, f.enroll("payments", 1, 1, 1), first)
-	_, err = f.Redeem(f.ctx(), codeIDOf(1), keyOf(2), f.cert("payments", 1, 2), f.clock.now())
+	_, err = f.Redeem(f.ctx(), codeIDOf(1), keyOf(2), f.cert("payments", 1, 2), "192.0.2.7", f.clock.now())
 	want(f.t, err, ErrCodeUsed)
 	same(f.t, f.enroll("payments", 1, 1, 1), first) // the other key burnt nothing
 	if after, err := f.Version(f.ctx()); err != nil || after != version {
@@ -381,16 +381,16 @@ func testRedeemAgain(f *fixture) {
 	}
 	_, err = f.Revoke(f.ctx(), Selection{Serial: first.Serial}, 0, f.clock.now())
 	ok(f.t, err)
-	_, err = f.Redeem(f.ctx(), codeIDOf(1), keyOf(1), f.cert("payments", 1, 1), f.clock.now())
+	_, err = f.Redeem(f.ctx(), codeIDOf(1), keyOf(1), f.cert("payments", 1, 1), "192.0.2.7", f.clock.now())
 	want(f.t, err, ErrRevoked)
 	f.clock.advance(time.Hour)
-	_, err = f.Redeem(f.ctx(), codeIDOf(1), keyOf(1), f.cert("payments", 1, 1), f.clock.now())
+	_, err = f.Redeem(f.ctx(), codeIDOf(1), keyOf(1), f.cert("payments", 1, 1), "192.0.2.7", f.clock.now())
 	want(f.t, err, ErrCodeExpired)
 }
 
 func testRedeemRefusals(f *fixture) {
 	redeem := func(n byte, id string, generation uint64) error {
-		_, err := f.Redeem(f.ctx(), codeIDOf(n), keyOf(int(n)), f.cert(id, generation, int(n)), f.clock.now())
+		_, err := f.Redeem(f.ctx(), codeIDOf(n), keyOf(int(n)), f.cert(id, generation, int(n)), "192.0.2.7", f.clock.now())
 		return err
 	}
 	before, err := f.Version(f.ctx())
@@ -443,7 +443,7 @@ func testRedeemRefusals(f *fixture) {
 func testInvite(f *fixture) {
 	f.client("payments", 1)
 	ok(f.t, f.Invite(f.ctx(), "payments", *f.code(2)))
-	_, err := f.Redeem(f.ctx(), codeIDOf(1), keyOf(1), f.cert("payments", 1, 1), f.clock.now())
+	_, err := f.Redeem(f.ctx(), codeIDOf(1), keyOf(1), f.cert("payments", 1, 1), "192.0.2.7", f.clock.now())
 	want(f.t, err, ErrCodeVoid)
 	f.enroll("payments", 1, 2, 2)
 	ok(f.t, f.Invite(f.ctx(), "payments", *f.code(3)))
@@ -465,7 +465,7 @@ func testCertificateKeys(f *fixture) {
 	f.client("one", 1)
 	f.client("two", 2)
 	first := f.enroll("one", 1, 1, 1)
-	_, err := f.Redeem(f.ctx(), codeIDOf(2), keyOf(1), f.cert("two", 1, 1), f.clock.now())
+	_, err := f.Redeem(f.ctx(), codeIDOf(2), keyOf(1), f.cert("two", 1, 1), "192.0.2.7", f.clock.now())
 	want(f.t, err, ErrKeyTaken)
 	owner, err := f.KeyOwner(f.ctx(), keyOf(1))
 	ok(f.t, err)
@@ -701,7 +701,7 @@ func testKeyCompromise(f *fixture) {
 		same(f.t, blocked, isBlocked)
 	}
 	ok(f.t, f.Invite(f.ctx(), "payments", *f.code(2)))
-	_, err = f.Redeem(f.ctx(), codeIDOf(2), keyOf(2), f.cert("payments", 1, 2), f.clock.now())
+	_, err = f.Redeem(f.ctx(), codeIDOf(2), keyOf(2), f.cert("payments", 1, 2), "192.0.2.7", f.clock.now())
 	want(f.t, err, ErrKeyBlocked)
 	next := f.enroll("payments", 1, 2, 3)
 	_, err = f.AddRenewal(f.ctx(), next.Thumbprint, f.cert("payments", 1, 1), f.clock.now())

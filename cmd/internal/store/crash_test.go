@@ -89,7 +89,7 @@ func redeemOne(ctx context.Context, s *Store, id string) [32]byte {
 	cert, err := s.Redeem(ctx, code.ID, key, Certificate{
 		Thumbprint: sha256.Sum256(der), Serial: fmt.Sprint(binary.BigEndian.Uint64(key[:])), ClientID: id, Generation: 1,
 		NotBefore: now, NotAfter: now.Add(time.Hour), KeyHash: key, DER: der,
-	}, now)
+	}, "192.0.2.7", now)
 	if err != nil {
 		panic(err)
 	}

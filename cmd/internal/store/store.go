@@ -176,7 +176,9 @@ type Code struct {
 	UsedKey    [32]byte  // SHA-256 of the public key that redeemed it
 	// Certificate is the thumbprint of the certificate that it was redeemed for.
 	Certificate [32]byte
-	Void        bool
+	// UsedFrom is the network address of whoever redeemed it.
+	UsedFrom string
+	Void     bool
 }
 
 // Certificate is one row of the inventory.

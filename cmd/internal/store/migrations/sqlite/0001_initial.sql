@@ -80,6 +80,7 @@ CREATE TABLE codes (
     used_at     BIGINT,
     used_key    BLOB,
     certificate BLOB,
+    used_from   TEXT,
     void        BOOLEAN NOT NULL,
     version     BIGINT
 );
