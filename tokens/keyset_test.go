@@ -228,6 +228,7 @@ func TestKeySetStaleWithoutWaiting(t *testing.T) {
 			time.Sleep(time.Second)
 		}
 		time.Sleep(time.Minute) // until the last fetch has given up
+		n.wantFetches(t, 5)     // one after the other, each of ten seconds
 	})
 }
 

@@ -157,7 +157,7 @@ func TestRFC9068_2_2_RequiredClaims(t *testing.T) {
 	}
 }
 
-// RS-01, CB-01: RFC 8705, Section 3.1: the token is for the certificate whose DER has the SHA-256 hash in
+// RS-01, CB-01, CB-09: RFC 8705, Sections 3.1 and 6.3: the token is for the certificate whose DER has the SHA-256 hash in
 // cnf.x5t#S256, and for no other: not one of the same name and CA, not a renewed one with the same key.
 func TestRFC8705_3_ThumbprintMismatch(t *testing.T) {
 	t.Parallel()
@@ -236,8 +236,8 @@ func TestRFC8705_3_1_ExactlyOneConfirmation(t *testing.T) {
 func TestRFC8705_3_1_MalformedThumbprint(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
-	print := f.peer.Thumbprint()
-	good := print.String()
+	hash := f.peer.Thumbprint()
+	good := hash.String()
 	swapped := strings.Map(func(r rune) rune {
 		if 'a' <= r && r <= 'z' {
 			return r - 32
@@ -245,8 +245,8 @@ func TestRFC8705_3_1_MalformedThumbprint(t *testing.T) {
 		return r
 	}, good)
 	for _, value := range []string{
-		"", good + "=", good + "\n", " " + good, good[:42], good + "A", hex.EncodeToString(print[:]), "\x00",
-		base64.StdEncoding.EncodeToString(print[:]), good[:20] + "\n" + good[20:], strings.Repeat("A", 43), "*",
+		"", good + "=", good + "\n", " " + good, good[:42], good + "A", hex.EncodeToString(hash[:]), "\x00",
+		base64.StdEncoding.EncodeToString(hash[:]), good[:20] + "\n" + good[20:], strings.Repeat("A", 43), "*",
 		swapped,
 	} {
 		claims, err := f.verifier.Verify(t.Context(), f.with(t, "cnf", map[string]any{"x5t#S256": value}), f.peer)
