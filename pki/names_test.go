@@ -59,7 +59,7 @@ func TestCheckURI(t *testing.T) {
 	check(t, CheckURI,
 		[]string{"https://a.example/x", "urn://a/b", "ldap://a.example/o=x"},
 		[]string{
-			"", "/x", "a.example", "https:///x", "https://u@a", "https://a#f", "https://a b", "mailto:a@b",
+			"", "/x", "a.example", "HTTPS://a.example/", "https:///x", "https://u@a", "https://a#f", "https://a b", "mailto:a@b",
 			"spiffe://other/client/x", "SPIFFE://other/x", "https://a/" + strings.Repeat("x", 2048), "https://a/ä",
 		})
 }

@@ -102,7 +102,7 @@ func (p Profile) Validate() error {
 	if p.Usage.ExtKeyUsages() == nil {
 		return fmt.Errorf("unknown usage %s", quote(string(p.Usage)))
 	}
-	if p.NotBefore.IsZero() || seconds(p.NotAfter).Before(seconds(p.NotBefore)) {
+	if seconds(p.NotAfter).Before(seconds(p.NotBefore)) {
 		return errors.New("the certificate would end before it begins")
 	}
 	if p.NotBefore.UTC().Year() < 1950 || p.NotAfter.UTC().Year() > 9999 {

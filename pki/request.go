@@ -80,10 +80,8 @@ func checkRequestContent(csr *x509.CertificateRequest) error {
 	if len(csr.DNSNames)+len(csr.IPAddresses)+len(csr.URIs)+len(csr.EmailAddresses) > 0 {
 		return &RequestError{"csr_names", "asks for names; leave them out, the registry names the client"}
 	}
-	if len(csr.Extensions) > 0 {
-		return &RequestError{"csr_attributes", "asks for extensions; leave them out"}
-	}
-	// x509 drops attributes that it cannot read, so they are counted in the raw form (RFC 2986, Section 4.1).
+	// Requested extensions are an attribute too. x509 drops attributes that it cannot read, so they are counted in
+	// the raw form (RFC 2986, Section 4.1).
 	var tbs struct {
 		Version    int
 		Subject    asn1.RawValue
@@ -95,7 +93,7 @@ func checkRequestContent(csr *x509.CertificateRequest) error {
 		return &RequestError{"csr_malformed", "not a PKCS #10 request of version 1"}
 	}
 	if len(tbs.Attributes) > 0 {
-		return &RequestError{"csr_attributes", "carries attributes; leave them out"}
+		return &RequestError{"csr_attributes", "asks for extensions or carries attributes; leave them out"}
 	}
 	return nil
 }
