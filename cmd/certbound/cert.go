@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -80,13 +81,27 @@ func (c *cli) certRevokeCommand() *cobra.Command {
 	return cmd
 }
 
+// thumbprintMark stands before a thumbprint that would otherwise look like a flag.
+const thumbprintMark = "x5t#S256="
+
+// markThumbprints marks thumbprints that begin with a hyphen, as one in 64 does. No flag looks like one.
+func markThumbprints(args []string) []string {
+	marked := slices.Clone(args)
+	for i, arg := range args {
+		if len(arg) == 43 && arg[0] == '-' && !strings.ContainsAny(arg, "=:/. ") && slices.Contains(args[:i], "revoke") {
+			marked[i] = thumbprintMark + arg
+		}
+	}
+	return marked
+}
+
 // name tells a serial number, which is decimal, from a thumbprint, which cannot be digits alone by any chance that counts.
 func name(req *admin.RevokeRequest, arg string) {
 	if strings.Trim(arg, "0123456789") == "" {
 		req.Serial = arg
 		return
 	}
-	req.Thumbprint = arg
+	req.Thumbprint = strings.TrimPrefix(arg, thumbprintMark)
 }
 
 func (c *cli) showRevocation(w io.Writer, done *admin.Revocation) {

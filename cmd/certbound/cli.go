@@ -31,7 +31,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	// The format is needed to report that the command line is wrong, so it is looked for before the line is parsed.
 	c := &cli{stdin: stdin, stdout: stdout, stderr: stderr, env: env, json: wantsJSON(args)}
 	root := c.root()
-	root.SetArgs(args)
+	root.SetArgs(markThumbprints(args))
 	root.SetIn(stdin)
 	root.SetOut(stdout)
 	root.SetErr(stderr)

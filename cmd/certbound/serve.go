@@ -4,8 +4,10 @@
 package main
 
 import (
+	"cmp"
 	"io"
 	"log/slog"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -57,9 +59,28 @@ func (f *configFlags) load(c *cli, cmd *cobra.Command) (config.Config, error) {
 		AdminProfile: given("admin-profile"), Hosts: f.hosts,
 	})
 	if err != nil {
-		return config.Config{}, failf("certbound config example prints a file with every key and what it means", "%v", err)
+		return config.Config{}, configFailure(err)
 	}
 	return cfg, nil
+}
+
+// configFailure names every problem in one line, and says what to do about the first. A flag that is wrong is a wrong
+// command line; a file or a variable is not.
+func configFailure(err error) error {
+	f := &failure{exit: exitFailed, code: "invalid_config", description: err.Error()}
+	var what []string
+	for _, problem := range config.Problems(err) {
+		what = append(what, problem.Where+": "+problem.What)
+		f.hint = cmp.Or(f.hint, problem.Hint)
+		if strings.HasPrefix(problem.Where, "--") {
+			f.exit = exitUsage
+		}
+	}
+	if len(what) > 0 {
+		f.description = strings.Join(what, "; ")
+	}
+	f.hint = cmp.Or(f.hint, "certbound config example prints a file with every key and what it means")
+	return f
 }
 
 func (c *cli) serveCommand() *cobra.Command {
@@ -86,7 +107,7 @@ func (c *cli) serveCommand() *cobra.Command {
 func startFailure(err error) error {
 	f := translate(err)
 	if f.hint == "" {
-		f.hint = "put right what the error names and start again: nothing stored was changed"
+		f.hint = "put right what the error names and start again"
 	}
 	return f
 }

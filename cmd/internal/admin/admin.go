@@ -177,12 +177,12 @@ func change[In any](a *api, name string, status int, f func(*http.Request, *In) 
 	return func(w http.ResponseWriter, r *http.Request) {
 		in := new(In)
 		if err := readBody(w, r, in); err != nil {
-			a.refuseChange(w, r, name, err)
+			a.refuseChange(w, r, name, clientID(r), err)
 			return
 		}
 		done, err := f(r, in)
 		if err != nil {
-			a.refuseChange(w, r, name, err)
+			a.refuseChange(w, r, name, target(r, in), err)
 			return
 		}
 		if err := a.settle(r.Context(), name, done); err != nil {
@@ -219,12 +219,23 @@ func (a *api) settle(ctx context.Context, name string, done *outcome) error {
 
 // refuseChange records that a change was refused, then answers. A refusal gives nothing, so it leaves also when the
 // journal fails.
-func (a *api) refuseChange(w http.ResponseWriter, r *http.Request, name string, err error) {
-	event := audit.Event{Name: name, Outcome: audit.Refused, Reason: asError(err).Code, Client: clientID(r)}
+func (a *api) refuseChange(w http.ResponseWriter, r *http.Request, name, client string, err error) {
+	event := audit.Event{Name: name, Outcome: audit.Refused, Reason: asError(err).Code, Client: client}
 	if err := a.record(context.WithoutCancel(r.Context()), event); err != nil {
 		a.cfg.Logger.ErrorContext(r.Context(), "a refusal could not be recorded", "event", name, "error", err)
 	}
 	a.refuse(w, r, err)
+}
+
+// target is the client that a request is about, by its path or by its body.
+func target(r *http.Request, in any) string {
+	switch in := in.(type) {
+	case *ClientRequest:
+		return in.ID
+	case *RevokeRequest:
+		return in.ClientID
+	}
+	return clientID(r)
 }
 
 func (a *api) record(ctx context.Context, event audit.Event) error {

@@ -223,6 +223,10 @@ func TestChangesAreRecorded(t *testing.T) {
 	if got := b.journal.last(t); got.Name != "client.disable" || got.Outcome != audit.Refused || got.Client != "nobody" {
 		t.Errorf("recorded %+v", got)
 	}
+	b.refused(http.MethodPost, "/clients", `{"client_id":"greedy","scope":"all"}`, http.StatusBadRequest, "invalid_scope", "resource add")
+	if got := b.journal.last(t); got.Name != "client.add" || got.Outcome != audit.Refused || got.Client != "greedy" || got.Reason != "invalid_scope" {
+		t.Errorf("recorded %+v", got)
+	}
 	for _, e := range b.journal.events {
 		if strings.Contains(fmt.Sprint(e), invitation.Code) || strings.Contains(fmt.Sprint(e), "cb1.") {
 			t.Errorf("the code is in the record: %+v", e)
