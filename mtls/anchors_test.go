@@ -186,12 +186,13 @@ func TestRFC5280_6_1_4_IssuerMustBeCA(t *testing.T) {
 	}
 }
 
-// XP-02: a version 1 certificate has no basicConstraints, so it is no anchor; nor is one that may not sign, nor a
-// client's.
+// XP-02, XP-15: a version 1 certificate has no basicConstraints, so it is no anchor; nor is one that may not sign, nor a
+// client's, nor one with a weak key.
 func TestRFC5280_6_1_4_AnchorMustBeCA(t *testing.T) {
 	t.Parallel()
 	ca := mtlstest.NewCA(t, "ca")
 	key := mtlstest.NewKey(t)
+	weak := &x509.Certificate{BasicConstraintsValid: true, IsCA: true}
 	noSign := &x509.Certificate{BasicConstraintsValid: true, IsCA: true, KeyUsage: x509.KeyUsageCRLSign}
 	for name, cert := range map[string]*x509.Certificate{
 		"nil":            nil,
@@ -199,6 +200,7 @@ func TestRFC5280_6_1_4_AnchorMustBeCA(t *testing.T) {
 		"version 1":      appendixA(t),
 		"leaf":           ca.Issue(t, mtlstest.Leaf{}).Leaf,
 		"no keyCertSign": forged(t, noSign, noSign, key.Public(), key),
+		"weak key":       forged(t, weak, ca.Certificate(), fakeRSA(t, 1024, 65537), ca.Key()),
 	} {
 		if _, err := mtls.NewAnchors(mtls.AnchorsConfig{Roots: []*x509.Certificate{cert}}); err == nil {
 			t.Errorf("%s is a root", name)

@@ -38,6 +38,14 @@ func encode(t *testing.T, dn distinguishedName) []byte {
 	return raw(0, asn1.TagSequence, true, sets)
 }
 
+func TestEmptyNameMatchesNothing(t *testing.T) {
+	t.Parallel()
+	empty := &x509.Certificate{RawSubject: encode(t, nil)}
+	if (Subject{kind: SubjectDN}).Matches(empty) {
+		t.Error("an expectation without a name matches a certificate without one")
+	}
+}
+
 // FuzzDN: what is accepted matches a certificate with the name it was understood as, and matches no longer once
 // anything is added to that name or taken away; and its DER spelled in hexadecimal is the same name.
 func FuzzDN(f *testing.F) {

@@ -88,6 +88,7 @@ func TestRFC8705_3_1_MalformedThumbprint(t *testing.T) {
 		"trailing bits":   appendixAThumbprint[:42] + "1",
 		"line break":      appendixAThumbprint[:20] + "\n" + appendixAThumbprint[21:],
 		"line break more": appendixAThumbprint[:20] + "\n" + appendixAThumbprint[20:],
+		"31 octets":       "B" + strings.Repeat("A", 20) + "\n" + strings.Repeat("A", 21),
 		"carriage return": appendixAThumbprint[:42] + "\r",
 		"space":           " " + appendixAThumbprint[1:],
 		"zero":            strings.Repeat("A", 43),

@@ -854,6 +854,9 @@ func TestConfigureServerKeepsWhatIsSet(t *testing.T) {
 	}
 	unset := &http.Server{}
 	mtls.ConfigureServer(unset, mtls.ServerConfig(kp, mtls.ClientCertificatesRequested))
+	if !slices.Contains(unset.TLSConfig.NextProtos, "h2") {
+		t.Error("net/http is not told of HTTP/2")
+	}
 	if unset.MaxHeaderBytes != mtls.MaxHeaderBytes || unset.ReadHeaderTimeout <= 0 || unset.IdleTimeout <= 0 {
 		t.Error("bounds are missing")
 	}
