@@ -458,6 +458,7 @@ func TestRFC7518_3_4_SignatureForm(t *testing.T) {
 		"short":    good[:63],
 		"long":     join(good, []byte{0}),
 		"padded":   join([]byte{0}, good),
+		"padded S": join(good[:32], join([]byte{0}, good[32:])),
 		"R = 0":    join(zero, good[32:]),
 		"S = 0":    join(good[:32], zero),
 		"zeros":    join(zero, zero),
