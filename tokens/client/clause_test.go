@@ -546,7 +546,9 @@ func TestRFC8414_3_2_BadMetadata(t *testing.T) {
 			rw.Header().Set("Location", "/elsewhere")
 			rw.WriteHeader(302)
 		},
-		"not found": func(rw http.ResponseWriter, _ string) { rw.WriteHeader(404) },
+		"not found": func(rw http.ResponseWriter, issuer string) {
+			writeJSON(rw, 404, map[string]any{"issuer": issuer, "token_endpoint": "https://t"})
+		},
 		"html": func(rw http.ResponseWriter, issuer string) {
 			rw.Header().Set("Content-Type", "text/html")
 			fmt.Fprintf(rw, `{"issuer":%q,"token_endpoint":"https://t"}`, issuer)
