@@ -14,6 +14,7 @@ import (
 
 	"github.com/certbound/certbound/cmd/internal/admin"
 	"github.com/certbound/certbound/cmd/internal/profile"
+	"github.com/certbound/certbound/cmd/internal/server"
 	"github.com/certbound/certbound/cmd/internal/store"
 )
 
@@ -84,6 +85,9 @@ func translate(err error) *failure {
 	if told, ok := errors.AsType[*profile.Error](err); ok {
 		f.hint = told.Hint
 	}
+	if start, ok := errors.AsType[*server.StartError](err); ok {
+		f.hint = start.Hint
+	}
 	f.hint = cmp.Or(f.hint, causeHint(err))
 	return f
 }
@@ -97,6 +101,10 @@ func causeHint(err error) string {
 		return "put back the key-encryption key that belongs to this database"
 	case errors.Is(err, store.ErrNewerSchema):
 		return "run the newer program, or restore the backup made before the upgrade"
+	case errors.Is(err, store.ErrDamaged):
+		return "put back the file from a backup; what is left of it was not touched"
+	case errors.Is(err, store.ErrForeign):
+		return "name another folder with --data"
 	case errors.Is(err, syscall.EADDRINUSE):
 		return "choose another address with --public, --mtls or --debug, or stop what listens there"
 	case errors.Is(err, syscall.ECONNREFUSED):

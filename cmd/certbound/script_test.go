@@ -44,8 +44,8 @@ func TestMain(m *testing.M) {
 //
 //	serve [FLAG…]        start certbound serve on free ports and wait until it is ready; sets $ISSUER, $MTLS and $PID
 //	start NAME PROG …    start any program in the background and wait for its line "ready KEY=VALUE …"; sets $NAME_KEY
-//	stop NAME            end it by SIGTERM and demand that it ends cleanly; serve is called server
-//	kill NAME            end it by SIGKILL
+//	end NAME             end it by SIGTERM and demand that it ends cleanly; serve is called server
+//	crash NAME           end it by SIGKILL
 //	await FILE           wait until a file exists
 //	mtlsget, ledger      an HTTP client and a resource server, below
 //
@@ -86,10 +86,10 @@ func TestScripts(t *testing.T) {
 					ts.Setenv(args[0]+"_"+key, value)
 				}
 			},
-			"stop": func(ts *testscript.TestScript, neg bool, args []string) {
+			"end": func(ts *testscript.TestScript, neg bool, args []string) {
 				endBackground(ts, neg, args, syscall.SIGTERM)
 			},
-			"kill": func(ts *testscript.TestScript, neg bool, args []string) {
+			"crash": func(ts *testscript.TestScript, neg bool, args []string) {
 				endBackground(ts, neg, args, syscall.SIGKILL)
 			},
 			"await": await,
@@ -166,7 +166,7 @@ func environment(ts *testscript.TestScript) []string {
 
 func endBackground(ts *testscript.TestScript, neg bool, args []string, signal syscall.Signal) {
 	if neg || len(args) != 1 {
-		ts.Fatalf("usage: stop|kill NAME")
+		ts.Fatalf("usage: end|crash NAME")
 	}
 	running := ts.Value("running").(map[string]*background)
 	b, ok := running[args[0]]
