@@ -120,6 +120,9 @@ func oneLine(s string) string {
 
 // explain turns a failure to get something from the service into one that says what to do.
 func (p *Profile) explain(err error) error {
+	if lapsed := p.checkDates(time.Now()); lapsed != nil {
+		return lapsed // whatever the service made of it
+	}
 	if refused, ok := errors.AsType[*client.Error](err); ok {
 		err = &APIError{
 			Status: refused.Status, Code: refused.Code,

@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -58,6 +59,21 @@ func TestToken(t *testing.T) {
 	want2 := &APIError{Status: 400, Code: "invalid_scope", Description: "no", Hint: "ask"}
 	if refused, ok := errors.AsType[*APIError](err); !ok || *refused != *want2 {
 		t.Errorf("error %#v", err)
+	}
+}
+
+// A profile that lapses while it is open says so, as Open would.
+func TestTokenOfLapsedProfile(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	p := s.enrolled(t)
+	old := s.ca.Issue(t, mtlstest.Leaf{NotBefore: time.Now().Add(-2 * time.Hour), NotAfter: time.Now().Add(-time.Hour)})
+	if err := p.KeyPair().Replace(old); err != nil {
+		t.Fatal(err)
+	}
+	_, err := p.Token(t.Context(), nil, "")
+	if _, ok := errors.AsType[*LapsedError](err); !ok {
+		t.Errorf("error %v", err)
 	}
 }
 
