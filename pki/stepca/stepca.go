@@ -128,10 +128,15 @@ func (a *Authority) Sign(ctx context.Context, csr *x509.CertificateRequest, p pk
 	}
 	p.CRLURL = a.crlURL
 	p.NotBefore, p.NotAfter = p.NotBefore.UTC().Truncate(time.Second), p.NotAfter.UTC().Truncate(time.Second)
-	if err := a.checkProfile(p); err != nil {
+	now := time.Now()
+	if err := a.checkProfile(p, now); err != nil {
 		return nil, fmt.Errorf("sign certificate: %w", err)
 	}
-	chain, err := a.sign(ctx, csr, p)
+	token, err := a.mint.token(csr, p, now)
+	if err != nil {
+		return nil, err
+	}
+	chain, err := a.sign(ctx, csr, p, token)
 	if err != nil {
 		a.logger.WarnContext(ctx, "the certificate authority refused to sign", "client", p.Subject(), "error", err)
 		return nil, fmt.Errorf("sign certificate: %w", err)
@@ -142,12 +147,10 @@ func (a *Authority) Sign(ctx context.Context, csr *x509.CertificateRequest, p pk
 	return chain, nil
 }
 
-// sign takes the library's way of a one-time token, minted here for this one signing and pinned to this request.
-func (a *Authority) sign(ctx context.Context, csr *x509.CertificateRequest, p pki.Profile) ([]*x509.Certificate, error) {
-	token, err := a.mint.token(csr, p, time.Now())
-	if err != nil {
-		return nil, err
-	}
+// sign takes the library's way of a one-time token, minted for this one signing and pinned to this request.
+func (a *Authority) sign(
+	ctx context.Context, csr *x509.CertificateRequest, p pki.Profile, token string,
+) ([]*x509.Certificate, error) {
 	ctx = provisioner.NewContextWithMethod(ctx, provisioner.SignMethod)
 	opts, err := a.inner.Authorize(ctx, token)
 	if err != nil {
@@ -161,9 +164,13 @@ func (a *Authority) sign(ctx context.Context, csr *x509.CertificateRequest, p pk
 	return a.inner.SignWithContext(ctx, csr, dates, opts...)
 }
 
-func (a *Authority) checkProfile(p pki.Profile) error {
+// checkProfile refuses before a token is minted, so that a refusal stores nothing.
+func (a *Authority) checkProfile(p pki.Profile, now time.Time) error {
 	if err := p.Validate(); err != nil {
 		return err
+	}
+	if p.NotAfter.Before(now) {
+		return errors.New("the certificate would be expired at birth")
 	}
 	if p.NotAfter.Sub(p.NotBefore) > MaxLifetime {
 		return fmt.Errorf("a life of more than %v", MaxLifetime)

@@ -247,7 +247,6 @@ func TestRFC5280_4_2_ForeignNamesInRequest(t *testing.T) {
 	}
 }
 
-// Names go by the library's own sorting into kinds; one that it would sort wrongly is refused, not issued.
 func TestSignRefusesProfile(t *testing.T) {
 	t.Parallel()
 	c := newConfig(t, time.Now())
@@ -268,6 +267,10 @@ func TestSignRefusesProfile(t *testing.T) {
 		if _, err := a.Sign(t.Context(), request(t, newKey(t)), p); err == nil {
 			t.Errorf("%s: accepted", name)
 		}
+	}
+	// A refusal is decided before a token is minted and stored.
+	if n := countRows(t, a, bucketTokens); n != 0 {
+		t.Errorf("refusals left %d tokens", n)
 	}
 	done, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -479,46 +482,79 @@ func TestProfileIsJudgedBeforeSigning(t *testing.T) {
 	t.Parallel()
 	a := newTestAuthority(t)
 	csr := request(t, newKey(t))
-	registered, minted := profile(pki.UsageClient), profile(pki.UsageClient)
+	registered := wholeSeconds(profile(pki.UsageClient))
+	registered.CRLURL = a.crlURL
+	minted := registered
 	minted.DNSNames = []string{"admin.example"}
 	token, err := a.mint.token(csr, minted, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx := provisioner.NewContextWithMethod(t.Context(), provisioner.SignMethod)
-	opts, err := a.inner.Authorize(ctx, token)
-	if err != nil {
-		t.Fatal(err)
-	}
-	dates := provisioner.SignOptions{
-		NotBefore: provisioner.NewTimeDuration(registered.NotBefore.Truncate(time.Second)),
-		NotAfter:  provisioner.NewTimeDuration(registered.NotAfter.Truncate(time.Second)),
-	}
-	registered.CRLURL = a.crlURL
-	if _, err := a.inner.SignWithContext(ctx, csr, dates, append(opts, profileValidator{registered})...); err == nil {
+	if _, err := a.sign(t.Context(), csr, registered, token); err == nil {
 		t.Error("signed a name that is not registered")
 	}
 	if n := countRows(t, a, bucketCerts); n != 0 {
 		t.Errorf("%d certificates stored", n)
 	}
-	product, err := a.sign(t.Context(), csr, pki.Profile{
-		ClientID: "payments", TrustDomain: "abc.certbound.internal", Usage: pki.UsageBoth, CRLURL: a.crlURL,
-		NotBefore: registered.NotBefore.Truncate(time.Second), NotAfter: registered.NotAfter.Truncate(time.Second),
-	})
+}
+
+// What the library made is judged again: the profile, the chain, the issuer's name and the issuer's signature.
+func TestProductIsJudged(t *testing.T) {
+	t.Parallel()
+	a, other := newTestAuthority(t), newTestAuthority(t)
+	csr := request(t, newKey(t))
+	p := wholeSeconds(profile(pki.UsageClient))
+	p.CRLURL = a.crlURL
+	good, err := a.Sign(t.Context(), csr, p)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if a.checkProduct(product, csr, registered) == nil {
+	if err := a.checkProduct(good, csr, p); err != nil {
+		t.Errorf("the genuine product: %v", err)
+	}
+	wider := p
+	wider.Usage = pki.UsageBoth
+	if a.checkProduct(good, csr, wider) == nil {
 		t.Error("a product of another usage passes")
 	}
-	if a.checkProduct(product[:1], csr, registered) == nil || a.checkProduct(nil, csr, registered) == nil {
-		t.Error("a product without issuer passes")
+	if a.checkProduct(good, request(t, newKey(t)), p) == nil {
+		t.Error("a product for another key passes")
 	}
-	other := newTestAuthority(t)
-	other.crlURL = a.crlURL
-	if other.checkProduct([]*x509.Certificate{product[0], other.issuing}, csr, registered) == nil {
+	impostor := *a.issuing
+	key := newKey(t)
+	impostor.PublicKey = key.Public()
+	der, err := x509.CreateCertificate(rand.Reader, good[0], &impostor, csr.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	forged, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, chain := range map[string][]*x509.Certificate{
+		"nothing":          nil,
+		"no issuer":        good[:1],
+		"other issuer":     {good[0], other.issuing},
+		"forged signature": {forged, a.issuing},
+	} {
+		if a.checkProduct(chain, csr, p) == nil {
+			t.Errorf("%s: passes", name)
+		}
+	}
+	if other.checkProduct([]*x509.Certificate{good[0], other.issuing}, csr, p) == nil {
 		t.Error("another authority's product passes")
 	}
+
+	confused := *a
+	confused.issuing = other.issuing
+	if _, err := confused.Sign(t.Context(), csr, p); err == nil {
+		t.Error("Sign hands out a wrong product")
+	}
+}
+
+func wholeSeconds(p pki.Profile) pki.Profile {
+	p.NotBefore, p.NotAfter = p.NotBefore.UTC().Truncate(time.Second), p.NotAfter.UTC().Truncate(time.Second)
+	return p
 }
 
 func TestNewRefuses(t *testing.T) {
@@ -530,6 +566,11 @@ func TestNewRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { empty.Close() })
+	sub, subKey, err := newAuthority("Sub", x509util.DefaultIntermediateTemplate, time.Now(), time.Now().Add(time.Hour),
+		&Hierarchy{Root: other.Issuing, RootKey: other.IssuingKey})
+	if err != nil {
+		t.Fatal(err)
+	}
 	rsaKey, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
 		t.Fatal(err)
@@ -544,6 +585,7 @@ func TestNewRefuses(t *testing.T) {
 		"other's key":     func(c *Config) { c.IssuingKey = other.IssuingKey },
 		"RSA key":         func(c *Config) { c.IssuingKey = rsaKey },
 		"other root":      func(c *Config) { c.Root = other.Root },
+		"root of others":  func(c *Config) { c.Root, c.Issuing, c.IssuingKey = other.Issuing, sub, subKey },
 		"issuer as root":  func(c *Config) { c.Root = c.Issuing },
 		"leaf as issuing": func(c *Config) { leaf := *c.Issuing; leaf.IsCA = false; c.Issuing = &leaf },
 		"no cRLSign":      func(c *Config) { leaf := *c.Issuing; leaf.KeyUsage = x509.KeyUsageCertSign; c.Issuing = &leaf },
