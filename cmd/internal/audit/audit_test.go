@@ -16,6 +16,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -371,6 +372,9 @@ func FuzzRecord(f *testing.F) {
 		text := disk.Bytes()
 		if bytes.Count(text, []byte("\n")) != 1 || bytes.ContainsAny(text, "\x00\r\u2028\u2029\x7f") {
 			t.Fatalf("more than a line: %q", text)
+		}
+		if !utf8.Valid(text) {
+			t.Fatalf("no UTF-8: %q", text)
 		}
 		got := decode(t, text)[0]
 		want := line{

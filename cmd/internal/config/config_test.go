@@ -346,6 +346,17 @@ func TestPostgreSQLIsRefused(t *testing.T) {
 	}
 }
 
+// A password in a URL is refused without being shown.
+func TestPasswordsAreNotShown(t *testing.T) {
+	t.Parallel()
+	for _, url := range []string{"https://u:secret@x.example", "http://u:secret@x.example", "https://u:secret@x y", "https://u:secret@:%zz"} {
+		_, err := Load("", nil, Overrides{Issuer: &url})
+		if err == nil || strings.Contains(err.Error(), "secret") {
+			t.Errorf("error is %v", err)
+		}
+	}
+}
+
 func TestVariables(t *testing.T) {
 	t.Parallel()
 	c := Default()

@@ -118,12 +118,12 @@ func checkURL(text string) (what, hint string) {
 	}
 	u, err := url.Parse(text)
 	switch {
+	case strings.Contains(text, "@"): // first, since the others show the URL
+		return "the URL has a user name or password in it", "take it out"
 	case err != nil || strings.ContainsAny(text, " \\\"<>^`{|}") || strings.ContainsFunc(text, notASCII):
 		return fmt.Sprintf("%q is no URL", text), like
 	case u.Scheme != "https":
 		return fmt.Sprintf("%q does not begin with https://", text), "tokens are only issued over TLS: " + like
-	case u.User != nil:
-		return "the URL has a user name or password in it", "take it out"
 	case strings.ContainsAny(text, "?#"):
 		return fmt.Sprintf("%q has a query or a fragment", text), "drop what begins with ? or #"
 	case u.Hostname() == "" || strings.HasSuffix(u.Host, ":"):

@@ -64,9 +64,10 @@ func scanCode(r row) (Code, error) {
 	return c, err
 }
 
-// Redeem uses the enrolment code id, on the request of the network address from, at the time now for cert, which is already signed for the public key with the hash
-// keyHash, and returns the certificate that the code stands for: cert, or the one stored earlier when the same key
-// redeems the code again before it expires. A caller must hand out the returned one only.
+// Redeem uses the enrolment code id, on the request of the network address from, at the time now for cert, which is
+// already signed for the public key with the hash keyHash, and returns the certificate that the code stands for: cert,
+// or the one stored earlier when the same key redeems the code again before it expires. A caller must hand out the
+// returned one only.
 //
 // The code is marked used in the transaction that adds the certificate, so that of many callers one wins; the
 // certificates of the others are not in the inventory. A refusal stores nothing and burns nothing. Errors: ErrNotFound,

@@ -338,6 +338,9 @@ func testParallelRedemptions(f *fixture) {
 	}
 	code, err := f.Code(f.ctx(), codeIDOf(1))
 	ok(f.t, err)
+	if code.UsedFrom != "192.0.2.7" {
+		f.t.Errorf("used from %q", code.UsedFrom)
+	}
 	if code.UsedKey != keyOf(winner) || code.Certificate != results[winner].cert.Thumbprint || !code.UsedAt.Equal(start) {
 		f.t.Errorf("code is %+v", code)
 	}
@@ -521,6 +524,16 @@ func testRenew(f *fixture) {
 	if f.renew(parent, 2).Thumbprint == child.Thumbprint {
 		f.t.Error("a revoked child was handed out")
 	}
+	brief := f.cert("payments", 1, 5)
+	brief.NotAfter = f.in(time.Minute)
+	brief, err = f.AddRenewal(f.ctx(), parent.Thumbprint, brief, f.clock.now())
+	ok(f.t, err)
+	f.clock.advance(time.Minute)
+	same(f.t, f.renew(parent, 5), brief)
+	f.clock.advance(time.Second)
+	if f.renew(parent, 5).Thumbprint == brief.Thumbprint {
+		f.t.Error("an expired child was handed out")
+	}
 	thumbprints := make([][32]byte, 20)
 	var wg sync.WaitGroup
 	for i := range thumbprints {
@@ -553,11 +566,18 @@ func testRenewRefusals(f *fixture) {
 	ok(f.t, f.DisableClient(f.ctx(), "payments"))
 	want(f.t, renew(parent.Thumbprint, "payments", 1), ErrClientDisabled)
 	ok(f.t, f.EnableClient(f.ctx(), "payments"))
+	// The reservation of ids keeps this from happening; the check must not lean on it.
+	f.client("moved", 3)
+	moved := f.enroll("moved", 1, 3, 3)
+	_, err := f.write.ExecContext(f.ctx(), "UPDATE clients SET generation = 2 WHERE id = 'moved'")
+	ok(f.t, err)
+	_, err = f.AddRenewal(f.ctx(), moved.Thumbprint, f.cert("moved", 2, 3), f.clock.now())
+	want(f.t, err, ErrGeneration)
 	f.clock.advance(24 * time.Hour)
 	ok(f.t, renew(parent.Thumbprint, "payments", 1)) // the last second counts, as in crypto/x509
 	f.clock.advance(time.Second)
 	want(f.t, renew(parent.Thumbprint, "payments", 1), ErrExpired)
-	_, err := f.Revoke(f.ctx(), Selection{Serial: parent.Serial, Only: true}, 0, f.clock.now())
+	_, err = f.Revoke(f.ctx(), Selection{Serial: parent.Serial, Only: true}, 0, f.clock.now())
 	ok(f.t, err)
 	want(f.t, renew(parent.Thumbprint, "payments", 1), ErrRevoked)
 	ok(f.t, f.RemoveClient(f.ctx(), "payments"))

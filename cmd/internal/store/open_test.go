@@ -361,6 +361,11 @@ func TestBadKEK(t *testing.T) {
 			t.Errorf("%s in the environment: error is %v", name, err)
 		}
 	}
+	dir := t.TempDir()
+	ok(t, os.WriteFile(filepath.Join(dir, "kek"), nil, 0o600))
+	if _, err := LoadKEK(dir, "", KEKSource{}); err == nil || !strings.Contains(err.Error(), "empty") {
+		t.Errorf("error is %v", err)
+	}
 	if _, err := LoadKEK(t.TempDir(), "", KEKSource{File: "/nonexistent/kek"}); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("error is %v", err)
 	}

@@ -54,11 +54,12 @@ const (
 	queryRefUsers = `SELECT client_id FROM client_refs WHERE kind = $1 AND value = $2 ORDER BY client_id LIMIT 10`
 	deleteRefs    = `DELETE FROM client_refs WHERE client_id = $1`
 
-	codeColumns = `id, client_id, generation, public_key, created_at, expires_at, used_at, used_key, certificate, used_from, void`
-	queryCode   = `SELECT ` + codeColumns + ` FROM codes WHERE id = $1`
-	insertCode  = `INSERT INTO codes (` + codeColumns + `) VALUES ($1, $2, $3, $4, $5, $6, NULL, NULL, NULL, NULL, FALSE)`
-	voidCodes   = `UPDATE codes SET void = TRUE, version = NULL WHERE client_id = $1 AND used_at IS NULL AND NOT void`
-	useCode     = `UPDATE codes SET used_at = $2, used_key = $3, certificate = $4, used_from = $5, version = NULL
+	codeColumns = `id, client_id, generation, public_key, created_at, expires_at, used_at, used_key, certificate,
+		used_from, void`
+	queryCode  = `SELECT ` + codeColumns + ` FROM codes WHERE id = $1`
+	insertCode = `INSERT INTO codes (` + codeColumns + `) VALUES ($1, $2, $3, $4, $5, $6, NULL, NULL, NULL, NULL, FALSE)`
+	voidCodes  = `UPDATE codes SET void = TRUE, version = NULL WHERE client_id = $1 AND used_at IS NULL AND NOT void`
+	useCode    = `UPDATE codes SET used_at = $2, used_key = $3, certificate = $4, used_from = $5, version = NULL
 		WHERE id = $1 AND used_at IS NULL AND NOT void`
 
 	certificateColumns = `thumbprint, serial, client_id, generation, not_before, not_after, key_hash, der, renewed_from,
