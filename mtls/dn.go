@@ -252,7 +252,7 @@ type rawSET []asn1.RawValue
 
 func parseRawSet(der []byte) (relativeName, error) {
 	var set rawSET
-	if rest, err := asn1.Unmarshal(der, &set); err != nil || len(rest) > 0 || len(set) == 0 {
+	if rest, err := asn1.Unmarshal(der, &set); err != nil || len(rest) > 0 {
 		return nil, errors.New("malformed relative name")
 	}
 	rdn := make(relativeName, 0, len(set))
@@ -290,10 +290,7 @@ func decodeValue(raw asn1.RawValue) attribute {
 	}
 	switch raw.Tag {
 	case asn1.TagUTF8String:
-		if !utf8.Valid(raw.Bytes) {
-			return der
-		}
-		return attribute{text: true, value: string(raw.Bytes)}
+		return attribute{text: true, value: string(raw.Bytes)} // what is not UTF-8 is never expected
 	case asn1.TagPrintableString, asn1.TagIA5String, asn1.TagNumericString:
 		if slices.ContainsFunc(raw.Bytes, func(b byte) bool { return b >= utf8.RuneSelf }) {
 			return der

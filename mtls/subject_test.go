@@ -209,6 +209,10 @@ func TestRFC8705_2_1_2_SubjectDN(t *testing.T) {
 		{"bmp of other characters", "CN=a", name(t, cn(bmp, "a\x00")), false},
 		{"bmp odd", "CN=a", name(t, cn(bmp, "\x00a\x00")), false},
 		{"bmp surrogates", "CN=\U0001F600", name(t, cn(bmp, "\xd8\x3d\xde\x00")), false},
+		{"bmp surrogates are not replaced", "CN=\ufffd\ufffd", name(t, cn(bmp, "\xd8\x3d\xde\x00")), false},
+		{"printable beyond ASCII", "CN=\u00e9", name(t, cn(print, "\u00e9")), false},
+		{"not UTF-8", "CN=\ufffd", name(t, cn(utf8, "\xff")), false},
+		{"empty RDN", "CN=a", name(t, cn(utf8, "a"), nil), false},
 		{"teletex is not text", "CN=a", name(t, cn(t61, "a")), false},
 		{"teletex by its DER", "CN=#140161", name(t, cn(t61, "a")), true},
 		{"escaped comma", `O=b\, c`, name(t, o(utf8, "b, c")), true},
@@ -270,6 +274,32 @@ func TestSubjectDNTrailingInAttribute(t *testing.T) {
 	der := constructed(t, asn1.TagSequence, constructed(t, asn1.TagSet, pair))
 	if subject(t, mtls.SubjectDN, "CN=a").Matches(&x509.Certificate{RawSubject: der}) {
 		t.Error("a malformed attribute matches")
+	}
+}
+
+// What is tagged as something else is no attribute type and no text, whatever its octets are.
+func TestSubjectDNTags(t *testing.T) {
+	t.Parallel()
+	expected := subject(t, mtls.SubjectDN, "CN=a")
+	typ := func(tag int) []byte { return marshal(t, asn1.RawValue{Tag: tag, Bytes: []byte{0x55, 4, 3}}) }
+	value := func(class int, compound bool) []byte {
+		return marshal(t, asn1.RawValue{Class: class, Tag: asn1.TagUTF8String, IsCompound: compound, Bytes: []byte("a")})
+	}
+	universal, private := asn1.ClassUniversal, asn1.ClassPrivate
+	for name, tc := range map[string]struct {
+		typ, value []byte
+		want       bool
+	}{
+		"right":             {typ(asn1.TagOID), value(universal, false), true},
+		"type no OID":       {typ(asn1.TagOctetString), value(universal, false), false},
+		"value private":     {typ(asn1.TagOID), value(private, false), false},
+		"value constructed": {typ(asn1.TagOID), value(universal, true), false},
+	} {
+		pair := constructed(t, asn1.TagSequence, slices.Concat(tc.typ, tc.value))
+		der := constructed(t, asn1.TagSequence, constructed(t, asn1.TagSet, pair))
+		if got := expected.Matches(&x509.Certificate{RawSubject: der}); got != tc.want {
+			t.Errorf("%s: matches: %t, want %t", name, got, tc.want)
+		}
 	}
 }
 
