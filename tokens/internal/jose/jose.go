@@ -18,6 +18,7 @@ import (
 	"crypto/rsa"
 	"errors"
 	"fmt"
+	"math"
 )
 
 // Bounds on what is read. A byte beyond them is refused before it is decoded.
@@ -61,7 +62,8 @@ type PublicKey struct {
 var ErrKey = errors.New("jose: key does not fit the algorithm")
 
 // Check returns an error that wraps ErrKey unless the key is a public key of the kind that its algorithm needs:
-// P-256 for ES256, Ed25519 for EdDSA, and RSA of 2048 to 4096 bits with an odd exponent of at least 65537.
+// P-256 for ES256, Ed25519 for EdDSA, and RSA of 2048 to 4096 bits with an odd exponent from 65537 to
+// 2^31-1.
 func (k PublicKey) Check() error {
 	switch key := k.Key.(type) {
 	case *ecdsa.PublicKey:
@@ -83,7 +85,7 @@ func (k PublicKey) Check() error {
 // goodRSA bounds the work of a verification from both sides: a small modulus or exponent can be forged, a large
 // one costs the verifier.
 func goodRSA(key *rsa.PublicKey) bool {
-	if key.N == nil || key.E < 65537 || key.E%2 == 0 {
+	if key.N == nil || key.E < 65537 || key.E > math.MaxInt32 || key.E%2 == 0 {
 		return false
 	}
 	bits := key.N.BitLen()

@@ -19,6 +19,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"math/big"
 	"strings"
 	"testing"
@@ -297,6 +298,7 @@ func TestRFC8725_3_5_KeyBounds(t *testing.T) {
 	t.Parallel()
 	good := newRSA(t, 2048).PublicKey
 	exponent := func(e int) *rsa.PublicKey { return &rsa.PublicKey{N: good.N, E: e} }
+	largest := math.MaxInt32
 	modulus := func(bits uint) *rsa.PublicKey {
 		return &rsa.PublicKey{N: new(big.Int).SetBit(big.NewInt(1), int(bits)-1, 1), E: 65537}
 	}
@@ -312,6 +314,8 @@ func TestRFC8725_3_5_KeyBounds(t *testing.T) {
 		{"e=1", exponent(1), false},
 		{"e=3", exponent(3), false},
 		{"even e", exponent(65538), false},
+		{"largest e", exponent(largest), true},
+		{"larger e", exponent(largest + 2), false},
 		{"no modulus", &rsa.PublicKey{E: 65537}, false},
 		{"nil", nil, false},
 	} {

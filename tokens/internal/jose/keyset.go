@@ -61,7 +61,7 @@ func readKey(members Object) (PublicKey, bool) {
 		}
 	}
 	id, ok := members["kid"].(string)
-	if !ok || id == "" || len(id) > maxKeyIDBytes || !forVerifying(members) || !smallExponent(members) {
+	if !ok || id == "" || len(id) > maxKeyIDBytes || !forVerifying(members) {
 		return PublicKey{}, false
 	}
 	material, err := readMaterial(members)
@@ -87,12 +87,6 @@ func forVerifying(members Object) bool {
 	}
 	list, _ := operations.([]any)
 	return slices.Contains(list, any("verify"))
-}
-
-// smallExponent refuses an RSA exponent of more than four bytes, which would be cut off when it becomes an int.
-func smallExponent(members Object) bool {
-	e, ok := optionalString(members, "e")
-	return ok && len(e) <= 6
 }
 
 // readMaterial hands the library only the members that make up the key, so that no certificate or location in the
