@@ -144,6 +144,13 @@ func (a *Authority) notAfter(now time.Time, life time.Duration) time.Time {
 	return end.Truncate(time.Second)
 }
 
+// What is answered to a key that must not be certified, whether the check before signing or the transaction
+// after it finds out.
+var (
+	errKeyBlocked = refusal("invalid_request", "key_blocked", "this key was reported as compromised: make a new one")
+	errKeyTaken   = refusal("invalid_request", "key_of_another_client", "this key is already in use: make a new one")
+)
+
 // checkKey refuses keys that must not be certified for this client: compromised ones for ever, and those
 // that another client's certificate holds, since two clients with one key are one client.
 func (a *Authority) checkKey(ctx context.Context, clientID string, hash [32]byte) error {
@@ -152,14 +159,14 @@ func (a *Authority) checkKey(ctx context.Context, clientID string, hash [32]byte
 		return unavailable(err)
 	}
 	if blocked {
-		return refusal("invalid_request", "key_blocked", "this key was reported as compromised: make a new one")
+		return errKeyBlocked
 	}
 	owner, err := a.cfg.Store.KeyOwner(ctx, hash)
 	if err != nil {
 		return unavailable(err)
 	}
 	if owner != "" && owner != clientID {
-		return refusal("invalid_request", "key_of_another_client", "this key is already in use: make a new one")
+		return errKeyTaken
 	}
 	return nil
 }

@@ -117,6 +117,10 @@ func (a *Authority) again(ctx context.Context, code store.Code, hash [32]byte, f
 	if _, err := a.invited(ctx, code); err != nil {
 		return store.Certificate{}, err
 	}
+	// The key may have been reported compromised meanwhile, with another certificate that it also has.
+	if err := a.checkKey(ctx, code.ClientID, hash); err != nil {
+		return store.Certificate{}, err
+	}
 	return cert, nil
 }
 
@@ -147,10 +151,13 @@ func (a *Authority) redeemError(ctx context.Context, err error, code store.Code,
 			used = code
 		}
 		return a.conflict(ctx, used, from)
-	case errors.Is(err, store.ErrCodeExpired), errors.Is(err, store.ErrCodeVoid), errors.Is(err, store.ErrNotFound):
+	case errors.Is(err, store.ErrCodeExpired), errors.Is(err, store.ErrCodeVoid), errors.Is(err, store.ErrNotFound),
+		errors.Is(err, store.ErrRevoked), errors.Is(err, store.ErrClientDisabled), errors.Is(err, store.ErrGeneration):
 		return errCode
+	case errors.Is(err, store.ErrKeyBlocked):
+		return errKeyBlocked
 	case errors.Is(err, store.ErrKeyTaken):
-		return refusal("invalid_request", "key_of_another_client", "this key is already in use: make a new one")
+		return errKeyTaken
 	default:
 		return unavailable(err)
 	}

@@ -6,6 +6,7 @@ package authority
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/certbound/certbound/cmd/internal/audit"
 	"github.com/certbound/certbound/cmd/internal/store"
@@ -50,18 +51,18 @@ func (a *Authority) renew(ctx context.Context, clientID string, parent *mtls.Pee
 		return store.Certificate{}, false, err
 	}
 	now := a.cfg.Now()
+	client, err := a.renewable(ctx, clientID, parent.Thumbprint(), now)
+	if err != nil {
+		return store.Certificate{}, false, err
+	}
+	if err := a.checkKey(ctx, clientID, hash); err != nil {
+		return store.Certificate{}, false, err
+	}
 	child, err := a.cfg.Store.Child(ctx, parent.Thumbprint(), hash, now)
 	if err == nil {
 		return child, false, nil
 	}
 	if !errors.Is(err, store.ErrNotFound) {
-		return store.Certificate{}, false, unavailable(err)
-	}
-	if err := a.checkKey(ctx, clientID, hash); err != nil {
-		return store.Certificate{}, false, err
-	}
-	client, err := a.cfg.Store.Client(ctx, clientID)
-	if err != nil {
 		return store.Certificate{}, false, unavailable(err)
 	}
 	profile, err := a.profile(client, now)
@@ -80,6 +81,29 @@ func (a *Authority) renew(ctx context.Context, clientID string, parent *mtls.Pee
 	return stored, stored.Thumbprint == cert.Thumbprint, nil
 }
 
+// renewable finds the client that may renew from this parent. The transaction judges the same again; this
+// comes first because an earlier child is returned without a transaction, and spares a signature.
+func (a *Authority) renewable(ctx context.Context, clientID string, parent [32]byte, now time.Time) (store.Client, error) {
+	client, err := a.cfg.Store.Client(ctx, clientID)
+	if err != nil {
+		return store.Client{}, renewError(err)
+	}
+	old, err := a.cfg.Store.Certificate(ctx, parent)
+	switch {
+	case err != nil:
+		return store.Client{}, renewError(err)
+	case client.Disabled:
+		return store.Client{}, renewError(store.ErrClientDisabled)
+	case old.ClientID != client.ID || old.Generation != client.Generation:
+		return store.Client{}, renewError(store.ErrGeneration)
+	case !old.RevokedAt.IsZero():
+		return store.Client{}, renewError(store.ErrRevoked)
+	case now.After(old.NotAfter):
+		return store.Client{}, renewError(store.ErrExpired)
+	}
+	return client, nil
+}
+
 // renewError maps what the transaction found; whatever takes the certificate's authority away answers
 // as a failed authentication would.
 func renewError(err error) error {
@@ -87,8 +111,10 @@ func renewError(err error) error {
 	case errors.Is(err, store.ErrRevoked), errors.Is(err, store.ErrExpired), errors.Is(err, store.ErrNotFound),
 		errors.Is(err, store.ErrClientDisabled), errors.Is(err, store.ErrGeneration):
 		return refusal("invalid_client", "parent_not_valid", "client authentication failed")
+	case errors.Is(err, store.ErrKeyBlocked):
+		return errKeyBlocked
 	case errors.Is(err, store.ErrKeyTaken):
-		return refusal("invalid_request", "key_of_another_client", "this key is already in use: make a new one")
+		return errKeyTaken
 	default:
 		return unavailable(err)
 	}
