@@ -299,9 +299,13 @@ func TestCloseEndsEverything(t *testing.T) {
 		failed <- err
 	}()
 	<-entered
+	begun := time.Now()
 	tr.Close()
 	if err := <-failed; !errors.Is(err, ErrClosed) {
 		t.Errorf("a waiting Token: %v", err)
+	}
+	if took := time.Since(begun); took > fetchTimeout/2 {
+		t.Errorf("Close waited %s for the fetch instead of ending it", took)
 	}
 	if _, err := tr.Token(t.Context()); !errors.Is(err, ErrClosed) {
 		t.Errorf("Token after Close: %v", err)

@@ -5,6 +5,7 @@ package profile
 
 import (
 	"crypto/sha256"
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"io/fs"
@@ -213,7 +214,7 @@ func TestEnrollPinsTheRoot(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
 	foreign := newService(t)
-	refused := func(name string, root [32]byte, location string) {
+	refused := func(name string, root [32]byte, location string) string {
 		t.Helper()
 		code, err := pki.NewCode(root, location)
 		if err != nil {
@@ -221,40 +222,44 @@ func TestEnrollPinsTheRoot(t *testing.T) {
 		}
 		dir := t.TempDir()
 		_, err = Enroll(t.Context(), EnrollOptions{Code: code.String(), Dir: dir})
-		wantHint(t, err)
+		message, _ := wantHint(t, err)
 		if left, _ := filepath.Glob(filepath.Join(dir, "*", "*")); len(left) != 0 {
 			t.Errorf("%s: a key was made: %v", name, left)
 		}
+		return message
 	}
 	digest := func(c *x509.Certificate) [32]byte { return sha256.Sum256(c.Raw) }
 	refused("another root", digest(foreign.root.Certificate()), s.public.URL)
 	refused("random root", [32]byte(randomBytes(32)), s.public.URL)
 
 	// Somebody in between serves the right root and hopes that nobody looks at his own certificate.
-	serve := func(ca *mtlstest.CA, leaf mtlstest.Leaf, pem []byte) *mtlstest.Running {
+	serve := func(cert tls.Certificate, pem []byte) *mtlstest.Running {
 		return mtlstest.Server(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if r.URL.Path != "/pki/roots.pem" {
 				t.Errorf("%s %s reached a server that is not ours", r.Method, r.URL)
 			}
 			_, _ = w.Write(pem)
-		}), ca.Issue(t, leaf), mtls.ClientCertificatesIgnored)
+		}), cert, mtls.ClientCertificatesIgnored)
 	}
+	ours := s.ca.Issue(t, mtlstest.ServerLeaf())
 	roots := encodeCertificates([]*x509.Certificate{s.root.Certificate()})
 	otherName := mtlstest.ServerLeaf()
 	otherName.IPs, otherName.DNSNames = nil, []string{"other.example"}
 	for name, server := range map[string]*mtlstest.Running{
-		"foreign certificate":  serve(foreign.ca, mtlstest.ServerLeaf(), roots),
-		"other name":           serve(s.ca, otherName, roots),
-		"a client's":           serve(s.ca, mtlstest.Leaf{IPs: mtlstest.ServerLeaf().IPs}, roots),
-		"no roots":             serve(s.ca, mtlstest.ServerLeaf(), []byte("nothing")),
-		"too many":             serve(s.ca, mtlstest.ServerLeaf(), slices.Repeat(roots, 2*maxFile/len(roots))),
-		"root is no authority": serve(s.ca, mtlstest.ServerLeaf(), encodeCertificates([]*x509.Certificate{foreign.ca.Certificate()})),
+		"foreign certificate":  serve(foreign.ca.Issue(t, mtlstest.ServerLeaf()), roots),
+		"other name":           serve(s.ca.Issue(t, otherName), roots),
+		"a client's":           serve(s.ca.Issue(t, mtlstest.Leaf{IPs: mtlstest.ServerLeaf().IPs}), roots),
+		"no roots":             serve(ours, []byte("nothing")),
+		"root is no authority": serve(ours, encodeCertificates([]*x509.Certificate{foreign.ca.Certificate()})),
 	} {
 		refused(name, digest(s.root.Certificate()), server.URL)
 	}
-	// A leaf of ours is no root, though its digest be in the code.
-	leaf := s.ca.Issue(t, mtlstest.ServerLeaf()).Leaf
-	refused("leaf", digest(leaf), serve(s.ca, mtlstest.ServerLeaf(), encodeCertificates([]*x509.Certificate{leaf})).URL)
+	// A server's own certificate is no root, though its digest be in the code.
+	refused("leaf", digest(ours.Leaf), serve(ours, encodeCertificates([]*x509.Certificate{ours.Leaf})).URL)
+	endless := serve(ours, slices.Repeat(roots, 2*maxFile/len(roots)))
+	if message := refused("endless", digest(s.root.Certificate()), endless.URL); !strings.Contains(message, "longer") {
+		t.Errorf("error %q", message)
+	}
 }
 
 // CL-03: RFC 8414, Section 3.3: the issuer to be signed for is the one in the code, and its metadata must say so.
