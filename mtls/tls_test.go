@@ -667,6 +667,9 @@ func TestClientConfigIsOneGeneration(t *testing.T) {
 	if got := send(one); got.thumbprint != mtls.ThumbprintOf(before.Leaf).String() || got.resumed != "true" {
 		t.Errorf("the first generation showed %v", got)
 	}
+	if got, err := one.GetClientCertificate(nil); err != nil || got.Leaf != nil && got.Leaf.Equal(after.Leaf) {
+		t.Errorf("the first generation presents the second's certificate, %v", err)
+	}
 	if got := send(mtls.ClientConfig(kp, ca.Pool())); got.thumbprint != mtls.ThumbprintOf(after.Leaf).String() || got.resumed != "false" {
 		t.Errorf("the second generation showed %v", got)
 	}
