@@ -38,8 +38,8 @@ type Revoked struct {
 func CreateCRL(
 	issuer *x509.Certificate, key crypto.Signer, number *big.Int, now, next time.Time, revoked []Revoked,
 ) ([]byte, error) {
-	if number == nil || number.Sign() <= 0 || number.BitLen()/8+1 > 20 {
-		return nil, errors.New("revocation list: the number must be positive and have at most 20 octets")
+	if number == nil || number.Sign() <= 0 {
+		return nil, errors.New("revocation list: the number must be positive") // x509 bounds its length
 	}
 	if !seconds(next).After(seconds(now)) {
 		return nil, errors.New("revocation list: it would be stale at birth")

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"math/big"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -113,6 +114,11 @@ func TestRFC5280_6_3_3_ListIsJudged(t *testing.T) {
 	notCA.IsCA = false
 	absent := *ca.cert
 	absent.KeyUsage = 0
+	renamed, rekeyed := *ca.cert, *ca.cert
+	renamed.RawSubject = elsewhere.cert.RawSubject
+	rekeyed.SubjectKeyId = other.cert.SubjectKeyId
+	old := *ca.cert
+	old.Version, old.BasicConstraintsValid, old.IsCA = 1, false, false
 	crl := createCRL(t, ca, 1)
 	cases := map[string]struct {
 		issuer *x509.Certificate
@@ -126,6 +132,9 @@ func TestRFC5280_6_3_3_ListIsJudged(t *testing.T) {
 		"a second early":         {ca.cert, testNow().Add(-time.Second), false},
 		"stale by a second":      {ca.cert, testNow().Add(crlLife + time.Second), false},
 		"other issuer":           {elsewhere.cert, testNow(), false},
+		"same key, other name":   {&renamed, testNow(), false},
+		"same key, other key id": {&rekeyed, testNow(), false},
+		"version 1":              {&old, testNow(), false},
 		"same name, other key":   {other.cert, testNow(), false},
 		"same name, no key id":   {noID.cert, testNow(), false},
 		"issuer without cRLSign": {&noUsage, testNow(), false},
@@ -260,13 +269,17 @@ func TestRFC5280_5_1_2_6_SerialOfAnotherIssuer(t *testing.T) {
 	t.Parallel()
 	ca, sameName := plainCA(t), plainCA(t)
 	otherName := newCA(t, func(c *x509.Certificate) { c.Subject.CommonName = "Other CA" })
+	renamed := *ca.cert
+	renamed.RawSubject = otherName.cert.RawSubject
 	tmpl := template(t)
 	crl := createCRL(t, ca, 1, Revoked{Serial: tmpl.SerialNumber, At: testNow()})
 	key := newKey(t).Public()
 	if _, revoked, err := crl.Revoked(ca.sign(t, tmpl, key)); err != nil || !revoked {
 		t.Errorf("own certificate: %v, %v", revoked, err)
 	}
-	for name, issuer := range map[string]*testCA{"other name": otherName, "other key": sameName} {
+	for name, issuer := range map[string]*testCA{
+		"other name and key": otherName, "other key": sameName, "other name": {&renamed, ca.key},
+	} {
 		if _, revoked, err := crl.Revoked(issuer.sign(t, tmpl, key)); !errors.Is(err, ErrNotCovered) || revoked {
 			t.Errorf("%s: %v, %v", name, revoked, err)
 		}
@@ -276,11 +289,14 @@ func TestRFC5280_5_1_2_6_SerialOfAnotherIssuer(t *testing.T) {
 func TestParseCRLRefusesForm(t *testing.T) {
 	t.Parallel()
 	for name, der := range map[string][]byte{
-		"nil": nil, "text": []byte("-----BEGIN X509 CRL-----"), "too long": make([]byte, MaxCRLSize+1),
+		"nil": nil, "text": []byte("-----BEGIN X509 CRL-----"),
 	} {
 		if _, err := ParseCRL(der); err == nil {
 			t.Errorf("%s: accepted", name)
 		}
+	}
+	if _, err := ParseCRL(make([]byte, MaxCRLSize+1)); err == nil || !strings.Contains(err.Error(), "longer") {
+		t.Errorf("judged after reading: %v", err)
 	}
 	ca := plainCA(t)
 	list := &x509.RevocationList{Number: big.NewInt(1), ThisUpdate: testNow(), NextUpdate: testNow().Add(crlLife)}

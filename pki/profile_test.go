@@ -131,7 +131,7 @@ func TestRFC5280_4_2_1_ProfileIsExact(t *testing.T) {
 		"URI twice":         func(c *x509.Certificate) { c.URIs = append(c.URIs, c.URIs[0]) },
 		"DNS name more":     func(c *x509.Certificate) { c.DNSNames = append(c.DNSNames, "admin.example") },
 		"DNS name fewer":    func(c *x509.Certificate) { c.DNSNames = c.DNSNames[:1] },
-		"DNS name twice":     func(c *x509.Certificate) { c.DNSNames[1] = c.DNSNames[0] },
+		"DNS name twice":    func(c *x509.Certificate) { c.DNSNames[1] = c.DNSNames[0] },
 		"DNS name with NUL": func(c *x509.Certificate) { c.DNSNames[0] = "b.example\x00.evil" },
 		"IP more":           func(c *x509.Certificate) { c.IPAddresses = append(c.IPAddresses, net.IP{127, 0, 0, 1}) },
 		"IP fewer":          func(c *x509.Certificate) { c.IPAddresses = c.IPAddresses[:1] },
