@@ -23,11 +23,11 @@ import (
 
 // Bounds on what is read. A byte beyond them is refused before it is decoded.
 const (
-	MaxTokenBytes  = 16 << 10 // MaxTokenBytes bounds a compact serialisation.
-	MaxHeaderBytes = 2 << 10  // MaxHeaderBytes bounds its header, encoded.
-	MaxKeySetBytes = 256 << 10
-	MaxKeys        = 100 // MaxKeys bounds the members of a key set.
-	MaxDepth       = 8   // MaxDepth bounds the nesting of objects and arrays.
+	MaxTokenBytes  = 16 << 10  // MaxTokenBytes bounds a compact serialisation.
+	MaxHeaderBytes = 2 << 10   // MaxHeaderBytes bounds its header, encoded.
+	MaxKeySetBytes = 256 << 10 // MaxKeySetBytes bounds a key set.
+	MaxKeys        = 100       // MaxKeys bounds the members of a key set.
+	MaxDepth       = 8         // MaxDepth bounds the nesting of objects and arrays.
 	maxKeyIDBytes  = 256
 )
 
