@@ -71,9 +71,6 @@ func (a *api) inviteClient(r *http.Request, _ *none) (*outcome, error) {
 	if err != nil {
 		return nil, clientError(id, err)
 	}
-	if client.Disabled {
-		return nil, clientError(id, store.ErrClientDisabled)
-	}
 	text, code, err := a.cfg.Authority.NewCode(id)
 	if err != nil {
 		return nil, unavailable(err)

@@ -96,10 +96,6 @@ func (r rules) client(req *ClientRequest, resources []store.Resource) (store.Cli
 	if err := declared(c, resources); err != nil {
 		return none, err
 	}
-	if slices.ContainsFunc(c.Scopes, givesAuthority) && !mayHoldAuthority(c) {
-		return none, &Error{Status: http.StatusBadRequest, Code: codeScope,
-			Description: "scopes of the operators' API are only for clients of our own CA", Hint: "register it without --trust"}
-	}
 	return c, nil
 }
 
@@ -292,7 +288,7 @@ func declaring(scope string, resources []store.Resource) []string {
 	return uris
 }
 
-// declared demands that every scope is declared by a resource that the client may name.
+// declared demands that every scope is declared by a resource that the client may name, and may be held by it.
 func declared(c store.Client, resources []store.Resource) error {
 	for _, scope := range c.Scopes {
 		uris := declaring(scope, resources)
@@ -301,6 +297,10 @@ func declared(c store.Client, resources []store.Resource) error {
 				Description: fmt.Sprintf("no resource declares the scope '%s'", scope), Hint: unknownScopeHint(scope, c, resources)}
 		}
 		if givesAuthority(scope) {
+			if !mayHoldAuthority(c) {
+				return &Error{Status: http.StatusBadRequest, Code: codeScope,
+					Description: "scopes of the operators' API are only for clients of our own CA", Hint: "register it without --trust"}
+			}
 			continue // the operators' API is asked for by name and needs no --resource
 		}
 		mayName := func(uri string) bool { return slices.Contains(c.Resources, uri) }

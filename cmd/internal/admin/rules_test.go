@@ -98,6 +98,7 @@ func TestClientRefused(t *testing.T) {
 		"v4 as v6":                 {ClientRequest{ID: "a", IPAddresses: []string{"::ffff:127.0.0.1"}}, codeMetadata, "address"},
 		"with a zone":              {ClientRequest{ID: "a", IPAddresses: []string{"fe80::1%eth0"}}, codeMetadata, "address"},
 		"no address":               {ClientRequest{ID: "a", IPAddresses: []string{"0.0.0.0"}}, codeMetadata, "address"},
+		"many hosts":               {ClientRequest{ID: "a", IPAddresses: []string{"224.0.0.1"}}, codeMetadata, "address"},
 		"a network":                {ClientRequest{ID: "a", IPAddresses: []string{"10.0.0.0/8"}}, codeMetadata, "address"},
 		"URI of the service":       {ClientRequest{ID: "a", URIs: []string{testIssuer + "/x"}}, codeMetadata, "--allow-reserved"},
 		"URI of loopback":          {ClientRequest{ID: "a", URIs: []string{"https://127.0.0.1/x"}}, codeMetadata, "--allow-reserved"},
@@ -167,15 +168,40 @@ func TestOperatorAccepted(t *testing.T) {
 func TestAuthorityOnlyForOwnCA(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct {
-		client store.Client
-		want   bool
+		client  store.Client
+		refused bool
 	}{
-		"own CA":      {store.Client{AuthMethod: "tls_client_auth"}, true},
-		"foreign CA":  {store.Client{AuthMethod: "tls_client_auth", Trust: "partner"}, false},
-		"self-signed": {store.Client{AuthMethod: "self_signed_tls_client_auth"}, false},
+		"own CA":      {store.Client{AuthMethod: "tls_client_auth"}, false},
+		"foreign CA":  {store.Client{AuthMethod: "tls_client_auth", Trust: "partner"}, true},
+		"self-signed": {store.Client{AuthMethod: "self_signed_tls_client_auth"}, true},
 	} {
-		if got := mayHoldAuthority(tt.client); got != tt.want {
-			t.Errorf("%s: %v, want %v", name, got, tt.want)
+		tt.client.Scopes = []string{"certbound:admin"}
+		if err := declared(tt.client, testResources()); (err != nil) != tt.refused {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// A resource covers the service also where one spelling has the port that the other leaves out.
+func TestCovers(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		resource, service string
+		want              bool
+	}{
+		{"https://auth.example:4", "https://auth.example:443/t1", true},
+		{"https://auth.example:443", "https://auth.example/t1", true},
+		{"https://auth.example", "https://auth.example:443/t1", true},
+		{"https://auth.example/t1/", "https://auth.example/t1", true},
+		{"https://auth.example/t2", "https://auth.example/t1", false},
+		{"https://auth.example/t1/x", "https://auth.example/t1", false},
+	} {
+		u, err := absoluteURI(tt.resource)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := covers(u, tt.service); got != tt.want {
+			t.Errorf("covers(%s, %s) = %v", tt.resource, tt.service, got)
 		}
 	}
 }
@@ -243,6 +269,12 @@ func TestResourceRefused(t *testing.T) {
 			checkRefusal(t, err, tt.code, tt.hint)
 		})
 	}
+}
+
+func TestTooManyServers(t *testing.T) {
+	t.Parallel()
+	_, err := testRules(t).resource(&ResourceRequest{Resource: "urn:x", Scope: "a", Servers: make([]string, maxServers+1)})
+	checkRefusal(t, err, codeMetadata, "at most")
 }
 
 func manyScopes() string {
