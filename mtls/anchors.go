@@ -27,6 +27,9 @@ type AnchorsConfig struct {
 	// UsePresented lets chain building also use what the client sent, at most the first three intermediates whose keys
 	// pass CheckPublicKey. Leave it false where all intermediates are known, as for one's own CA.
 	UsePresented bool
+	// Usages are the extended key usages of which a client's certificate must have one; nil means clientAuth, which is
+	// right wherever a client authenticates. Only a CA that renews its own servers' certificates wants another.
+	Usages []x509.ExtKeyUsage
 }
 
 // Anchors is an immutable set of trust anchors, safe for concurrent use. To change trust make another one: what a Peer
@@ -35,6 +38,7 @@ type Anchors struct {
 	roots         *x509.CertPool
 	intermediates *x509.CertPool
 	usePresented  bool
+	usages        []x509.ExtKeyUsage
 	fingerprints  [][sha256.Size]byte // of the roots, sorted
 	building      chan struct{}       // bounds chain building, which is the costly part
 }
@@ -46,6 +50,10 @@ func NewAnchors(c AnchorsConfig) (*Anchors, error) {
 	if len(c.Roots) == 0 {
 		return nil, errors.New("mtls: anchors without a root certificate")
 	}
+	if slices.Contains(c.Usages, x509.ExtKeyUsageAny) {
+		// It would switch the check off, and with it the judgement of policies (GO-2025-3749).
+		return nil, errors.New("mtls: anchors for any extended key usage")
+	}
 	for _, cert := range slices.Concat(c.Roots, c.Intermediates) {
 		if err := checkAuthority(cert); err != nil {
 			return nil, err
@@ -55,10 +63,14 @@ func NewAnchors(c AnchorsConfig) (*Anchors, error) {
 		roots:         x509.NewCertPool(),
 		intermediates: x509.NewCertPool(),
 		usePresented:  c.UsePresented,
+		usages:        slices.Clone(c.Usages),
 		building:      make(chan struct{}, runtime.GOMAXPROCS(0)),
 	}
 	for _, cert := range c.Intermediates {
 		a.intermediates.AddCert(cert)
+	}
+	if len(a.usages) == 0 {
+		a.usages = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
 	}
 	for _, root := range c.Roots {
 		a.roots.AddCert(root)
@@ -111,7 +123,7 @@ func (a *Anchors) Equal(b *Anchors) bool {
 // it may be called for every request. Building blocks while as many chains as there are processors are being built for
 // the same anchors. Failures are not remembered.
 //
-// The extended key usage must allow clientAuth in every certificate that names usages; a certificate without the
+// The extended key usage must allow clientAuth (or what the anchors ask) in every certificate that names usages; one without the
 // extension, or with anyExtendedKeyUsage, is not limited (RFC 5280, Section 4.2.1.12). The certificate itself must not
 // be a CA's, must be allowed to make digital signatures where it names key usages (RFC 8446, Section 4.4.2.3) and must
 // pass CheckPublicKey. Signatures with MD5 or SHA-1 are refused, as are unknown critical extensions.
@@ -184,7 +196,7 @@ func (a *Anchors) build(p *Peer, now time.Time) ([]*x509.Certificate, error) {
 		Roots:         a.roots,
 		Intermediates: pool,
 		CurrentTime:   now,
-		KeyUsages:     []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+		KeyUsages:     a.usages,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUntrusted, err)

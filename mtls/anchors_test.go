@@ -481,3 +481,33 @@ func TestRFC9325_4_5_PublicKeys(t *testing.T) {
 		}
 	}
 }
+
+// CA-15: RFC 5280, Section 4.2.1.12: which extended key usages suffice is the anchors' own rule, clientAuth unless
+// they say otherwise.
+func TestRFC5280_4_2_1_12_UsagesOfTheAnchors(t *testing.T) {
+	t.Parallel()
+	ca := mtlstest.NewCA(t, "usages")
+	server := mtlstest.PeerOf(ca.Issue(t, mtlstest.Leaf{CommonName: "ledger", Usage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}))
+	if err := server.VerifiedBy(ca.Anchors(t), time.Now()); !errors.Is(err, mtls.ErrUntrusted) {
+		t.Errorf("a server's certificate for a client: %v, want ErrUntrusted", err)
+	}
+	either, err := mtls.NewAnchors(mtls.AnchorsConfig{
+		Roots:  []*x509.Certificate{ca.Certificate()},
+		Usages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := server.VerifiedBy(either, time.Now()); err != nil {
+		t.Errorf("a server's certificate where one suffices: %v", err)
+	}
+	if _, err := mtls.NewAnchors(mtls.AnchorsConfig{
+		Roots: []*x509.Certificate{ca.Certificate()}, Usages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
+	}); err == nil {
+		t.Error("anchors for any usage were accepted")
+	}
+	signer := mtlstest.PeerOf(ca.Issue(t, mtlstest.Leaf{CommonName: "code", Usage: []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning}}))
+	if err := signer.VerifiedBy(either, time.Now()); !errors.Is(err, mtls.ErrUntrusted) {
+		t.Errorf("a code signer's certificate: %v, want ErrUntrusted", err)
+	}
+}
