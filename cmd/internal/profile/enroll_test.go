@@ -311,11 +311,13 @@ func TestEnrollRefusesWrongAnswers(t *testing.T) {
 		"for code signing": reissue(s.ca, eku),
 		"no certificate":   func(a *pki.EnrollResponse) { a.Certificate = "" },
 		"other id":         func(a *pki.EnrollResponse) { a.ClientID = "other" },
-		"bad id":           func(a *pki.EnrollResponse) { a.ClientID = "../x" },
-		"other issuer":     func(a *pki.EnrollResponse) { a.Issuer = "https://other.example" },
-		"http":             func(a *pki.EnrollResponse) { a.MTLSURL = strings.Replace(a.MTLSURL, "https", "http", 1) },
-		"no endpoint":      func(a *pki.EnrollResponse) { a.TokenEndpoint = "" },
-		"other endpoint":   func(a *pki.EnrollResponse) { a.TokenEndpoint = "https://other.example/token" },
+		"bad id": func(a *pki.EnrollResponse) {
+			a.Certificate, a.ClientID = s.respond(s.ca, named("../x"), key(a)).Certificate, "../x"
+		},
+		"other issuer":   func(a *pki.EnrollResponse) { a.Issuer = "https://other.example" },
+		"http":           func(a *pki.EnrollResponse) { a.MTLSURL = strings.Replace(a.MTLSURL, "https", "http", 1) },
+		"no endpoint":    func(a *pki.EnrollResponse) { a.TokenEndpoint = "" },
+		"other endpoint": func(a *pki.EnrollResponse) { a.TokenEndpoint = "https://other.example/token" },
 		"roots without ours": func(a *pki.EnrollResponse) {
 			a.Roots = string(encodeCertificates([]*x509.Certificate{foreign.Certificate()}))
 		},
@@ -336,6 +338,20 @@ func TestEnrollRefusesWrongAnswers(t *testing.T) {
 				t.Errorf("the right answer afterwards: %v", err)
 			}
 		})
+	}
+}
+
+// Nothing is sent where a redirect points, least of all the redemption.
+func TestEnrollFollowsNoRedirect(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	elsewhere := mtlstest.Server(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		t.Errorf("%s %s followed a redirect", r.Method, r.URL)
+	}), s.ca.Issue(t, mtlstest.ServerLeaf()), mtls.ClientCertificatesIgnored)
+	s.set(func() { s.redirect = elsewhere.URL })
+	_, err := Enroll(t.Context(), EnrollOptions{Code: s.invite(), Dir: t.TempDir()})
+	if refused, ok := errors.AsType[*APIError](err); !ok || refused.Status != http.StatusTemporaryRedirect {
+		t.Errorf("error %v", err)
 	}
 }
 

@@ -165,25 +165,28 @@ func TestOperatorErrors(t *testing.T) {
 	defer o.Close()
 	tests := map[string]struct {
 		serve http.HandlerFunc
-		want  *APIError // nil: another error
+		want  *APIError // nil: another error, which says
+		text  string
 	}{
 		"refusal": {func(w http.ResponseWriter, _ *http.Request) {
 			answerJSON(w, http.StatusConflict, map[string]any{"error": "conflict", "error_description": "it\nexists", "hint": "\x1b[1mremove"})
-		}, &APIError{Status: 409, Code: "conflict", Description: "itexists", Hint: "[1mremove"}},
-		"no json":  {func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "boom", 500) }, &APIError{Status: 500}},
-		"redirect": {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/elsewhere", 302) }, &APIError{Status: 302}},
-		"html":     {func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("<html>")) }, nil},
+		}, &APIError{Status: 409, Code: "conflict", Description: "itexists", Hint: "[1mremove"}, ""},
+		"no json":  {func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "boom", 500) }, &APIError{Status: 500}, ""},
+		"redirect": {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/elsewhere", 302) }, &APIError{Status: 302}, ""},
+		"html":     {func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("<html>")) }, nil, "JSON"},
 		"endless": {func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "application/json")
 			_, _ = w.Write(make([]byte, maxAnswer+2))
-		}, nil},
+		}, nil, "longer"},
 	}
 	for name, test := range tests {
 		s.set(func() { s.admin = test.serve })
 		var out map[string]any
 		err := o.Do(t.Context(), http.MethodGet, "/clients", nil, &out)
 		if test.want == nil {
-			wantHint(t, err)
+			if message, _ := wantHint(t, err); !strings.Contains(message, test.text) {
+				t.Errorf("%s: error %q", name, message)
+			}
 			continue
 		}
 		if refused, ok := errors.AsType[*APIError](err); !ok || *refused != *test.want {

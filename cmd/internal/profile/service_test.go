@@ -41,6 +41,7 @@ type service struct {
 	leaf     mtlstest.Leaf                            // what certificates look like, apart from key and names
 	spoil    func(*pki.EnrollResponse)                // changes an answer before it leaves
 	drop     int                                      // so many answers get lost after the work was done
+	redirect string                                   // where enrolment is sent
 	issuer   string                                   // in metadata and answers
 	admin    func(http.ResponseWriter, *http.Request) // the admin API
 	token    func(http.ResponseWriter, *http.Request) // the token endpoint
@@ -120,6 +121,10 @@ func (s *service) enroll(w http.ResponseWriter, r *http.Request) {
 	s.note("enroll")
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.redirect != "" {
+		http.Redirect(w, r, s.redirect, http.StatusTemporaryRedirect)
+		return
+	}
 	var request pki.EnrollRequest
 	if json.NewDecoder(r.Body).Decode(&request) != nil {
 		answerJSON(w, http.StatusBadRequest, map[string]any{"error": "invalid_request"})
