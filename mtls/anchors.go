@@ -117,37 +117,45 @@ func (a *Anchors) Equal(b *Anchors) bool {
 
 // VerifiedBy reports whether a chain for client authentication leads from the certificate to one of a's roots, all of
 // whose certificates are valid at now (RFC 5280, Section 6.1). It answers nil, ErrNoCertificate, or an error that is
-// ErrExpired, ErrNotYetValid or ErrUntrusted.
+// ErrExpired, ErrNotYetValid or ErrUntrusted. See ChainTo, whose chain it leaves out.
+func (p *Peer) VerifiedBy(a *Anchors, now time.Time) error {
+	_, err := p.ChainTo(a, now)
+	return err
+}
+
+// ChainTo returns the chain for client authentication that leads from the certificate, first, to one of a's roots,
+// last, all of whose certificates are valid at now (RFC 5280, Section 6.1). It answers ErrNoCertificate, or an error
+// that is ErrExpired, ErrNotYetValid or ErrUntrusted, with no chain. The chain is shared and must not be modified.
 //
 // A chain once built is remembered with the Peer for this very a; its dates are judged again at every call, so that
 // it may be called for every request. Building blocks while as many chains as there are processors are being built for
 // the same anchors. Failures are not remembered.
 //
-// The extended key usage must allow clientAuth (or what the anchors ask) in every certificate that names usages; one without the
-// extension, or with anyExtendedKeyUsage, is not limited (RFC 5280, Section 4.2.1.12). The certificate itself must not
-// be a CA's, must be allowed to make digital signatures where it names key usages (RFC 8446, Section 4.4.2.3) and must
-// pass CheckPublicKey. Signatures with MD5 or SHA-1 are refused, as are unknown critical extensions.
-// Revocation is not judged here.
-func (p *Peer) VerifiedBy(a *Anchors, now time.Time) error {
+// The extended key usage must allow clientAuth (or what the anchors ask) in every certificate that names usages; one
+// without the extension, or with anyExtendedKeyUsage, is not limited (RFC 5280, Section 4.2.1.12). The certificate
+// itself must not be a CA's, must be allowed to make digital signatures where it names key usages (RFC 8446, Section
+// 4.4.2.3) and must pass CheckPublicKey. Signatures with MD5 or SHA-1 are refused, as are unknown critical extensions.
+// Revocation is not judged here: the chain is what to judge it by.
+func (p *Peer) ChainTo(a *Anchors, now time.Time) ([]*x509.Certificate, error) {
 	if p == nil {
-		return ErrNoCertificate
+		return nil, ErrNoCertificate
 	}
 	if a == nil {
-		return fmt.Errorf("%w: no anchors", ErrUntrusted)
+		return nil, fmt.Errorf("%w: no anchors", ErrUntrusted)
 	}
 	// First, for it is cheap: an expired certificate must not make us build chains at every request.
 	if err := checkDates(p.leaf, now); err != nil {
-		return err
+		return nil, err
 	}
-	if validAt(p.remembered(a), now) {
-		return nil
+	if chain := p.remembered(a); validAt(chain, now) {
+		return chain, nil
 	}
 	chain, err := a.build(p, now)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	p.remember(a, chain)
-	return nil
+	return chain, nil
 }
 
 // validAt reports whether there is a chain and all its certificates, the root's included, are valid at now.
