@@ -68,7 +68,7 @@ type Code struct {
 
 // Audit governs the journal.
 type Audit struct {
-	Sync string // "always"
+	Sync string // "always", the only value; flushing is still left to the operating system
 }
 
 // TLS bounds handshakes.

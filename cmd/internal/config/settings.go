@@ -42,7 +42,8 @@ func (c *Config) settings() []setting {
 		{"token.max_lifetime", "Longest life of any token, at most 1h.", &c.Token.MaxLifetime},
 		{"certificate.lifetime", "Life of a certificate from our CA.", &c.Certificate.Lifetime},
 		{"code.lifetime", "Life of an enrolment code, at most 7d.", &c.Code.Lifetime},
-		{"audit.sync", "When a record of the journal is put on disk. The only value is \"always\".", &c.Audit.Sync},
+		{"audit.sync", "When the journal is flushed to disk. The only value is \"always\"; this version still leaves it to\n" +
+			"the operating system.", &c.Audit.Sync},
 		{"tls.handshake_timeout", "Time for a TLS handshake.", &c.TLS.HandshakeTimeout},
 		{"http.header_timeout", "Time to read a request's header.", &c.HTTP.HeaderTimeout},
 		{"http.read_timeout", "Time to read a whole request.", &c.HTTP.ReadTimeout},

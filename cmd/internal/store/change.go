@@ -55,6 +55,8 @@ func (s *Store) change(ctx context.Context, f func(*change) error) error {
 		return err
 	}
 	if err := tx.Commit(); err != nil {
+		// Whether it was committed is unknown: whoever remembers an older state must look again.
+		s.announce(c.what)
 		return fmt.Errorf("commit: %w", err)
 	}
 	s.announce(c.what)
@@ -111,7 +113,8 @@ func (c *change) changedClient(id string) {
 }
 
 // OnChange registers f to be called after each committed change, before the method that wrote returns. Calls come one
-// at a time in the order of their versions. f may read from the Store; a write from within f would wait for itself.
+// at a time in the order of their versions. f is also called when a commit failed, because what then holds is unknown:
+// it must look again, not believe. f may read from the Store; a write from within f would wait for itself.
 func (s *Store) OnChange(f func(Change)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -264,6 +264,27 @@ func TestTableForTheCALibrary(t *testing.T) {
 	}
 }
 
+// A commit that fails leaves the outcome unknown: listeners look again, and the next change works.
+func TestFailedCommit(t *testing.T) {
+	t.Parallel()
+	s := openAt(t, t.TempDir(), time.Now)
+	told := 0
+	s.OnChange(func(Change) { told++ })
+	err := s.change(t.Context(), func(c *change) error {
+		if _, err := c.tx.ExecContext(c.ctx, "PRAGMA defer_foreign_keys = 1"); err != nil {
+			return err
+		}
+		return s.addCode(c, Code{ID: codeIDOf(1), PublicKey: []byte("x"), ClientID: "nobody", ExpiresAt: start})
+	})
+	if err == nil || !strings.HasPrefix(err.Error(), "commit: ") || told != 1 {
+		t.Errorf("error is %v, listeners were told %d times", err, told)
+	}
+	_, err = s.AddClient(t.Context(), Client{ID: "x"}, nil)
+	ok(t, err)
+	_, err = s.Code(t.Context(), codeIDOf(1))
+	want(t, err, ErrNotFound)
+}
+
 func TestClosedStore(t *testing.T) {
 	t.Parallel()
 	s, err := Open(t.Context(), Config{Path: filepath.Join(t.TempDir(), "certbound.db"), KEK: testKEK})
@@ -392,6 +413,19 @@ func BenchmarkCertificate(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		if _, err := s.Certificate(b.Context(), cert.Thumbprint); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkOpen(b *testing.B) {
+	cfg := Config{Path: filepath.Join(b.TempDir(), "certbound.db"), KEK: testKEK}
+	for b.Loop() {
+		s, err := Open(b.Context(), cfg)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if err := s.Close(); err != nil {
 			b.Fatal(err)
 		}
 	}
