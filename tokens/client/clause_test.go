@@ -494,7 +494,7 @@ func TestRFC6749_5_2_RefusalKeepsItsCode(t *testing.T) {
 			rw.Header().Set("Retry-After", "7")
 			writeJSON(rw, 400, map[string]any{"error": "invalid_scope", "error_description": "no\n\x1b[31m such", "hint": "h"})
 		}, Error{Status: 400, Code: "invalid_scope", Description: "no[31m such", Hint: "h", RetryAfter: 7 * time.Second}, ""},
-		"not json": {func(rw http.ResponseWriter) { http.Error(rw, `{"error":"x"}`, 502) }, Error{Status: 502}, ""},
+		"not json": {func(rw http.ResponseWriter) { http.Error(rw, `{"error":"x"}`, http.StatusBadGateway) }, Error{Status: 502}, ""},
 		"redirect": {func(rw http.ResponseWriter) {
 			rw.Header().Set("Location", "https://elsewhere.invalid/")
 			rw.WriteHeader(307)

@@ -135,9 +135,11 @@ func (p *Profile) explain(err error) error {
 	}
 	if refused.Code == "invalid_client" {
 		told := *refused
-		told.Description = fmt.Sprintf("the service does not accept the certificate of %q in %s (invalid_client)", p.info.ClientID, p.dir)
-		told.Hint = fmt.Sprintf("it may be revoked, or the client disabled; an operator can tell (certbound client show %[1]s) "+
-			"and give a new code (certbound client invite %[1]s), then: certbound enroll - --profile %[2]s", p.info.ClientID, p.dir)
+		told.Description = fmt.Sprintf("the service does not accept the certificate of %q in %s (invalid_client)",
+			p.info.ClientID, p.dir)
+		told.Hint = fmt.Sprintf("it may be revoked, or the client disabled; an operator can tell "+
+			"(certbound client show %[1]s) and give a new code (certbound client invite %[1]s), "+
+			"then: certbound enroll - --profile %[2]s", p.info.ClientID, p.dir)
 		return &told
 	}
 	return refused

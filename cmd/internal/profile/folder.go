@@ -230,7 +230,8 @@ func readInfo(dir string) (info, error) {
 	if err := pki.CheckClientID(i.ClientID); err != nil {
 		return info{}, damaged(path, err)
 	}
-	for name, value := range map[string]string{"issuer": i.Issuer, "mtls_url": i.MTLSURL, "token_endpoint": i.TokenEndpoint} {
+	locations := map[string]string{"issuer": i.Issuer, "mtls_url": i.MTLSURL, "token_endpoint": i.TokenEndpoint}
+	for name, value := range locations {
 		if _, err := originOf(value); err != nil {
 			return info{}, damaged(path, fmt.Errorf("%s %w", name, err))
 		}
@@ -299,8 +300,9 @@ func damaged(path string, err error) error {
 	}
 	return &Error{
 		Message: fmt.Sprintf("%s: %v", path, err),
-		Hint:    "restore the file, or ask an operator for a new code (certbound client invite) and enrol again with --replace",
-		Err:     err,
+		Hint: "restore the file, or ask an operator for a new code (certbound client invite ID) " +
+			"and enrol again with --replace",
+		Err: err,
 	}
 }
 

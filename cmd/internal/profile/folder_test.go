@@ -5,7 +5,6 @@ package profile
 
 import (
 	"context"
-	"crypto"
 	"crypto/x509"
 	"errors"
 	"os"
@@ -114,7 +113,7 @@ func TestWriteRefuses(t *testing.T) {
 	good := files(t, ca, mtlstest.Leaf{})
 	write(t, dir, good)
 	for name, spoil := range map[string]func(*Files){
-		"another key":    func(f *Files) { f.Key = mtlstest.NewKey(t).(crypto.Signer) },
+		"another key":    func(f *Files) { f.Key = mtlstest.NewKey(t) },
 		"no key":         func(f *Files) { f.Key = nil },
 		"no certificate": func(f *Files) { f.Chain = nil },
 		"no roots":       func(f *Files) { f.Roots = nil },

@@ -172,7 +172,7 @@ func TestOperatorErrors(t *testing.T) {
 			answerJSON(w, http.StatusConflict, map[string]any{"error": "conflict", "error_description": "it\nexists", "hint": "\x1b[1mremove"})
 		}, &APIError{Status: 409, Code: "conflict", Description: "itexists", Hint: "[1mremove"}, ""},
 		"no json":  {func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "boom", 500) }, &APIError{Status: 500}, ""},
-		"redirect": {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/elsewhere", 302) }, &APIError{Status: 302}, ""},
+		"redirect": {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/elsewhere", http.StatusFound) }, &APIError{Status: 302}, ""},
 		"html":     {func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("<html>")) }, nil, "JSON"},
 		"endless": {func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "application/json")

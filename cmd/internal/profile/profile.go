@@ -68,8 +68,8 @@ func (e *LapsedError) Error() string {
 
 // Hint names the commands that bring the profile back.
 func (e *LapsedError) Hint() string {
-	return fmt.Sprintf("ask an operator for a new code (certbound client invite %s), then: certbound enroll - --profile %s",
-		e.ClientID, e.Dir)
+	return fmt.Sprintf("ask an operator for a new code (certbound client invite %s), "+
+		"then: certbound enroll - --profile %s", e.ClientID, e.Dir)
 }
 
 // APIError is a refusal by the service, in the form that all its endpoints answer with.
@@ -131,8 +131,9 @@ func (p *Profile) checkDates(now time.Time) error {
 	}
 	if now.Before(leaf.NotBefore) {
 		return &Error{
-			Message: fmt.Sprintf("the certificate in %s is not valid before %s", p.dir, leaf.NotBefore.UTC().Format(time.RFC3339)),
-			Hint:    "set this machine's clock",
+			Message: fmt.Sprintf("the certificate in %s is not valid before %s", p.dir,
+				leaf.NotBefore.UTC().Format(time.RFC3339)),
+			Hint: "set this machine's clock",
 		}
 	}
 	return nil
@@ -194,7 +195,11 @@ func (p *Profile) transport(ctx context.Context, scopes, resources, origins []st
 		Metadata:  &client.Metadata{Issuer: p.info.Issuer, TokenEndpoint: p.info.TokenEndpoint},
 	})
 	if err != nil {
-		return nil, &Error{Message: fmt.Sprintf("profile %s: %v", p.dir, err), Hint: "enrol again, or repair profile.json", Err: err}
+		return nil, &Error{
+			Message: fmt.Sprintf("profile %s: %v", p.dir, err),
+			Hint:    "enrol again, or repair profile.json",
+			Err:     err,
+		}
 	}
 	return t, nil
 }
