@@ -6,6 +6,7 @@ package issuer
 import (
 	"context"
 	"crypto/rand"
+	"crypto/x509"
 	"encoding/base64"
 	"errors"
 	"log/slog"
@@ -42,7 +43,7 @@ type Response struct {
 }
 
 // Issue decides about one request and returns the token, or a *tokens.Error. Every decision is recorded before Issue
-// returns; a grant that could not be recorded is refused. It blocks on the Registry and the Recorder only.
+// returns; a grant that could not be recorded is refused. It blocks on the Registry, the Recorder, and a client's CertificateSet only.
 func (s *Server) Issue(ctx context.Context, r Request) (*Response, error) {
 	d := Decision{
 		Time: s.now(), Event: EventToken, ClientID: r.ClientID, Thumbprint: r.Peer.Thumbprint(),
@@ -88,7 +89,7 @@ func (s *Server) Issue(ctx context.Context, r Request) (*Response, error) {
 // that a client may use. It judges everything anew at each call, because a connection outlives decisions. The client is
 // shared and must not be modified. Refusals are recorded under EventAuthenticate, with the caller's address and
 // correlation id from ctx, and returned as *tokens.Error: invalid_client, the same for an unknown client and for a
-// wrong certificate, or temporarily_unavailable when the Registry could not answer.
+// wrong certificate, or temporarily_unavailable when the Registry, or the client's CertificateSet, could not answer.
 func (s *Server) Authenticate(ctx context.Context, clientID string, peer *mtls.Peer) (*Client, error) {
 	now := s.now()
 	client, _, refused := s.authenticate(ctx, clientID, peer, now)
@@ -100,6 +101,18 @@ func (s *Server) Authenticate(ctx context.Context, clientID string, peer *mtls.P
 		return nil, s.refuse(ctx, d, refused)
 	}
 	return client, nil
+}
+
+// Explain makes the decision of Authenticate and tells its machine-readable reason, "" when the certificate authenticates
+// the client; nothing is recorded, counted or logged. The client is nil unless it authenticates; it is shared and must
+// not be modified. A reason speaks of the named client, so it is for the client itself and for operators, and must not
+// be shown to a stranger.
+func (s *Server) Explain(ctx context.Context, clientID string, peer *mtls.Peer) (*Client, string) {
+	client, _, refused := s.authenticate(ctx, clientID, peer, s.now())
+	if refused != nil {
+		return nil, refused.Reason
+	}
+	return client, ""
 }
 
 // authenticate also returns when the certificate ends, by its own word or by the inventory's.
@@ -119,12 +132,11 @@ func (s *Server) authenticate(ctx context.Context, id string, peer *mtls.Peer, n
 			return nil, time.Time{}, unavailable("registry_failed", err)
 		}
 	}
-	reason := "unknown_client"
-	if known {
-		reason = client.judge(peer, entry, now)
+	if !known {
+		return nil, time.Time{}, unauthenticated(peer, "unknown_client")
 	}
-	if reason != "" {
-		return nil, time.Time{}, unauthenticated(peer, reason)
+	if refused := client.judge(ctx, peer, entry, now); refused != nil {
+		return nil, time.Time{}, refused
 	}
 	notAfter := peer.Certificate().NotAfter
 	if entry != nil && !entry.NotAfter.IsZero() && entry.NotAfter.Before(notAfter) {
@@ -133,40 +145,89 @@ func (s *Server) authenticate(ctx context.Context, id string, peer *mtls.Peer, n
 	return client, notAfter, nil
 }
 
-// judge says why the peer is not this client, or "" when it is. entry is nil when the inventory does not have the
-// certificate.
-func (c *Client) judge(peer *mtls.Peer, entry *Certificate, now time.Time) string {
-	cert := peer.Certificate()
+// judge returns nil when the peer is this client, and otherwise why not. entry is nil when the inventory does not have
+// the certificate.
+func (c *Client) judge(ctx context.Context, peer *mtls.Peer, entry *Certificate, now time.Time) *tokens.Error {
 	switch {
 	case c.Disabled:
-		return "client_disabled"
-	case c.AuthMethod != TLSClientAuth:
-		return "method_mismatch"
-	case cert == nil:
-		return "no_certificate"
+		return unauthenticated(peer, "client_disabled")
+	case c.AuthMethod != TLSClientAuth && c.AuthMethod != SelfSignedTLSClientAuth:
+		return unauthenticated(peer, "method_mismatch")
+	case peer.Certificate() == nil:
+		return unauthenticated(peer, "no_certificate")
 	}
 	if err := peer.CheckValidity(now); err != nil {
 		if errors.Is(err, mtls.ErrNotYetValid) {
-			return "certificate_not_yet_valid"
+			return unauthenticated(peer, "certificate_not_yet_valid")
 		}
-		return "certificate_expired"
+		return unauthenticated(peer, "certificate_expired")
 	}
 	if reason := c.judgeEntry(entry, now); reason != "" {
-		return reason
+		return unauthenticated(peer, reason)
 	}
+	if c.AuthMethod == SelfSignedTLSClientAuth {
+		return c.judgeRegistered(ctx, peer)
+	}
+	return c.judgeVouched(peer, now)
+}
+
+// judgeRegistered demands the very certificate that was registered; its chain has no say (RFC 8705, Section 2.2).
+func (c *Client) judgeRegistered(ctx context.Context, peer *mtls.Peer) *tokens.Error {
+	if c.Certificates == nil {
+		return unauthenticated(peer, "certificate_not_registered")
+	}
+	// A connection is held to this already, but a peer need not come from one.
+	if mtls.CheckPublicKey(peer.Certificate().PublicKey) != nil {
+		return unauthenticated(peer, "key_unacceptable")
+	}
+	registered, err := c.Certificates.Contains(ctx, peer.Thumbprint())
+	if err != nil {
+		return unavailable("certificates_unavailable", err)
+	}
+	if !registered {
+		return unauthenticated(peer, "certificate_not_registered")
+	}
+	return nil
+}
+
+// judgeVouched demands a chain to the client's own authorities, of which nothing is revoked, and the name that was
+// registered (RFC 8705, Section 2.1).
+func (c *Client) judgeVouched(peer *mtls.Peer, now time.Time) *tokens.Error {
 	if c.Anchors == nil {
-		return "certificate_untrusted"
+		return unauthenticated(peer, "certificate_untrusted")
 	}
-	if err := peer.VerifiedBy(c.Anchors, now); err != nil {
+	chain, err := peer.ChainTo(c.Anchors, now)
+	if err != nil {
 		if errors.Is(err, mtls.ErrExpired) || errors.Is(err, mtls.ErrNotYetValid) {
-			return "chain_outside_validity"
+			return unauthenticated(peer, "chain_outside_validity")
 		}
-		return "certificate_untrusted"
+		return unauthenticated(peer, "certificate_untrusted")
 	}
-	if c.Subject.IsZero() || !c.Subject.Matches(cert) {
-		return "subject_mismatch"
+	if refused := c.judgeRevocation(peer, chain, now); refused != nil {
+		return refused
 	}
-	return ""
+	if c.Subject.IsZero() || !c.Subject.Matches(peer.Certificate()) {
+		return unauthenticated(peer, "subject_mismatch")
+	}
+	return nil
+}
+
+// judgeRevocation refuses what is revoked, and also what cannot be known not to be (RFC 5280, Section 6.3).
+func (c *Client) judgeRevocation(peer *mtls.Peer, chain []*x509.Certificate, now time.Time) *tokens.Error {
+	if c.Revocation == nil {
+		return nil
+	}
+	err := c.Revocation.Check(chain, now)
+	if err == nil {
+		return nil
+	}
+	reason := "revocation_unknown"
+	if errors.Is(err, ErrRevoked) {
+		reason = "certificate_revoked"
+	}
+	refused := unauthenticated(peer, reason)
+	refused.Err = err // for the log
+	return refused
 }
 
 // judgeEntry holds the certificate to the inventory, for clients of our own CA.

@@ -6,7 +6,9 @@
 //
 // It is for programs that issue certificate-bound tokens (RFC 8705) to services; there are no users here and no
 // secrets. Server.Issue is the whole decision without HTTP; the handlers parse into it and render out of it. Clients,
-// certificates, signing keys and the journal come in through the small interfaces Registry, Keys and Recorder.
+// certificates, signing keys and the journal come in through the small interfaces Registry, Keys and Recorder. A client
+// is known by a name in the certificate of an authority that vouches for it and for none but those it was tied to
+// (tls_client_auth), or by the very certificate that it registered (self_signed_tls_client_auth).
 //
 // It refuses: any token that would not be bound to the certificate of the connection, any second authentication method
 // beside that certificate, any scope or resource that was not granted, any grant that could not be recorded, and every
@@ -16,6 +18,7 @@ package issuer
 import (
 	"context"
 	"crypto"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -28,11 +31,11 @@ import (
 	"github.com/certbound/certbound/tokens"
 )
 
-// Values of Client.AuthMethod, as registered for RFC 8705, Sections 2.1.1 and 2.2.1. Only TLSClientAuth is answered so
-// far; a client of any other method is refused.
+// Values of Client.AuthMethod, as registered for RFC 8705, Sections 2.1.1 and 2.2.1. A client of any other method is
+// refused.
 const (
-	TLSClientAuth           = "tls_client_auth"
-	SelfSignedTLSClientAuth = "self_signed_tls_client_auth"
+	TLSClientAuth           = "tls_client_auth"             // a name in a certificate of an authority that vouches for it
+	SelfSignedTLSClientAuth = "self_signed_tls_client_auth" // the very certificate that was registered
 )
 
 // ClientCredentials is the grant type of RFC 6749, Section 4.4, the only one that is answered.
@@ -47,6 +50,9 @@ const (
 // ErrNotFound is what a Registry answers for a client or certificate that it does not know. Every other error of a
 // Registry means that it could not look, and refuses the request with temporarily_unavailable.
 var ErrNotFound = errors.New("not found")
+
+// ErrRevoked is what a Revocation answers for a chain of which a certificate has been revoked.
+var ErrRevoked = errors.New("certificate has been revoked")
 
 // Registry is where clients and certificates are looked up, on every request, so it should answer from memory. What it
 // returns is shared and never modified here. Its methods are called concurrently.
@@ -65,13 +71,19 @@ type Client struct {
 	Generation uint64
 	// Disabled refuses the client at once, with the same answer as an unknown one.
 	Disabled bool
-	// AuthMethod is TLSClientAuth or SelfSignedTLSClientAuth.
+	// AuthMethod is TLSClientAuth or SelfSignedTLSClientAuth. What the other method goes by is not looked at.
 	AuthMethod string
-	// Subject is the one expectation of RFC 8705, Section 2.1.2, that the certificate must meet.
+	// Subject is the one expectation of RFC 8705, Section 2.1.2, that the certificate must meet, for TLSClientAuth.
 	Subject mtls.Subject
 	// Anchors are the authorities that may vouch for this client, and no others: a certificate with the right subject
-	// from another client's authority is a stranger's (RFC 8705, Section 7.4). Nil trusts nobody.
+	// from another client's authority is a stranger's (RFC 8705, Section 7.4). Nil trusts nobody. For TLSClientAuth.
 	Anchors *mtls.Anchors
+	// Revocation knows what the authorities of Anchors have revoked; nil leaves it unjudged, as is right for our own
+	// CA, whose revocations are in the inventory. For TLSClientAuth.
+	Revocation Revocation
+	// Certificates are the certificates that the client registered, for SelfSignedTLSClientAuth (RFC 8705, Section
+	// 2.2). Nil authenticates nobody.
+	Certificates CertificateSet
 	// Inventory demands, for clients of our own CA, that the Registry knows the certificate as this client's under
 	// its present generation: a certificate minted with a stolen issuing key is not in there.
 	Inventory bool
@@ -79,6 +91,25 @@ type Client struct {
 	Grants []Grant
 	// TokenLifetime shortens or lengthens the server's default, within Config.MaxLifetime; 0 means the default.
 	TokenLifetime time.Duration
+}
+
+// CertificateSet holds the certificates that a client registered, by value or by a jwks_uri (RFC 8705, Section 2.2).
+// Several may be there at once, so that a client can change over from one to the next.
+type CertificateSet interface {
+	// Contains reports whether the certificate with this thumbprint is registered now. It is called for every request,
+	// concurrently, and by anyone who names the client; so it answers from memory, and where it must fetch it does so
+	// seldom and for a bounded time. An error means that it could not tell and refuses the request with
+	// temporarily_unavailable.
+	Contains(ctx context.Context, t mtls.Thumbprint) (bool, error)
+}
+
+// Revocation knows what a foreign authority has revoked.
+type Revocation interface {
+	// Check judges a verified chain, from the client's certificate to the root, which it must not modify. It answers
+	// nil, an error that is ErrRevoked, or any other error when the status cannot be known and that must not be
+	// overlooked (RFC 5280, Section 6.3): both refuse the certificate. It is called for every request, concurrently,
+	// and must answer from memory.
+	Check(chain []*x509.Certificate, now time.Time) error
 }
 
 // Grant is what a client may have at one resource. When several resources are asked for in one token, only the names of

@@ -62,7 +62,7 @@ func (s *Server) metadata() metadata {
 		KeysURL:                  s.keysURL,
 		Scopes:                   slices.Compact(scopes),
 		GrantTypes:               []string{ClientCredentials},
-		AuthMethods:              []string{TLSClientAuth},
+		AuthMethods:              []string{TLSClientAuth, SelfSignedTLSClientAuth},
 		CertificateBoundTokens:   true,
 		MutualTLSEndpointAliases: map[string]string{"token_endpoint": s.tokenURL}, // RFC 8705, Section 5
 	}

@@ -182,7 +182,7 @@ func TestRFC8414_2_AdvertisedIsActual(t *testing.T) {
 	if diff := cmp.Diff(want, names); diff != "" {
 		t.Errorf("members (-want +got):\n%s", diff)
 	}
-	if diff := cmp.Diff([]any{TLSClientAuth}, m["token_endpoint_auth_methods_supported"]); diff != "" {
+	if diff := cmp.Diff([]any{TLSClientAuth, SelfSignedTLSClientAuth}, m["token_endpoint_auth_methods_supported"]); diff != "" {
 		t.Errorf("methods (-want +got):\n%s", diff)
 	}
 	for _, grant := range m["grant_types_supported"].([]any) {

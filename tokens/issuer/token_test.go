@@ -508,7 +508,7 @@ func TestRFC8705_2_RegisteredMethodOnly(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
 	cert := s.enrol(t, "payments")
-	for _, method := range []string{"", "none", "client_secret_basic", SelfSignedTLSClientAuth, "private_key_jwt"} {
+	for _, method := range []string{"", "none", "client_secret_basic", "TLS_CLIENT_AUTH", "private_key_jwt"} {
 		s.registry.changeClient("payments", func(c *Client) { c.AuthMethod = method })
 		s.post(t, &cert, ask("payments")).want(t, 401, tokens.CodeInvalidClient)
 		if got := s.journal.last(t).Reason; got != "method_mismatch" {
