@@ -4,8 +4,10 @@
 package profile
 
 import (
+	"bytes"
 	"context"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -73,12 +75,14 @@ func Inspect(ctx context.Context, p *Profile, raw string, cert *x509.Certificate
 		found.Reason = ReasonMalformed
 		return found, nil
 	}
-	found.Claims = token.Claims
+	if found.Claims, err = plain(token.Claims); err != nil {
+		return nil, err
+	}
 	if p == nil {
 		found.Reason = ReasonUnverified
 		return found, nil
 	}
-	found.Reason, err = p.verify(ctx, raw, audienceOf(token), mtls.NewPeer(cert))
+	found.Reason, err = p.verify(ctx, raw, audienceOf(found.Claims), mtls.NewPeer(cert))
 	if err != nil {
 		return nil, err
 	}
@@ -116,9 +120,24 @@ func (p *Profile) verify(ctx context.Context, raw, audience string, peer *mtls.P
 	return "", unreachable(metadata.JWKSURI, err)
 }
 
-// audienceOf is the first audience of the token, or "".
-func audienceOf(token *tokens.Unverified) string {
-	audience := token.Claims["aud"]
+// plain is claims in the types of encoding/json alone, with numbers as they were written.
+func plain(claims map[string]any) (map[string]any, error) {
+	encoded, err := json.Marshal(claims)
+	if err != nil {
+		return nil, fmt.Errorf("inspect: %w", err)
+	}
+	decoder := json.NewDecoder(bytes.NewReader(encoded))
+	decoder.UseNumber()
+	var decoded map[string]any
+	if err := decoder.Decode(&decoded); err != nil {
+		return nil, fmt.Errorf("inspect: %w", err)
+	}
+	return decoded, nil
+}
+
+// audienceOf is the first audience of a token, or "".
+func audienceOf(claims map[string]any) string {
+	audience := claims["aud"]
 	if list, ok := audience.([]any); ok && len(list) > 0 {
 		audience = list[0]
 	}
