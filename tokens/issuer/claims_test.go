@@ -112,7 +112,7 @@ func TestRFC7515_3_1_ForeignLibraryVerifies(t *testing.T) {
 			s.keys.signing = key
 			peer := mtlstest.PeerOf(s.enrol(t, "payments"))
 			raw := s.issue(t, Request{ClientID: "payments", Peer: peer}).AccessToken
-			signed, err := josev4.ParseSigned(raw, []josev4.SignatureAlgorithm{josev4.SignatureAlgorithm(key.Algorithm)})
+			signed, err := josev4.ParseSignedCompact(raw, []josev4.SignatureAlgorithm{josev4.SignatureAlgorithm(key.Algorithm)})
 			if err != nil {
 				t.Fatal(err)
 			}
