@@ -13,7 +13,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"io"
 	"log/slog"
@@ -325,10 +324,6 @@ func pair(tb testing.TB, res pki.EnrollResponse, key crypto.Signer) tls.Certific
 }
 
 func thumbprint(cert tls.Certificate) string { return mtls.ThumbprintOf(cert.Leaf).String() }
-
-func encodeCertificate(c *x509.Certificate) []byte {
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})
-}
 
 func discard() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
