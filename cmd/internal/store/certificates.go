@@ -158,6 +158,12 @@ func (s *Store) Child(ctx context.Context, parent, keyHash [32]byte, now time.Ti
 	return certificate(s.read.QueryRowContext(ctx, queryChild, digest(parent), digest(keyHash), moment(now)))
 }
 
+// Siblings lists the certificates that renewed parent and are neither revoked nor expired at the time now, oldest first,
+// at most 100. More than one key among them is a fork: two hold what one was given. The later of two renewals sees both.
+func (s *Store) Siblings(ctx context.Context, parent [32]byte, now time.Time) ([]Certificate, error) {
+	return s.certificates(ctx, querySiblings, digest(parent), moment(now))
+}
+
 func certificate(r row) (Certificate, error) {
 	cert, err := scanCertificate(r)
 	if err != nil {

@@ -73,6 +73,8 @@ const (
 		ORDER BY created_at, serial LIMIT $3`
 	queryChild = selectCertificate + `WHERE renewed_from = $1 AND key_hash = $2 AND revoked_at IS NULL
 		AND not_after >= $3 ORDER BY created_at, serial LIMIT 1`
+	querySiblings = selectCertificate + `WHERE renewed_from = $1 AND revoked_at IS NULL AND not_after >= $2
+		ORDER BY created_at, serial LIMIT 100`
 	queryClientCertificates = selectCertificate + `WHERE client_id = $1 AND not_after >= $2 ORDER BY created_at, serial`
 	// UNION, not UNION ALL: a row that is already there is not followed again, so that nothing can loop.
 	queryFamily = `WITH RECURSIVE family (thumbprint) AS (

@@ -14,6 +14,7 @@ package store
 
 import (
 	"database/sql"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -33,8 +34,24 @@ var (
 	ErrNameTaken = errors.New("the name belongs to another client")
 	// ErrLastGrantor says that nobody could give administrators' scopes any more.
 	ErrLastGrantor = errors.New("this is the last enabled client that holds certbound:admin or certbound:grant")
-	// ErrInUse says that clients still depend on the resource; see InUseError.
-	ErrInUse = errors.New("the resource is in use")
+	// ErrInUse says that clients still depend on the resource or the trust; see InUseError.
+	ErrInUse = errors.New("clients still depend on it")
+	// ErrUnknownTrust says that a client names a trust that does not exist.
+	ErrUnknownTrust = errors.New("no such trust")
+	// ErrCertificateTaken says that the certificate is registered for another client; see CertificateTakenError.
+	ErrCertificateTaken = errors.New("the certificate is registered for another client")
+	// ErrNotEnrolled says that another CA or the client's own certificate vouches for the client: our CA gives it nothing.
+	ErrNotEnrolled = errors.New("our CA does not vouch for this client")
+	// ErrNotPinned says that the client has no certificates registered by value which could be replaced.
+	ErrNotPinned = errors.New("the client has no registered certificates of its own")
+	// ErrAuthority says that scopes of administrators need our CA or a registered certificate.
+	ErrAuthority = errors.New("a client with a certbound: scope needs our CA or a registered certificate")
+	// ErrSamePerson says that a request needs somebody else than who made it to confirm it.
+	ErrSamePerson = errors.New("another operator than the one who asked must confirm it")
+	// ErrPendingExpired says that a request was not confirmed in time.
+	ErrPendingExpired = errors.New("the request was not confirmed in time")
+	// ErrTooManyPending says that too many requests wait for confirmation.
+	ErrTooManyPending = errors.New("too many requests wait for confirmation: confirm or reject some")
 	// ErrBuiltIn says that the row belongs to the service itself and cannot be removed.
 	ErrBuiltIn = errors.New("built in: it cannot be removed")
 	// ErrCodeUsed says that the enrolment code was redeemed by another key.
@@ -96,14 +113,33 @@ func (e *ReservedError) Error() string {
 // Is reports whether target is ErrReserved.
 func (e *ReservedError) Is(target error) bool { return target == ErrReserved }
 
-// InUseError names clients that depend on a resource. It is ErrInUse.
+// CertificateTakenError names the client that already has a certificate. It is ErrCertificateTaken.
+type CertificateTakenError struct {
+	Thumbprint [32]byte // SHA-256 of the certificate
+	ClientID   string   // who has it
+}
+
+// Error describes the conflict.
+func (e *CertificateTakenError) Error() string {
+	return fmt.Sprintf("the certificate %s is registered for client %q",
+		base64.RawURLEncoding.EncodeToString(e.Thumbprint[:]), e.ClientID)
+}
+
+// Is reports whether target is ErrCertificateTaken.
+func (e *CertificateTakenError) Is(target error) bool { return target == ErrCertificateTaken }
+
+// InUseError names clients that depend on a resource or a trust, whichever is not empty. It is ErrInUse.
 type InUseError struct {
-	URI       string
+	URI       string   // of the resource
+	Trust     string   // name of the trust
 	ClientIDs []string // at most ten, in order
 }
 
 // Error describes the dependency.
 func (e *InUseError) Error() string {
+	if e.Trust != "" {
+		return fmt.Sprintf("the trust %q is used by %q", e.Trust, e.ClientIDs)
+	}
 	return fmt.Sprintf("the resource %q is used by %q", e.URI, e.ClientIDs)
 }
 
@@ -119,6 +155,9 @@ type Config struct {
 	// MaxTokenLife is how long a token may live: the ids of removed clients stay reserved that much longer than their
 	// last certificate. Zero means one hour.
 	MaxTokenLife time.Duration
+	// FileTrusts are names of trusts that come from the configuration's files and have no row here. Clients may name
+	// them; AddTrust refuses them as existing.
+	FileTrusts []string
 	// Logger receives what is odd but not fatal; nil discards it.
 	Logger *slog.Logger
 	// Now is the clock for created and updated times; nil is time.Now.
@@ -134,6 +173,7 @@ type Store struct {
 	logger  *slog.Logger
 	now     func() time.Time
 	maxLife time.Duration
+	files   []string // names of the trusts that have no row
 
 	mu       sync.Mutex
 	onChange []func(Change)
@@ -146,10 +186,17 @@ type Client struct {
 	Generation uint64
 	Disabled   bool
 	RemovedAt  time.Time // zero for every client that the reading methods return
-	// AuthMethod is "tls_client_auth" or "self_signed_tls_client_auth" (RFC 8705, Section 2).
+	// AuthMethod is "tls_client_auth" or "self_signed_tls_client_auth" (RFC 8705, Section 2). AddClient takes an empty
+	// one for the former.
 	AuthMethod string
-	// SubjectKind is one of the five tls_client_auth_… member names of RFC 8705, Section 2.1.2, or empty.
+	// SubjectKind is one of the five tls_client_auth_… member names of RFC 8705, Section 2.1.2, or empty. Under one
+	// Trust, a subject belongs to one client only.
 	SubjectKind, SubjectValue string
+	// Certificates are the client's own, DER, for self_signed_tls_client_auth: 1 to 8, several while it rotates. Each
+	// belongs to one client only. Empty when JWKSURI has them.
+	Certificates [][]byte
+	// JWKSURI is where the client publishes its own certificates (RFC 8705, Section 2.2.2); one client's only.
+	JWKSURI string
 	// DNS, IPs and URIs are names in the client's certificate; each belongs to one client only.
 	DNS, IPs, URIs []string
 	// Usage is "client", "server" or "both".
@@ -157,7 +204,7 @@ type Client struct {
 	Scopes, Resources []string
 	// TokenTTL is the client's own token lifetime; zero is the service's default.
 	TokenTTL time.Duration
-	// Trust names the foreign CA that vouches for the client; empty is our own CA.
+	// Trust names the foreign CA that vouches for the client; with tls_client_auth, empty is our own CA.
 	Trust                string
 	CreatedAt, UpdatedAt time.Time
 	// BuiltIn marks the client that the service registers for itself, such as its first operator.
@@ -224,6 +271,29 @@ type Resource struct {
 	CreatedAt time.Time
 }
 
+// Trust is a foreign CA that may vouch for clients.
+type Trust struct {
+	Name          string
+	Anchors       [][]byte // certificates, DER: one at least
+	Intermediates [][]byte // certificates, DER; may be empty
+	// CRLURL is where the CA publishes its revocation list; CRL is one that was given by value, DER. Both may be empty.
+	CRLURL string
+	CRL    []byte
+	// Revocation is "hard" (an unknown status refuses), "soft" (it raises an alarm) or "off".
+	Revocation           string
+	CreatedAt, UpdatedAt time.Time
+}
+
+// Pending is an operator's request that waits until another operator confirms it.
+type Pending struct {
+	ID          string // random; AddPending sets it
+	Kind        string // what is asked for, in the words of who made it
+	Payload     []byte // all that is needed to do it; at most 4 MiB
+	RequestedBy string // client id of the operator
+	CreatedAt   time.Time
+	ExpiresAt   time.Time // 24 hours later
+}
+
 // Key is a private key of the service. It is sealed in the database and unsealed here.
 type Key struct {
 	ID        string
@@ -240,6 +310,7 @@ type Change struct {
 	ClientIDs   []string
 	Thumbprints [][32]byte
 	Resources   bool
+	Trusts      bool
 	Version     int64 // of the state, after the change
 }
 
@@ -251,5 +322,6 @@ type Stats struct {
 	Certificates int64 // neither expired nor revoked
 	Revoked      int64 // revoked and not expired
 	OpenCodes    int64
+	Trusts       int64 // in the database: those of the configuration's files are not counted
 	Version      int64
 }
