@@ -10,6 +10,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptrace"
+	"slices"
 	"testing"
 	"time"
 
@@ -32,44 +33,119 @@ var protocols = []protocol{
 	{"TLS1.3/HTTP2", tls.VersionTLS13, "HTTP/2.0"},
 }
 
-// changes are what may happen to a client between two of its requests, each with the reason that is recorded.
-var changes = []struct {
+// change is what may happen to the client "payments" between two of its requests, with the reason that is recorded.
+type change struct {
 	name, reason string
 	change       func(t *testing.T, s *service, cert tls.Certificate)
-}{
+	enrol        func(t *testing.T, s *service) tls.Certificate // nil: a client of our own CA
+}
+
+// enrolled registers the client to which the change will happen.
+func (c change) enrolled(t *testing.T, s *service) tls.Certificate {
+	t.Helper()
+	if c.enrol == nil {
+		return s.enrol(t, "payments")
+	}
+	return c.enrol(t, s)
+}
+
+func enrolForeign(t *testing.T, s *service) tls.Certificate {
+	t.Helper()
+	return s.enrolForeign(t, "payments", s.partner)
+}
+
+func enrolSelfSigned(t *testing.T, s *service) tls.Certificate {
+	t.Helper()
+	return s.enrolSelfSigned(t, "payments")
+}
+
+var changes = slices.Concat(ownChanges, foreignChanges, selfSignedChanges)
+
+var foreignChanges = []change{
+	{"foreign: authority replaced by one of its name", "certificate_untrusted",
+		func(t *testing.T, s *service, _ tls.Certificate) {
+			other := mtlstest.NewCA(t, "partner").Anchors(t)
+			s.registry.changeClient("payments", func(c *Client) { c.Anchors = other })
+		}, enrolForeign},
+	{"foreign: authority removed", "certificate_untrusted", func(_ *testing.T, s *service, _ tls.Certificate) {
+		s.registry.changeClient("payments", func(c *Client) { c.Anchors = nil })
+	}, enrolForeign},
+	{"foreign: revoked", "certificate_revoked", func(t *testing.T, s *service, cert tls.Certificate) {
+		s.lists("payments").publish(t, s.partner, time.Hour, cert.Leaf)
+	}, enrolForeign},
+	{"foreign: list withdrawn", "revocation_unknown", func(_ *testing.T, s *service, _ tls.Certificate) {
+		s.lists("payments").withdraw()
+	}, enrolForeign},
+	{"foreign: list stale", "revocation_unknown", func(t *testing.T, s *service, _ tls.Certificate) {
+		s.lists("payments").publish(t, s.partner, 20*time.Minute)
+		s.advance(30 * time.Minute)
+	}, enrolForeign},
+	{"foreign: expired", "certificate_expired", func(_ *testing.T, s *service, _ tls.Certificate) {
+		s.advance(2 * time.Hour)
+	}, enrolForeign},
+	{"foreign: subject changed", "subject_mismatch", func(t *testing.T, s *service, _ tls.Certificate) {
+		other := subjectOf(t, mtls.SANDNS, dnsName("other"))
+		s.registry.changeClient("payments", func(c *Client) { c.Subject = other })
+	}, enrolForeign},
+	{"foreign: client disabled", "client_disabled", func(_ *testing.T, s *service, _ tls.Certificate) {
+		s.registry.changeClient("payments", func(c *Client) { c.Disabled = true })
+	}, enrolForeign},
+}
+
+var selfSignedChanges = []change{
+	{"self-signed: certificate removed", "certificate_not_registered", func(_ *testing.T, s *service, _ tls.Certificate) {
+		s.set("payments").publish()
+	}, enrolSelfSigned},
+	{"self-signed: certificate replaced", "certificate_not_registered",
+		func(t *testing.T, s *service, cert tls.Certificate) {
+			s.set("payments").publish(mint(t, nil, cert, nil, nil))
+		}, enrolSelfSigned},
+	{"self-signed: expired", "certificate_expired", func(_ *testing.T, s *service, _ tls.Certificate) {
+		s.advance(2 * time.Hour)
+	}, enrolSelfSigned},
+	{"self-signed: client disabled", "client_disabled", func(_ *testing.T, s *service, _ tls.Certificate) {
+		s.registry.changeClient("payments", func(c *Client) { c.Disabled = true })
+	}, enrolSelfSigned},
+	{"self-signed: method changed", "certificate_untrusted", func(t *testing.T, s *service, _ tls.Certificate) {
+		anchors := s.ca.Anchors(t)
+		s.registry.changeClient("payments", func(c *Client) { c.AuthMethod, c.Anchors = TLSClientAuth, anchors })
+	}, enrolSelfSigned},
+}
+
+var ownChanges = []change{
 	{"revoked", "certificate_revoked", func(_ *testing.T, s *service, cert tls.Certificate) {
 		s.registry.changeCertificate(cert, func(c *Certificate) { c.Revoked = true })
-	}},
-	{"expired", "certificate_expired", func(_ *testing.T, s *service, _ tls.Certificate) { s.advance(2 * time.Hour) }},
+	}, nil},
+	{"expired", "certificate_expired", func(_ *testing.T, s *service, _ tls.Certificate) { s.advance(2 * time.Hour) }, nil},
 	{"expired in the inventory", "certificate_expired", func(_ *testing.T, s *service, cert tls.Certificate) {
 		s.registry.changeCertificate(cert, func(c *Certificate) { c.NotAfter = time.Now().Add(-time.Minute) })
-	}},
+	}, nil},
 	{"before its time", "certificate_not_yet_valid", func(_ *testing.T, s *service, _ tls.Certificate) {
 		s.advance(-2 * time.Hour)
-	}},
+	}, nil},
 	{"not in the inventory", "certificate_unknown", func(_ *testing.T, s *service, cert tls.Certificate) {
 		s.registry.change(func(r *registry) { delete(r.certificates, mtls.ThumbprintOf(cert.Leaf)) })
-	}},
+	}, nil},
 	{"client disabled", "client_disabled", func(_ *testing.T, s *service, _ tls.Certificate) {
 		s.registry.changeClient("payments", func(c *Client) { c.Disabled = true })
-	}},
+	}, nil},
 	{"client removed", "unknown_client", func(_ *testing.T, s *service, _ tls.Certificate) {
 		s.registry.change(func(r *registry) { delete(r.clients, "payments") })
-	}},
+	}, nil},
 	{"client registered again", "certificate_of_another_generation", func(_ *testing.T, s *service, _ tls.Certificate) {
 		s.registry.changeClient("payments", func(c *Client) { c.Generation++ })
-	}},
+	}, nil},
 	{"authority removed", "certificate_untrusted", func(t *testing.T, s *service, _ tls.Certificate) {
 		other := mtlstest.NewCA(t, "another").Anchors(t)
 		s.registry.changeClient("payments", func(c *Client) { c.Anchors = other })
-	}},
+	}, nil},
 	{"subject changed", "subject_mismatch", func(t *testing.T, s *service, _ tls.Certificate) {
 		other, err := mtls.ParseSubject(mtls.SANURI, "spiffe://test.example/client/other")
 		if err != nil {
 			t.Fatal(err)
 		}
 		s.registry.changeClient("payments", func(c *Client) { c.Subject = other })
-	}},
+	}, nil},
 }
 
 // dial returns a client that speaks exactly this protocol, with a session cache of its own.
@@ -118,7 +194,7 @@ func TestRFC8705_2_JudgedOnKeptAliveConnection(t *testing.T) {
 			t.Run(p.name+"/"+c.name, func(t *testing.T) {
 				t.Parallel()
 				s := newService(t)
-				cert := s.enrol(t, "payments")
+				cert := c.enrolled(t, s)
 				hc, _ := s.dial(t, cert, p)
 				a, _, _ := s.exchange(t, hc, p)
 				a.wantToken(t)
@@ -145,7 +221,7 @@ func TestRFC8446_2_2_JudgedOnResumedSession(t *testing.T) {
 			t.Run(p.name+"/"+c.name, func(t *testing.T) {
 				t.Parallel()
 				s := newService(t)
-				cert := s.enrol(t, "payments")
+				cert := c.enrolled(t, s)
 				hc, transport := s.dial(t, cert, p)
 				a, _, _ := s.exchange(t, hc, p)
 				a.wantToken(t)

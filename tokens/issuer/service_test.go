@@ -182,6 +182,7 @@ type service struct {
 	keys     *keyring
 	events   *counters
 	ca       *mtlstest.CA
+	partner  *mtlstest.CA // an authority that is not ours
 	mtlsURL  string
 	public   string
 	ahead    atomic.Int64 // nanoseconds that the server's clock is ahead
@@ -195,6 +196,7 @@ func newService(tb testing.TB, edit ...func(*Config)) *service {
 	s := &service{
 		registry: &registry{clients: map[string]Client{}, certificates: map[mtls.Thumbprint]Certificate{}},
 		journal:  &journal{}, keys: newKeyring(tb), events: &counters{}, ca: mtlstest.NewCA(tb, "ours"),
+		partner: mtlstest.NewCA(tb, "partner"),
 	}
 	listen := func(cc mtls.ClientCertificates, h func() http.Handler) string {
 		cert := s.ca.Issue(tb, mtlstest.ServerLeaf())
