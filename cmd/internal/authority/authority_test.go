@@ -13,6 +13,7 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"net/netip"
 	"path/filepath"
 	"slices"
@@ -94,12 +95,15 @@ type bench struct {
 	journal   *journal
 	authority *Authority
 	now       time.Time
+	ahead     time.Duration // of the store's clock, for ids that are reserved no longer
 }
 
 func newBench(tb testing.TB) *bench {
 	tb.Helper()
+	b := &bench{tb: tb}
 	db, err := store.Open(tb.Context(), store.Config{
 		Path: filepath.Join(tb.TempDir(), "certbound.db"), KEK: make([]byte, 32),
+		Now: func() time.Time { return time.Now().Add(b.ahead) },
 	})
 	if err != nil {
 		tb.Fatal(err)
@@ -117,7 +121,7 @@ func newBench(tb testing.TB) *bench {
 			tb.Error(err)
 		}
 	})
-	b := &bench{tb: tb, store: db, hierarchy: h, ca: &signer{Signer: ca}, journal: &journal{}, now: time.Now()}
+	b.store, b.hierarchy, b.ca, b.journal, b.now = db, h, &signer{Signer: ca}, &journal{}, time.Now()
 	b.authority, err = New(b.config())
 	if err != nil {
 		tb.Fatal(err)
@@ -200,6 +204,15 @@ func (b *bench) revoke(reason pki.Reason, only bool, certs ...*x509.Certificate)
 	}
 	_, err := b.authority.Revoke(b.tb.Context(), sel, reason)
 	b.must(err)
+}
+
+// another removes the client and gives its id to another one, at once.
+func (b *bench) another(id string) {
+	b.tb.Helper()
+	b.must(b.store.RemoveClient(b.tb.Context(), id))
+	b.ahead = 100 * time.Hour
+	b.client(id)
+	b.ahead = 0
 }
 
 // inventory counts the certificates of the inventory.
@@ -308,6 +321,7 @@ func TestEnroll_CodesThatAreRefused(t *testing.T) {
 		"certificate revoked": func(_ string, cert *x509.Certificate) { b.revoke(pki.Unspecified, false, cert) },
 		"disabled":            func(id string, _ *x509.Certificate) { b.must(b.store.DisableClient(t.Context(), id)) },
 		"removed":             func(id string, _ *x509.Certificate) { b.must(b.store.RemoveClient(t.Context(), id)) },
+		"added again":         func(id string, _ *x509.Certificate) { b.another(id) },
 	} {
 		id := "used-" + strings.ReplaceAll(name, " ", "-")
 		// A certificate that outlives its code, so that the code's end alone is what refuses.
@@ -322,6 +336,9 @@ func TestEnroll_CodesThatAreRefused(t *testing.T) {
 		res, err = b.enroll(code, key)
 		t.Log(name)
 		b.refused("cert.enroll", wantCode, before, res, err)
+		if e := b.journal.last(t, "cert.enroll"); e.Client != id {
+			t.Errorf("the client on record is %q", e.Client)
+		}
 		b.now = start
 	}
 }
@@ -553,6 +570,7 @@ func TestRenew(t *testing.T) {
 	for name, spoil := range map[string]func(id string, parent *x509.Certificate){
 		"disabled": func(id string, _ *x509.Certificate) { b.must(b.store.DisableClient(t.Context(), id)) },
 		"removed":  func(id string, _ *x509.Certificate) { b.must(b.store.RemoveClient(t.Context(), id)) },
+		"another":  func(id string, _ *x509.Certificate) { b.another(id) },
 		"revoked":  func(_ string, parent *x509.Certificate) { b.revoke(pki.Unspecified, true, parent) },
 		"expired": func(_ string, parent *x509.Certificate) {
 			b.now = parent.NotAfter.Add(time.Second)
@@ -589,11 +607,21 @@ func TestRenew(t *testing.T) {
 		b.now = start
 		b.authority.cfg.CertificateLifetime = 10 * time.Minute
 	}
-	parent := b.enrolled("payments", newKey(t))
+	parent, key := b.enrolled("payments", newKey(t)), newKey(t)
+	res, err := b.renew("payments", parent, key)
+	b.must(err)
+	if row, err := b.store.Certificate(t.Context(), mtls.ThumbprintOf(leaf(t, res))); err != nil || row.RenewedFrom != mtls.ThumbprintOf(parent) {
+		t.Errorf("the child in the inventory is renewed from %x, %v", row.RenewedFrom, err)
+	}
 	b.enrolled("billing", newKey(t))
 	inventory := b.inventory()
-	res, err := b.renew("billing", parent, newKey(t))
+	res, err = b.renew("billing", parent, newKey(t))
 	b.refused("cert.renew", wantParent, inventory, res, err)
+	signed := b.ca.calls
+	res, err = b.renew("billing", parent, key) // the other's child is not handed out
+	if e, _ := errors.AsType[*tokens.Error](err); res != nil || e == nil || b.ca.calls != signed {
+		t.Errorf("answer %t, %v", res != nil, err)
+	}
 	res, err = b.renew("nobody", parent, newKey(t))
 	b.refused("cert.renew", wantParent, inventory, res, err)
 	res, err = b.renew("payments", b.hierarchy.Issuing, newKey(t))
@@ -805,8 +833,12 @@ func TestCRL(t *testing.T) {
 	if late, _ := fetch(); late.Len() != 0 {
 		t.Errorf("%d expired certificates on the list", late.Len())
 	}
-	if _, err := b.authority.Revoke(t.Context(), store.Selection{Serial: "1"}, pki.Unspecified); !errors.Is(err, store.ErrNotFound) {
+	before, _ := fetch()
+	if r, err := b.authority.Revoke(t.Context(), store.Selection{Serial: "1"}, pki.Unspecified); !errors.Is(err, store.ErrNotFound) || r.Revoked != nil {
 		t.Errorf("revoking what is not there: %v", err)
+	}
+	if list, _ := fetch(); list.Number().Cmp(before.Number()) <= 0 {
+		t.Error("not signed anew after a revocation of which it is unknown whether it took effect")
 	}
 }
 
@@ -834,5 +866,32 @@ func TestNew_Refuses(t *testing.T) {
 	cfg.Now, cfg.Logger = nil, nil
 	if a, err := New(cfg); err != nil || a.cfg.Now == nil || a.cfg.Logger == nil {
 		t.Errorf("the defaults: %v", err)
+	}
+}
+
+// Whatever the transaction finds out is answered as the check before it would answer.
+func TestTransactionErrors(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	inner := errors.New("disk I/O")
+	for err, want := range map[error][2]tokens.Error{
+		store.ErrNotFound:       {wantCode, wantParent},
+		store.ErrRevoked:        {wantCode, wantParent},
+		store.ErrClientDisabled: {wantCode, wantParent},
+		store.ErrGeneration:     {wantCode, wantParent},
+		store.ErrCodeExpired:    {wantCode, wantFailure},
+		store.ErrCodeVoid:       {wantCode, wantFailure},
+		store.ErrExpired:        {wantFailure, wantParent},
+		store.ErrCodeUsed:       {wantConflict, wantFailure},
+		store.ErrKeyBlocked:     {wantBlocked, wantBlocked},
+		store.ErrKeyTaken:       {wantTaken, wantTaken},
+		inner:                   {wantFailure, wantFailure},
+	} {
+		wrapped := fmt.Errorf("transaction: %w", err)
+		for i, got := range []error{b.authority.redeemError(t.Context(), wrapped, store.Code{ClientID: "payments"}, Caller{}), renewError(wrapped)} {
+			if e, ok := errors.AsType[*tokens.Error](got); !ok || e.Code != want[i].Code || e.Reason != want[i].Reason {
+				t.Errorf("%v, %d: %v, want %s %s", err, i, got, want[i].Code, want[i].Reason)
+			}
+		}
 	}
 }

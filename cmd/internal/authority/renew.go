@@ -73,7 +73,6 @@ func (a *Authority) renew(ctx context.Context, clientID string, parent *mtls.Pee
 	if err != nil {
 		return store.Certificate{}, false, err
 	}
-	cert.RenewedFrom = parent.Thumbprint()
 	stored, err := a.cfg.Store.AddRenewal(ctx, parent.Thumbprint(), cert, now)
 	if err != nil {
 		return store.Certificate{}, false, renewError(err)

@@ -31,13 +31,11 @@ type crlState struct {
 // by it. The caller records it.
 func (a *Authority) Revoke(ctx context.Context, s store.Selection, reason pki.Reason) (store.Revocation, error) {
 	r, err := a.cfg.Store.Revoke(ctx, s, int(reason), a.cfg.Now())
-	if err != nil {
-		return store.Revocation{}, err
-	}
+	// The next reader signs a new list, also when it is unknown whether a failed commit took effect.
 	a.mu.Lock()
-	a.crl = crlState{} // the next reader signs a new one
+	a.crl = crlState{}
 	a.mu.Unlock()
-	return r, nil
+	return r, err
 }
 
 // CRL returns the DER of the current revocation list (RFC 5280, Section 5). It signs a new one after a
