@@ -157,9 +157,9 @@ func (s *service) publicOrigin() string {
 	return u.Scheme + "://" + u.Host
 }
 
-// ownNames are the names of our own certificate.
+// ownNames are the names of our own certificate, which both listeners show.
 func (s *service) ownNames() []string {
-	names := []string{s.issuerHost(), "localhost", "127.0.0.1", "::1"}
+	names := []string{s.issuerHost(), hostOf(s.identity.mtlsURL), "localhost", "127.0.0.1", "::1"}
 	names = append(names, s.cfg.Hosts...)
 	for i, n := range names {
 		names[i] = strings.ToLower(strings.TrimSuffix(n, "."))
@@ -168,9 +168,12 @@ func (s *service) ownNames() []string {
 	return slices.Compact(names)
 }
 
-func (s *service) issuerHost() string {
-	u, err := url.Parse(s.identity.issuer)
-	if err != nil {
+func (s *service) issuerHost() string { return hostOf(s.identity.issuer) }
+
+// hostOf is the host of an address of ours; the configuration was checked, so that there is one.
+func hostOf(address string) string {
+	u, err := url.Parse(address)
+	if err != nil || u.Hostname() == "" {
 		return "localhost"
 	}
 	return u.Hostname()

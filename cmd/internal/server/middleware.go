@@ -4,6 +4,7 @@
 package server
 
 import (
+	"cmp"
 	"crypto/rand"
 	"encoding/base64"
 	"net"
@@ -29,6 +30,7 @@ func (s *service) entry(listener string, next http.Handler) http.Handler {
 		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
 		ctx := issuer.WithAddress(r.Context(), host(r.RemoteAddr))
 		r = r.WithContext(issuer.WithCorrelationID(ctx, correlation))
+		sw := &statusWriter{ResponseWriter: w}
 		defer func() {
 			p := recover()
 			if p == nil {
@@ -40,11 +42,15 @@ func (s *service) entry(listener string, next http.Handler) http.Handler {
 			s.metrics.panics.Inc()
 			s.log.Error("a request handler panicked", "listener", listener, "path", r.URL.Path,
 				"panic", p, "stack", string(debug.Stack()), "correlation", correlation)
+			if sw.status != 0 {
+				// Half an answer must not look like a whole one: the connection is cut.
+				panic(http.ErrAbortHandler)
+			}
 			issuer.WriteError(w, r, s.identity.issuer, &tokens.Error{
 				Code: "server_error", Reason: "panic", Description: "the request failed inside the service",
 			})
 		}()
-		next.ServeHTTP(w, r)
+		next.ServeHTTP(sw, r)
 	})
 }
 
@@ -59,14 +65,14 @@ func (s *service) measure(listener string) mux.MiddlewareFunc {
 				}
 			}
 			start := time.Now()
-			sw := &statusWriter{ResponseWriter: w, status: http.StatusOK}
+			sw := &statusWriter{ResponseWriter: w}
 			next.ServeHTTP(sw, r)
-			s.metrics.request(listener, route, sw.status, time.Since(start))
+			s.metrics.request(listener, route, cmp.Or(sw.status, http.StatusOK), time.Since(start))
 		})
 	}
 }
 
-// statusWriter remembers the status of an answer.
+// statusWriter remembers the status of an answer, 0 as long as there is none.
 type statusWriter struct {
 	http.ResponseWriter
 	status int
@@ -76,6 +82,12 @@ type statusWriter struct {
 func (w *statusWriter) WriteHeader(status int) {
 	w.status = status
 	w.ResponseWriter.WriteHeader(status)
+}
+
+// Write begins the answer when WriteHeader did not.
+func (w *statusWriter) Write(p []byte) (int, error) {
+	w.status = cmp.Or(w.status, http.StatusOK)
+	return w.ResponseWriter.Write(p)
 }
 
 // Unwrap lets http.ResponseController reach the connection.

@@ -153,10 +153,7 @@ func (s *service) renewOwnOnce(ctx context.Context) error {
 		s.log.Info("the service's own certificate was renewed", "not_after", made.Leaf.NotAfter)
 	}
 	// The CA library keeps every one-time token that it saw, whole; ours live for one signing.
-	if err := s.ca.Purge(ctx, time.Now().Add(-libraryRetention)); err != nil {
-		return err
-	}
-	return s.refreshOperator(ctx)
+	return errors.Join(s.ca.Purge(ctx, time.Now().Add(-libraryRetention)), s.refreshOperator(ctx))
 }
 
 // bootstrapOperator registers the first operator and lays down a profile for it, once. A first start that
@@ -208,13 +205,22 @@ func (s *service) refreshOperator(ctx context.Context) error {
 		return nil
 	}
 	p, err := profile.Open(dir)
-	if _, lapsed := errors.AsType[*profile.LapsedError](err); lapsed {
-		return s.writeOperator(ctx, dir)
-	}
-	if err != nil {
+	_, lapsed := errors.AsType[*profile.LapsedError](err)
+	switch {
+	case lapsed:
+	case err != nil:
 		return fmt.Errorf("reading the operator's profile: %w", err)
+	case time.Now().Before(halfLife(p.Certificate())):
+		return nil
 	}
-	if time.Now().Before(halfLife(p.Certificate())) {
+	client, err := s.folder.store.Client(ctx, operatorID)
+	if err != nil && !isNotFound(err) {
+		return fmt.Errorf("reading the first operator: %w", err)
+	}
+	// Other operators may have disabled or removed the first one, and given its name to somebody else: then
+	// there is nothing to keep fresh, and no reason not to start.
+	if err != nil || client.Disabled || !client.BuiltIn {
+		s.log.Warn("the first operator is disabled or removed: its profile is not kept fresh", "folder", dir)
 		return nil
 	}
 	return s.writeOperator(ctx, dir)

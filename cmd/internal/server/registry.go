@@ -24,11 +24,18 @@ const (
 	adminTokenLife = 2 * time.Minute
 )
 
+// rows is what the registry reads of the store.
+type rows interface {
+	Client(ctx context.Context, id string) (store.Client, error)
+	Certificate(ctx context.Context, thumbprint [32]byte) (store.Certificate, error)
+	Resources(ctx context.Context) ([]store.Resource, error)
+}
+
 // registry is what the token service knows of clients and certificates: the database, read through a
 // bounded cache whose entries are dropped inside the very call that changes them, so that a change is in
 // force everywhere in this process when that call returns.
 type registry struct {
-	store       *store.Store
+	store       rows
 	anchors     *mtls.Anchors
 	trustDomain string
 	admin       string // the operators' API as a resource

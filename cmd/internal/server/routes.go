@@ -10,6 +10,7 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/gorilla/mux"
@@ -48,7 +49,7 @@ func (s *service) publicRouter() http.Handler {
 func (s *service) mtlsRouter(operators http.Handler) http.Handler {
 	r := s.router("mtls")
 	r.Handle(pathToken, s.issuer.TokenHandler()).Name("token")
-	r.HandleFunc(pathRenew, s.renew).Methods(http.MethodPost).Name("renew")
+	post(r, pathRenew, "renew", s.renew)
 	r.PathPrefix(admin.Prefix + "/").Handler(operators).Name("admin")
 	s.shared(r)
 	return s.entry("mtls", r)
@@ -56,7 +57,7 @@ func (s *service) mtlsRouter(operators http.Handler) http.Handler {
 
 // shared are the paths that both listeners answer.
 func (s *service) shared(r *mux.Router) {
-	r.HandleFunc(pathEnroll, s.enroll).Methods(http.MethodPost).Name("enroll")
+	post(r, pathEnroll, "enroll", s.enroll)
 	get(r, pathRoots, "roots", http.HandlerFunc(s.roots))
 	get(r, pathCRL, "crl", http.HandlerFunc(s.crl))
 }
@@ -79,19 +80,24 @@ func (s *service) router(listener string) *mux.Router {
 	r.NotFoundHandler = s.measure(listener)(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		refuse(w, http.StatusNotFound, "not_found", "there is nothing at this path")
 	}))
-	r.MethodNotAllowedHandler = s.measure(listener)(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		allow := http.MethodPost
-		if req.Method == http.MethodPost {
-			allow = http.MethodGet
-		}
-		w.Header().Set("Allow", allow)
-		refuse(w, http.StatusMethodNotAllowed, "invalid_request", "this path does not answer to this method")
-	}))
 	return r
 }
 
 func get(r *mux.Router, path, name string, h http.Handler) {
-	r.Handle(path, h).Methods(http.MethodGet, http.MethodHead).Name(name)
+	handle(r, path, name, h, http.MethodGet, http.MethodHead)
+}
+
+func post(r *mux.Router, path, name string, h http.HandlerFunc) {
+	handle(r, path, name, h, http.MethodPost)
+}
+
+// handle routes a path's methods to h and refuses all others, saying which there are (RFC 9110, Section 15.5.6).
+func handle(r *mux.Router, path, name string, h http.Handler, methods ...string) {
+	r.Handle(path, h).Methods(methods...).Name(name)
+	r.HandleFunc(path, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Allow", strings.Join(methods, ", "))
+		refuse(w, http.StatusMethodNotAllowed, "invalid_request", "this path does not answer to this method")
+	}).Name(name)
 }
 
 // enroll redeems a one-time code.
@@ -134,17 +140,11 @@ func (s *service) certify(w http.ResponseWriter, r *http.Request, into any, kind
 // authenticateByCertificate finds whose certificate this is and then authenticates that client by the one
 // function that everything else uses. The inventory only names the client; it proves nothing by itself.
 func (s *service) authenticateByCertificate(r *http.Request) (string, *mtls.Peer, error) {
-	failed := &tokens.Error{Code: "invalid_client", Reason: "certificate_unknown", Description: "client authentication failed"}
-	peer, err := mtls.PeerFromRequest(r)
-	if err != nil {
-		failed.Reason = "no_certificate"
-		return "", nil, failed
-	}
+	// Without a certificate the peer is nil, and one that is not in the inventory names no client: both are
+	// left to Authenticate, which refuses them and puts them on record.
+	peer, _ := mtls.PeerFromRequest(r)
 	row, err := s.folder.store.Certificate(r.Context(), peer.Thumbprint())
-	if isNotFound(err) {
-		return "", nil, failed
-	}
-	if err != nil {
+	if err != nil && !isNotFound(err) {
 		return "", nil, &tokens.Error{Code: "temporarily_unavailable", Reason: "internal_failure", Err: err, Description: "try again"}
 	}
 	if _, err := s.issuer.Authenticate(r.Context(), row.ClientID, peer); err != nil {

@@ -122,13 +122,13 @@ func TestTokensLeaveTheDatabaseAlone(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := databaseSize(t, in.data)
-	for range 100_000 {
+	for range manyTokens {
 		if _, err := s.issuer.Issue(t.Context(), request); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if after := databaseSize(t, in.data); after != before {
-		t.Errorf("the database grew from %d to %d bytes over 100,000 tokens", before, after)
+		t.Errorf("the database grew from %d to %d bytes over %d tokens", before, after, manyTokens)
 	}
 }
 
@@ -280,9 +280,8 @@ func TestStartIsRefused(t *testing.T) {
 			}
 		}
 	}
-	changed := first
 	issuer := "https://other.example"
-	changed = testConfigWith(t, first.Data, issuer)
+	changed := testConfigWith(t, first.Data, issuer)
 	if _, err := tryStart(t, changed); err == nil || !strings.Contains(err.Error(), issuer) {
 		t.Errorf("another issuer on the same data: %v", err)
 	}

@@ -1,0 +1,9 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build !race
+
+package server
+
+// manyTokens is how many tokens a database must not notice.
+const manyTokens = 100_000
