@@ -13,6 +13,7 @@ package admin
 import (
 	"cmp"
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -58,7 +59,7 @@ type Recorder interface {
 	Record(ctx context.Context, e audit.Event) error
 }
 
-// Config is what the API is made of. All fields but Reserved, Endpoints, Logger and Now are required.
+// Config is what the API is made of. Store, Authority, Recorder, Issuer, TrustDomain and Actor are required.
 type Config struct {
 	Store     *store.Store
 	Authority Authority
@@ -76,6 +77,21 @@ type Config struct {
 	// Actor says who asks, from the request's context: client id, thumbprint of its certificate, address of its
 	// connection, correlation id of the request.
 	Actor func(context.Context) (clientID, thumbprint, address, correlation string)
+	// Scopes says what the caller may do, from the request's context: those of the verified token that the client still
+	// holds. Nil stands for certbound:admin at every request. NewBreakGlass does not ask.
+	Scopes func(context.Context) []string
+	// Approvals is how many operators it takes to give scopes of this API, or credentials to who holds them, and to
+	// change a trust: 2, or 0 or 1 for one.
+	Approvals int
+
+	// OwnCAs are the service's own CA certificates, which no trust may hold.
+	OwnCAs []*x509.Certificate
+	// FileTrusts are the names of the trusts that the configuration's files hold.
+	FileTrusts []string
+	// TrustHealth says for each trust, by "trust:" and its name, "ok" or what is wrong. Nil: not known.
+	TrustHealth func() map[string]string
+	// ResetTickets makes session tickets resume nothing any more. NewBreakGlass requires it; New does not use it.
+	ResetTickets func()
 
 	// Logger is told of inner failures. Nil discards. Now is the clock; nil is time.Now.
 	Logger *slog.Logger

@@ -6,10 +6,27 @@ package admin
 import "time"
 
 // ClientRequest is the body of POST /clients. Where RFC 7591, Section 2 has a name for a member, that name is used.
+//
+// Who vouches for the client is our own CA, unless Trust names a foreign one, or Certificates or JWKSURI tell what the
+// client vouches for itself with.
 type ClientRequest struct {
+	// ID is [a-z0-9][a-z0-9._-]{0,62}; that of a client of a foreign CA may also be a SPIFFE id of a foreign trust domain.
 	ID string `json:"client_id"`
-	// AuthMethod is empty or tls_client_auth: our own CA vouches for the client (RFC 8705, Section 2.1).
+	// AuthMethod may be left out: it follows from who vouches. It is tls_client_auth (RFC 8705, Section 2.1) or
+	// self_signed_tls_client_auth (Section 2.2).
 	AuthMethod string `json:"token_endpoint_auth_method,omitempty"`
+	// Trust is the name of the foreign CA that vouches for the client, by exactly one of the five members that follow
+	// (RFC 8705, Section 2.1.2). An empty member counts as left out.
+	Trust     string `json:"trust,omitempty"`
+	SubjectDN string `json:"tls_client_auth_subject_dn,omitempty"`
+	SANDNS    string `json:"tls_client_auth_san_dns,omitempty"`
+	SANURI    string `json:"tls_client_auth_san_uri,omitempty"`
+	SANIP     string `json:"tls_client_auth_san_ip,omitempty"`
+	SANEmail  string `json:"tls_client_auth_san_email,omitempty"`
+	// Certificates are the client's own, each exactly one in PEM, at most 8; JWKSURI is where it publishes them (RFC 8705,
+	// Section 2.2.2). At most one of the two.
+	Certificates []string `json:"certificates,omitempty"`
+	JWKSURI      string   `json:"jwks_uri,omitempty"`
 	// Scope is a space separated list (RFC 6749, Section 3.3); every scope must be declared by a resource.
 	Scope       string   `json:"scope,omitempty"`
 	DNSNames    []string `json:"dns_names,omitempty"`
@@ -24,15 +41,28 @@ type ClientRequest struct {
 	AllowReserved bool `json:"allow_reserved,omitempty"`
 }
 
+// CertificatesRequest is the body of PUT /clients/{id}/certificates: all certificates that the self-signed client may
+// use from now on, old and new ones together while it rotates. The answer is a Client.
+type CertificatesRequest struct {
+	// Certificates are each exactly one in PEM, 1 to 8.
+	Certificates  []string `json:"certificates"`
+	AllowReserved bool     `json:"allow_reserved,omitempty"`
+}
+
 // Client is a registered client as GET /clients/{id} shows it, by the names of RFC 7591 and RFC 8705, Section 2.1.2.
 type Client struct {
-	ID          string   `json:"client_id"`
-	AuthMethod  string   `json:"token_endpoint_auth_method"`
-	SubjectDN   string   `json:"tls_client_auth_subject_dn,omitempty"`
-	SANDNS      string   `json:"tls_client_auth_san_dns,omitempty"`
-	SANURI      string   `json:"tls_client_auth_san_uri,omitempty"`
-	SANIP       string   `json:"tls_client_auth_san_ip,omitempty"`
-	SANEmail    string   `json:"tls_client_auth_san_email,omitempty"`
+	ID         string `json:"client_id"`
+	AuthMethod string `json:"token_endpoint_auth_method"`
+	SubjectDN  string `json:"tls_client_auth_subject_dn,omitempty"`
+	SANDNS     string `json:"tls_client_auth_san_dns,omitempty"`
+	SANURI     string `json:"tls_client_auth_san_uri,omitempty"`
+	SANIP      string `json:"tls_client_auth_san_ip,omitempty"`
+	SANEmail   string `json:"tls_client_auth_san_email,omitempty"`
+	// Trust is empty for clients of our own CA. Certificates and JWKSURI are for self_signed_tls_client_auth.
+	Trust        string              `json:"trust,omitempty"`
+	Certificates []PinnedCertificate `json:"certificates,omitempty"`
+	JWKSURI      string              `json:"jwks_uri,omitempty"`
+
 	Scope       string   `json:"scope"`
 	DNSNames    []string `json:"dns_names"`
 	IPAddresses []string `json:"ip_addresses"`
@@ -45,6 +75,74 @@ type Client struct {
 	Generation      uint64    `json:"generation"`
 	CreatedAt       time.Time `json:"created_at"`
 	UpdatedAt       time.Time `json:"updated_at"`
+}
+
+// PinnedCertificate describes a certificate that somebody registered: a client's own, or one of a foreign CA.
+type PinnedCertificate struct {
+	Thumbprint string    `json:"x5t#S256"`
+	Subject    string    `json:"subject"`
+	NotBefore  time.Time `json:"not_before"`
+	NotAfter   time.Time `json:"not_after"`
+}
+
+// TrustRequest is the body of POST /trusts and PUT /trusts/{name}.
+type TrustRequest struct {
+	// Name is [a-z0-9][a-z0-9._-]{0,62}. It may be left out of PUT, and must otherwise be that of the path.
+	Name string `json:"name,omitempty"`
+	// CA is the foreign CA in PEM, at most 32 certificates: self-issued ones become anchors, others intermediates.
+	CA string `json:"ca"`
+	// CRL is its revocation list, DER or PEM (base64 in JSON); CRLURL is where to fetch it. At most one of the two.
+	CRL    []byte `json:"crl,omitempty"`
+	CRLURL string `json:"crl_url,omitempty"`
+	// Revocation is hard (an unknown status refuses), soft (it raises an alarm) or off. Empty means hard where there is a
+	// revocation list and off where there is none.
+	Revocation string `json:"revocation,omitempty"`
+}
+
+// Trust is a foreign CA as GET /trusts and GET /trusts/{name} show it.
+type Trust struct {
+	Name string `json:"name"`
+	// Source is registry, or file for one of the configuration, of which only the name and the health are known here.
+	Source        string              `json:"source"`
+	Anchors       []PinnedCertificate `json:"anchors"`
+	Intermediates []PinnedCertificate `json:"intermediates"`
+	Revocation    string              `json:"revocation,omitempty"`
+	CRLURL        string              `json:"crl_url,omitempty"`
+	// CRLNextUpdate is when the revocation list that was given by value goes stale.
+	CRLNextUpdate *time.Time `json:"crl_next_update,omitempty"`
+	// Health is ok, or what is wrong with the CA's certificates or revocation list now. Empty where it is not known.
+	Health    string     `json:"health,omitempty"`
+	CreatedAt *time.Time `json:"created_at,omitempty"`
+	UpdatedAt *time.Time `json:"updated_at,omitempty"`
+}
+
+// TrustList answers GET /trusts, in the order of names.
+type TrustList struct {
+	Trusts []Trust `json:"trusts"`
+}
+
+// Approval is a request that waits until a second operator confirms it. It answers, with status 202, what would
+// otherwise have been done at once. It holds no secret: codes are made when it is confirmed, and POST
+// /approvals/{id}/confirm answers what the request would have answered.
+type Approval struct {
+	ID string `json:"id"`
+	// Kind is what is asked for: client.add, client.enable, client.invite, client.certificates, trust.add, trust.replace
+	// or trust.remove; Target is the client or the trust that it is about.
+	Kind   string `json:"kind"`
+	Target string `json:"target"`
+	// Client is the client as it would be registered, Trust the foreign CA as it would be.
+	Client *Client `json:"client,omitempty"`
+	Trust  *Trust  `json:"trust,omitempty"`
+	// Needs are the scopes that whoever confirms must hold.
+	Needs       []string  `json:"needs"`
+	RequestedBy string    `json:"requested_by"`
+	CreatedAt   time.Time `json:"created_at"`
+	ExpiresAt   time.Time `json:"expires_at"`
+}
+
+// ApprovalList answers GET /approvals, oldest first.
+type ApprovalList struct {
+	Approvals []Approval `json:"approvals"`
 }
 
 // ClientList is one page of GET /clients. Next is empty on the last page, else the `after` of the next.
@@ -62,10 +160,12 @@ type Invitation struct {
 	CodeExpiresAt *time.Time `json:"code_expires_at,omitempty"`
 }
 
-// Change answers what alters a client or a resource without giving anything back.
+// Change answers what alters something without giving anything back.
 type Change struct {
 	ClientID string `json:"client_id,omitempty"`
 	Resource string `json:"resource,omitempty"`
+	Trust    string `json:"trust,omitempty"`
+	Approval string `json:"approval,omitempty"`
 	Done     string `json:"done"`
 	// AuditPending says that the change holds although the journal could not be written.
 	AuditPending bool `json:"audit_pending,omitempty"`
@@ -139,6 +239,8 @@ type ErrorBody struct {
 	Code        string `json:"error"`
 	Description string `json:"error_description,omitempty"`
 	Hint        string `json:"hint,omitempty"`
+	// Scope is what the caller lacks, with insufficient_scope (RFC 6750, Section 3.1).
+	Scope string `json:"scope,omitempty"`
 }
 
 // Status answers GET /status.
@@ -153,4 +255,5 @@ type Status struct {
 	Certificates        int64 `json:"certificates"`
 	RevokedCertificates int64 `json:"revoked_certificates"`
 	OpenCodes           int64 `json:"open_codes"`
+	Trusts              int64 `json:"trusts"`
 }
