@@ -116,7 +116,9 @@ var ownChanges = []change{
 	{"revoked", "certificate_revoked", func(_ *testing.T, s *service, cert tls.Certificate) {
 		s.registry.changeCertificate(cert, func(c *Certificate) { c.Revoked = true })
 	}, nil},
-	{"expired", "certificate_expired", func(_ *testing.T, s *service, _ tls.Certificate) { s.advance(2 * time.Hour) }, nil},
+	{"expired", "certificate_expired", func(_ *testing.T, s *service, _ tls.Certificate) {
+		s.advance(2 * time.Hour)
+	}, nil},
 	{"expired in the inventory", "certificate_expired", func(_ *testing.T, s *service, cert tls.Certificate) {
 		s.registry.changeCertificate(cert, func(c *Certificate) { c.NotAfter = time.Now().Add(-time.Minute) })
 	}, nil},
@@ -166,7 +168,13 @@ func (s *service) dial(t *testing.T, cert tls.Certificate, p protocol) (*http.Cl
 // connection's TLS session was resumed.
 func (s *service) exchange(t *testing.T, hc *http.Client, p protocol) (a answer, reused, resumed bool) {
 	t.Helper()
-	r := request(t, s.mtlsURL+TokenPath, ask("payments"))
+	return s.exchangeAt(t, hc, p, s.mtlsURL)
+}
+
+// exchangeAt is exchange with a listener that may be another one.
+func (s *service) exchangeAt(t *testing.T, hc *http.Client, p protocol, base string) (a answer, reused, resumed bool) {
+	t.Helper()
+	r := request(t, base+TokenPath, ask("payments"))
 	trace := &httptrace.ClientTrace{
 		GotConn: func(i httptrace.GotConnInfo) {
 			reused = i.Reused
@@ -204,9 +212,7 @@ func TestRFC8705_2_JudgedOnKeptAliveConnection(t *testing.T) {
 					t.Fatal("the connection was not kept alive, so nothing is shown")
 				}
 				a.want(t, http.StatusUnauthorized, tokens.CodeInvalidClient)
-				if got := s.journal.last(t).Reason; got != c.reason {
-					t.Errorf("reason %s, want %s", got, c.reason)
-				}
+				s.wantReason(t, c.reason)
 			})
 		}
 	}
@@ -232,8 +238,83 @@ func TestRFC8446_2_2_JudgedOnResumedSession(t *testing.T) {
 					t.Fatalf("reused %v, resumed %v: nothing is shown", reused, resumed)
 				}
 				a.want(t, http.StatusUnauthorized, tokens.CodeInvalidClient)
-				if got := s.journal.last(t).Reason; got != c.reason {
-					t.Errorf("reason %s, want %s", got, c.reason)
+				s.wantReason(t, c.reason)
+			})
+		}
+	}
+}
+
+// TLS-07: RFC 8446, Section 4.6.1: a session begun on one listener is resumed on no other, neither on the one that asks
+// for no certificate nor on one that does: where it could be, it would bring a certificate past that listener's own
+// rules. (A client offers its session to every port of a host.)
+func TestRFC8446_4_6_1_SessionOfAnotherListener(t *testing.T) {
+	t.Parallel()
+	for _, p := range protocols {
+		for _, kind := range kinds {
+			t.Run(p.name+"/"+kind.name, func(t *testing.T) {
+				t.Parallel()
+				s := newService(t)
+				cert := kind.enrol(t, s, "payments", s.partner)
+				second := mtlstest.Server(t, s.TokenHandler(), s.ca.Issue(t, mtlstest.ServerLeaf()),
+					mtls.ClientCertificatesRequested)
+				// Configurations made per client could share ticket keys and differ in whom they trust.
+				if second.Config.ClientCAs != nil || second.Config.GetConfigForClient != nil {
+					t.Error("trust is a matter of the handshake")
+				}
+				hc, transport := s.dial(t, cert, p)
+				a, _, _ := s.exchange(t, hc, p)
+				wantBound(t, a, cert, "payments")
+				transport.CloseIdleConnections()
+
+				a, _, resumed := s.exchangeAt(t, hc, p, s.public)
+				a.want(t, http.StatusUnauthorized, tokens.CodeInvalidClient)
+				if s.wantReason(t, "wrong_listener"); resumed {
+					t.Error("the listener that asks for no certificate resumed a session with one")
+				}
+				a, _, resumed = s.exchangeAt(t, hc, p, second.URL)
+				if wantBound(t, a, cert, "payments"); resumed {
+					t.Error("a second listener resumed a session of the first")
+				}
+			})
+		}
+	}
+}
+
+// anyServer offers its one session to every server, whatever name it is asked for.
+type anyServer struct{ tls.ClientSessionCache }
+
+func (c anyServer) Get(string) (*tls.ClientSessionState, bool) { return c.ClientSessionCache.Get("") }
+func (c anyServer) Put(_ string, session *tls.ClientSessionState) {
+	c.ClientSessionCache.Put("", session)
+}
+
+// TLS-07: RFC 6066, Section 3: a session that is resumed for another server name is still that certificate's, and it is
+// judged anew.
+func TestRFC6066_3_SessionForAnotherName(t *testing.T) {
+	t.Parallel()
+	for _, p := range protocols {
+		for _, c := range changes {
+			t.Run(p.name+"/"+c.name, func(t *testing.T) {
+				t.Parallel()
+				s := newService(t)
+				cert := c.enrolled(t, s)
+				cache := anyServer{tls.NewLRUClientSessionCache(1)}
+				connect := func(name string) *http.Client {
+					hc, transport := s.dial(t, cert, p)
+					transport.TLSClientConfig.ServerName, transport.TLSClientConfig.ClientSessionCache = name, cache
+					return hc
+				}
+				a, _, _ := s.exchange(t, connect("127.0.0.1"), p)
+				wantBound(t, a, cert, "payments")
+				a, _, resumed := s.exchange(t, connect("localhost"), p)
+				if wantBound(t, a, cert, "payments"); !resumed {
+					t.Fatal("the session was not resumed, so nothing is shown")
+				}
+				c.change(t, s, cert)
+				a, _, resumed = s.exchange(t, connect("127.0.0.1"), p)
+				a.want(t, http.StatusUnauthorized, tokens.CodeInvalidClient)
+				if s.wantReason(t, c.reason); !resumed {
+					t.Fatal("the session was not resumed, so nothing is shown")
 				}
 			})
 		}
@@ -244,20 +325,22 @@ func TestRFC8446_2_2_JudgedOnResumedSession(t *testing.T) {
 func TestUnchangedClientIsServedAgain(t *testing.T) {
 	t.Parallel()
 	for _, p := range protocols {
-		t.Run(p.name, func(t *testing.T) {
-			t.Parallel()
-			s := newService(t)
-			hc, transport := s.dial(t, s.enrol(t, "payments"), p)
-			for range 2 {
-				a, _, _ := s.exchange(t, hc, p)
-				a.wantToken(t)
-			}
-			transport.CloseIdleConnections()
-			a, _, resumed := s.exchange(t, hc, p)
-			if a.wantToken(t); !resumed {
-				t.Error("the session was not resumed")
-			}
-		})
+		for _, kind := range kinds {
+			t.Run(p.name+"/"+kind.name, func(t *testing.T) {
+				t.Parallel()
+				s := newService(t)
+				hc, transport := s.dial(t, kind.enrol(t, s, "payments", s.partner), p)
+				for range 2 {
+					a, _, _ := s.exchange(t, hc, p)
+					a.wantToken(t)
+				}
+				transport.CloseIdleConnections()
+				a, _, resumed := s.exchange(t, hc, p)
+				if a.wantToken(t); !resumed {
+					t.Error("the session was not resumed")
+				}
+			})
+		}
 	}
 }
 

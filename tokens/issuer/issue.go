@@ -43,7 +43,8 @@ type Response struct {
 }
 
 // Issue decides about one request and returns the token, or a *tokens.Error. Every decision is recorded before Issue
-// returns; a grant that could not be recorded is refused. It blocks on the Registry, the Recorder, and a client's CertificateSet only.
+// returns; a grant that could not be recorded is refused. It blocks on the Registry, the Recorder, and a client's
+// CertificateSet only.
 func (s *Server) Issue(ctx context.Context, r Request) (*Response, error) {
 	d := Decision{
 		Time: s.now(), Event: EventToken, ClientID: r.ClientID, Thumbprint: r.Peer.Thumbprint(),
@@ -103,10 +104,10 @@ func (s *Server) Authenticate(ctx context.Context, clientID string, peer *mtls.P
 	return client, nil
 }
 
-// Explain makes the decision of Authenticate and tells its machine-readable reason, "" when the certificate authenticates
-// the client; nothing is recorded, counted or logged. The client is nil unless it authenticates; it is shared and must
-// not be modified. A reason speaks of the named client, so it is for the client itself and for operators, and must not
-// be shown to a stranger.
+// Explain makes the decision of Authenticate and tells its machine-readable reason, "" when the certificate
+// authenticates the client; nothing is recorded, counted or logged. The client is nil unless it authenticates; it is
+// shared and must not be modified. A reason speaks of the named client, so it is for operators, and for the client
+// once it has authenticated; to a stranger it would tell who is registered and how.
 func (s *Server) Explain(ctx context.Context, clientID string, peer *mtls.Peer) (*Client, string) {
 	client, _, refused := s.authenticate(ctx, clientID, peer, s.now())
 	if refused != nil {

@@ -254,9 +254,9 @@ func (x *matrix) request(t *testing.T, e endpoint, m method, c credential) *http
 	return r
 }
 
-// CA-21, CA-22: RFC 8705, Section 2; RFC 6749, Section 2.3: at every endpoint, whatever method a client is registered for
-// and whatever is presented, in TLS 1.2 and 1.3, the answer is what one small table says: only the client's own
-// certificate on the connection authenticates it, on the listener that asks for one, and alone.
+// CA-21, CA-22, CB-10: RFC 8705, Section 2; RFC 6749, Section 2.3: at every endpoint, whatever method a client is
+// registered for and whatever is presented, in TLS 1.2 and 1.3, the answer is what one small table says: only the
+// client's own certificate on the connection authenticates it, on the listener that asks for one, and alone.
 func TestRFC8705_2_Matrix(t *testing.T) {
 	t.Parallel()
 	x := newMatrix(t)
@@ -344,8 +344,8 @@ func (x *matrix) recorded(t *testing.T, e endpoint, before, status int) {
 	}
 }
 
-// CA-26: RFC 6749, Section 5.2: a client that is known and one that is not get the same bytes for the same wrong credential, so the matrix cannot be
-// used to find out who is registered how.
+// CA-26: RFC 6749, Section 5.2: a client that is known and one that is not get the same bytes for the same wrong
+// credential, so that nobody finds out who is registered, and how.
 func TestRFC6749_5_2_MatrixTellsNothing(t *testing.T) {
 	t.Parallel()
 	x := newMatrix(t)
