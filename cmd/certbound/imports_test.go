@@ -62,6 +62,8 @@ func importTable() map[string]allowance {
 		"cmd/internal/audit":     {},
 		"cmd/internal/store":     {ours: public, outside: []string{"modernc.org/sqlite/...", "github.com/jackc/pgx/v5/..."}},
 		"cmd/internal/profile":   {ours: []string{"pki", "mtls", "tokens", "tokens/client"}},
+		"cmd/internal/fetch":     {},
+		"cmd/internal/trust":     {ours: and("cmd/internal/store", "cmd/internal/fetch")},
 		"cmd/internal/authority": {ours: and("cmd/internal/store", "cmd/internal/audit")},
 		"cmd/internal/admin":     {ours: and("cmd/internal/store", "cmd/internal/audit"), outside: []string{router}},
 		"cmd/internal/server": {ours: and("cmd/internal/..."), outside: []string{

@@ -38,10 +38,14 @@ type Config struct {
 	AdminProfile string
 	// KEKFile holds the key-encryption key; empty: DATA/kek, made at the first start.
 	KEKFile string
+	// Trust are the foreign authorities whose certificates lie in files. They can only be given in the file.
+	Trust []Trust
 
 	Token       Token
 	Certificate Certificate
 	Code        Code
+	Fetch       Fetch
+	Admin       Admin
 	Audit       Audit
 	TLS         TLS
 	HTTP        HTTP
@@ -56,9 +60,33 @@ type Token struct {
 	MaxLifetime time.Duration // of any token; default and limit 1h
 }
 
-// Certificate bounds certificates of our own CA.
+// Certificate governs certificates of our own CA.
 type Certificate struct {
-	Lifetime time.Duration // default 24h
+	Lifetime       time.Duration // of a client's; default 24h
+	ServerLifetime time.Duration // of the service's own listeners; default 168h
+	// OnFork is what happens when one certificate was renewed into two live ones with different keys, which is a sign
+	// of theft: "alarm", the default, or "suspend", which disables the client as well.
+	OnFork string
+}
+
+// Trust is a foreign authority that may vouch for clients.
+type Trust struct {
+	Name       string // what clients call it by
+	CAFile     string // its certificates, PEM
+	CRLFile    string // its revocation lists, DER or PEM; empty: none
+	CRLURL     string // where it publishes them, http or https; empty: nowhere
+	Revocation string // "hard", "soft" or "off"; empty: hard when a list is named, off when none is
+}
+
+// Fetch says where the service may fetch jwks_uri and revocation lists.
+type Fetch struct {
+	AllowedHosts []string // HOST or HOST:PORT; empty: every host with a public address
+	AllowPrivate []string // HOST or HOST:PORT: may also have a private or loopback address
+}
+
+// Admin governs the operators' API.
+type Admin struct {
+	Approvals int // operators that a grant, a change of trust or of keys needs: 1, the default, or 2
 }
 
 // Code bounds enrolment codes.
@@ -106,8 +134,9 @@ func Default() Config {
 		MTLS:        "127.0.0.1:9443",
 		Debug:       "127.0.0.1:9090",
 		Token:       Token{Lifetime: 10 * time.Minute, MaxLifetime: time.Hour},
-		Certificate: Certificate{Lifetime: 24 * time.Hour},
+		Certificate: Certificate{Lifetime: day, ServerLifetime: 7 * day, OnFork: "alarm"},
 		Code:        Code{Lifetime: time.Hour},
+		Admin:       Admin{Approvals: 1},
 		Audit:       Audit{Sync: "always"},
 		TLS:         TLS{HandshakeTimeout: 10 * time.Second},
 		HTTP: HTTP{

@@ -87,11 +87,23 @@ trust_domain: example.internal
 database: sqlite
 admin_profile: /home/op
 kek_file: /run/kek
+trust:
+  - name: partner
+    ca_file: /etc/partner.pem
+    crl_url: http://crl.partner.example/ca.crl
+    revocation: soft
+  - {name: other.ca_2, ca_file: "o.pem", crl_file: o.crl}
 token: {lifetime: 5m, max_lifetime: 30m}
 certificate:
   lifetime: 7d
+  server_lifetime: 30d
+  on_fork: suspend
 code:
   lifetime: 15m
+fetch:
+  allowed_hosts: [keys.partner.example, "crl.partner.example:8080"]
+  allow_private: ["10.1.2.3", "[::1]:8443"]
+admin: {approvals: 2}
 audit: {sync: always}
 tls:
   handshake_timeout: 3s
@@ -116,8 +128,17 @@ func TestLoadFile(t *testing.T) {
 		Data: "/srv/certbound", Issuer: "https://tokens.example/a", MTLSURL: "https://mtls.example:9443", Public: ":8443",
 		MTLS: "[::1]:9443", Debug: "", Hosts: []string{"tokens.example", "192.0.2.1"}, TrustDomain: "example.internal",
 		Database: "sqlite", AdminProfile: "/home/op", KEKFile: "/run/kek",
-		Token:       Token{5 * time.Minute, 30 * time.Minute},
-		Certificate: Certificate{7 * 24 * time.Hour}, Code: Code{15 * time.Minute}, Audit: Audit{"always"},
+		Token: Token{5 * time.Minute, 30 * time.Minute},
+		Trust: []Trust{
+			{"partner", "/etc/partner.pem", "", "http://crl.partner.example/ca.crl", "soft"},
+			{"other.ca_2", "o.pem", "o.crl", "", ""},
+		},
+		Certificate: Certificate{7 * 24 * time.Hour, 30 * 24 * time.Hour, "suspend"},
+		Fetch: Fetch{
+			AllowedHosts: []string{"keys.partner.example", "crl.partner.example:8080"},
+			AllowPrivate: []string{"10.1.2.3", "[::1]:8443"},
+		},
+		Admin: Admin{2}, Code: Code{15 * time.Minute}, Audit: Audit{"always"},
 		TLS:  TLS{3 * time.Second},
 		HTTP: HTTP{4 * time.Second, 5 * time.Second, 6 * time.Second, 90 * time.Second, 0},
 		Log:  Log{"debug", "json"},
@@ -187,6 +208,17 @@ func TestFileProblems(t *testing.T) {
 		{"bad duration", "token:\n  lifetime: soon\n", ":2: token.lifetime: not a duration: write it like 10m"},
 		{"string for a list", "hosts: a.example\n", ":1: hosts: must be a list, not a string; write it like [a.example, b.example]"},
 		{"number in a list", "hosts:\n  - a.example\n  - 7\n", ":1: hosts: line 3 must be a string, not a number"},
+		{"string for authorities", "trust: a.pem\n", ":1: trust: must be a list, not a string"},
+		{"string for an authority", "trust:\n  - a.pem\n", ":2: an authority must hold keys with values, not a string; the keys here are name,"},
+		{"unknown key of an authority", "trust:\n  - name: a\n    cafile: a.pem\n", `:3: unknown key "cafile" in trust; the keys here are name, ca_file,`},
+		{"authority's key twice", "trust:\n  - name: a\n    name: b\n", `:3: the key "name" is given twice for one authority`},
+		{"authority's key of the wrong type", "trust:\n  - name: 7\n", ":2: trust: name: must be a string, not a number"},
+		{"authority's merge", "trust:\n  - <<: {name: a}\n", ":2: a key must be a plain word"},
+		{"authorities twice", "trust: []\ntrust: []\n", `:2: the key "trust" is already in line 1`},
+		{"value of an authority", "data: d\ntrust: [{name: a}]\n", `:2 (trust): authority "a": no ca_file is named`},
+		{"word for a number", "admin:\n  approvals: two\n", ":2: admin.approvals: must be a whole number"},
+		{"fraction", "admin: {approvals: 1.5}\n", ":1: admin.approvals: must be a whole number"},
+		{"huge number", "admin: {approvals: 99999999999999999999}\n", ":1: admin.approvals: must be a"},
 		{"string for a section", "token: 10m\n", ":1: token must hold keys with values, not a string"},
 		{"list for the file", "- data\n", ":1: the file must hold keys with values, not a list"},
 		{"anchor", "data: &x d\n", ":1: data: must be a string, not an anchor or an alias"},
@@ -240,8 +272,15 @@ func TestUnreadableFile(t *testing.T) {
 
 func TestEnvironmentProblems(t *testing.T) {
 	t.Parallel()
-	env := environment(map[string]string{"CERTBOUND_TOKEN_LIFETIME": "long", "CERTBOUND_HTTP_IDLE_TIMEOUT": "5"})
+	env := environment(map[string]string{"CERTBOUND_TOKEN_LIFETIME": "long", "CERTBOUND_HTTP_IDLE_TIMEOUT": "5",
+		"CERTBOUND_TRUST": "partner", "CERTBOUND_ADMIN_APPROVALS": "two"})
 	_, err := Load("", env, Overrides{})
+	if got := Problems(err); len(got) != 4 || got[0].Where != "CERTBOUND_TRUST" ||
+		got[0].What != "can only be given in the file" || got[2].What != "not a number" {
+		t.Errorf("error is %v", err)
+	}
+	env = environment(map[string]string{"CERTBOUND_TOKEN_LIFETIME": "long", "CERTBOUND_HTTP_IDLE_TIMEOUT": "5"})
+	_, err = Load("", env, Overrides{})
 	if got := Problems(err); len(got) != 2 || got[0].Where != "CERTBOUND_TOKEN_LIFETIME" {
 		t.Errorf("error is %v", err)
 	}
@@ -282,38 +321,58 @@ func TestRFC8414_2_IssuerForm(t *testing.T) {
 func TestValidate(t *testing.T) {
 	t.Parallel()
 	for name, change := range map[string]func(*Config){
-		"data":                  func(c *Config) { c.Data = "" },
-		"data ":                 func(c *Config) { c.Data = "a\x00b" },
-		"data  ":                func(c *Config) { c.Data = "\xff" },
-		"admin_profile":         func(c *Config) { c.AdminProfile = strings.Repeat("x", maxText+1) },
-		"mtls_url":              func(c *Config) { c.MTLSURL = "http://x.example" },
-		"mtls_url ":             func(c *Config) { c.MTLSURL = "https://x.example/a" },
-		"public":                func(c *Config) { c.Public = "" },
-		"public ":               func(c *Config) { c.Public = "127.0.0.1" },
-		"public  ":              func(c *Config) { c.Public = "127.0.0.1:65536" },
-		"public   ":             func(c *Config) { c.Public = "127.0.0.1:http" },
-		"mtls":                  func(c *Config) { c.MTLS = c.Public },
-		"debug":                 func(c *Config) { c.Debug = c.MTLS },
-		"hosts":                 func(c *Config) { c.Hosts = []string{"*.example"} },
-		"hosts ":                func(c *Config) { c.Hosts = []string{"a.example:1"} },
-		"hosts  ":               func(c *Config) { c.Hosts = []string{""} },
-		"hosts   ":              func(c *Config) { c.Hosts = []string{"a", "a"} },
-		"hosts    ":             func(c *Config) { c.Hosts = make([]string, maxHosts+1) },
-		"hosts     ":            func(c *Config) { c.Hosts = []string{"fe80::1%eth0"} },
-		"trust_domain":          func(c *Config) { c.TrustDomain = "Example" },
-		"trust_domain ":         func(c *Config) { c.TrustDomain = "spiffe://x" },
-		"trust_domain  ":        func(c *Config) { c.TrustDomain = strings.Repeat("a", 256) },
-		"database":              func(c *Config) { c.Database = "mysql://x" },
-		"token.lifetime":        func(c *Config) { c.Token.Lifetime = 0 },
-		"token.lifetime ":       func(c *Config) { c.Token = Token{31 * time.Minute, 30 * time.Minute} },
-		"token.max_lifetime":    func(c *Config) { c.Token.MaxLifetime = time.Hour + 1 },
-		"certificate.lifetime":  func(c *Config) { c.Certificate.Lifetime = -time.Hour },
-		"code.lifetime":         func(c *Config) { c.Code.Lifetime = 7*24*time.Hour + 1 },
-		"tls.handshake_timeout": func(c *Config) { c.TLS.HandshakeTimeout = 0 },
-		"http.idle_timeout":     func(c *Config) { c.HTTP.IdleTimeout = 2 * time.Hour },
-		"audit.sync":            func(c *Config) { c.Audit.Sync = "never" },
-		"log.level":             func(c *Config) { c.Log.Level = "loud" },
-		"log.format":            func(c *Config) { c.Log.Format = "" },
+		"data":                        func(c *Config) { c.Data = "" },
+		"data ":                       func(c *Config) { c.Data = "a\x00b" },
+		"data  ":                      func(c *Config) { c.Data = "\xff" },
+		"admin_profile":               func(c *Config) { c.AdminProfile = strings.Repeat("x", maxText+1) },
+		"mtls_url":                    func(c *Config) { c.MTLSURL = "http://x.example" },
+		"mtls_url ":                   func(c *Config) { c.MTLSURL = "https://x.example/a" },
+		"public":                      func(c *Config) { c.Public = "" },
+		"public ":                     func(c *Config) { c.Public = "127.0.0.1" },
+		"public  ":                    func(c *Config) { c.Public = "127.0.0.1:65536" },
+		"public   ":                   func(c *Config) { c.Public = "127.0.0.1:http" },
+		"mtls":                        func(c *Config) { c.MTLS = c.Public },
+		"debug":                       func(c *Config) { c.Debug = c.MTLS },
+		"hosts":                       func(c *Config) { c.Hosts = []string{"*.example"} },
+		"hosts ":                      func(c *Config) { c.Hosts = []string{"a.example:1"} },
+		"hosts  ":                     func(c *Config) { c.Hosts = []string{""} },
+		"hosts   ":                    func(c *Config) { c.Hosts = []string{"a", "a"} },
+		"hosts    ":                   func(c *Config) { c.Hosts = make([]string, maxHosts+1) },
+		"hosts     ":                  func(c *Config) { c.Hosts = []string{"fe80::1%eth0"} },
+		"trust_domain":                func(c *Config) { c.TrustDomain = "Example" },
+		"trust_domain ":               func(c *Config) { c.TrustDomain = "spiffe://x" },
+		"trust_domain  ":              func(c *Config) { c.TrustDomain = strings.Repeat("a", 256) },
+		"database":                    func(c *Config) { c.Database = "mysql://x" },
+		"token.lifetime":              func(c *Config) { c.Token.Lifetime = 0 },
+		"token.lifetime ":             func(c *Config) { c.Token = Token{31 * time.Minute, 30 * time.Minute} },
+		"token.max_lifetime":          func(c *Config) { c.Token.MaxLifetime = time.Hour + 1 },
+		"certificate.server_lifetime": func(c *Config) { c.Certificate.ServerLifetime = time.Minute },
+		"certificate.on_fork":         func(c *Config) { c.Certificate.OnFork = "ignore" },
+		"admin.approvals":             func(c *Config) { c.Admin.Approvals = 0 },
+		"admin.approvals ":            func(c *Config) { c.Admin.Approvals = 3 },
+		"fetch.allowed_hosts":         func(c *Config) { c.Fetch.AllowedHosts = []string{"https://a.example"} },
+		"fetch.allowed_hosts ":        func(c *Config) { c.Fetch.AllowedHosts = []string{"*.example"} },
+		"fetch.allowed_hosts  ":       func(c *Config) { c.Fetch.AllowedHosts = make([]string, maxHosts+1) },
+		"fetch.allow_private":         func(c *Config) { c.Fetch.AllowPrivate = []string{"a.example:0"} },
+		"trust":                       func(c *Config) { c.Trust = []Trust{{CAFile: "a"}} },
+		"trust ":                      func(c *Config) { c.Trust = []Trust{{Name: "A b", CAFile: "a"}} },
+		"trust  ":                     func(c *Config) { c.Trust = []Trust{{Name: "-a", CAFile: "a"}} },
+		"trust   ":                    func(c *Config) { c.Trust = []Trust{{Name: strings.Repeat("a", maxName+1), CAFile: "a"}} },
+		"trust    ":                   func(c *Config) { c.Trust = []Trust{{Name: "a", CAFile: "a"}, {Name: "a", CAFile: "b"}} },
+		"trust     ":                  func(c *Config) { c.Trust = []Trust{{Name: "a", CAFile: "a", CRLURL: "ldap://x"}} },
+		"trust      ":                 func(c *Config) { c.Trust = []Trust{{Name: "a", CAFile: "a", CRLURL: "http://u:p@x"}} },
+		"trust       ":                func(c *Config) { c.Trust = []Trust{{Name: "a", CAFile: "a", CRLFile: "c", Revocation: "firm"}} },
+		"trust        ":               func(c *Config) { c.Trust = []Trust{{Name: "a", CAFile: "a", Revocation: "hard"}} },
+		"trust         ":              func(c *Config) { c.Trust = []Trust{{Name: "a", CAFile: "a", CRLFile: "c", Revocation: "off"}} },
+		"trust          ":             func(c *Config) { c.Trust = make([]Trust, maxTrusts+1) },
+		"trust           ":            func(c *Config) { c.Trust = []Trust{{Name: "a", CAFile: "a\x00"}} },
+		"certificate.lifetime":        func(c *Config) { c.Certificate.Lifetime = -time.Hour },
+		"code.lifetime":               func(c *Config) { c.Code.Lifetime = 7*24*time.Hour + 1 },
+		"tls.handshake_timeout":       func(c *Config) { c.TLS.HandshakeTimeout = 0 },
+		"http.idle_timeout":           func(c *Config) { c.HTTP.IdleTimeout = 2 * time.Hour },
+		"audit.sync":                  func(c *Config) { c.Audit.Sync = "never" },
+		"log.level":                   func(c *Config) { c.Log.Level = "loud" },
+		"log.format":                  func(c *Config) { c.Log.Format = "" },
 	} {
 		c := Default()
 		change(&c)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -128,6 +129,11 @@ func (r *reader) entry(section string, key *ast.StringNode, value ast.Node) {
 		r.mapping(key.Value, value)
 		return
 	}
+	if trusts, ok := s.value.(*[]Trust); ok {
+		r.config.given[full] = r.at(key)
+		*trusts = r.trusts(key, value)
+		return
+	}
 	if what, hint := set(s, value); what != "" {
 		r.fail(key, fmt.Sprintf("%s: %s", full, what), hint)
 		return
@@ -144,6 +150,16 @@ func set(s setting, n ast.Node) (what, hint string) {
 			return "must be a string, not " + kind(n), "put it in double quotes"
 		}
 		*v = text
+	case *int:
+		number, ok := n.(*ast.IntegerNode)
+		if !ok {
+			return "must be a whole number", "write it like 1"
+		}
+		i, err := strconv.Atoi(number.String())
+		if err != nil {
+			return "must be a whole number that is not so great", "write it like 1"
+		}
+		*v = i
 	case *time.Duration:
 		text, ok := text(n)
 		if !ok {
@@ -158,6 +174,57 @@ func set(s setting, n ast.Node) (what, hint string) {
 		return setList(v, n)
 	}
 	return "", ""
+}
+
+// trusts reads the list of foreign authorities.
+func (r *reader) trusts(key, n ast.Node) []Trust {
+	sequence, ok := n.(*ast.SequenceNode)
+	if !ok {
+		r.fail(key, "trust: must be a list, not "+kind(n), "begin each authority with a dash, or write [] for none")
+		return nil
+	}
+	var out []Trust
+	for _, item := range sequence.Values {
+		out = append(out, r.trust(item))
+	}
+	return out
+}
+
+// trust reads one of them.
+func (r *reader) trust(n ast.Node) Trust {
+	const keys = "the keys here are name, ca_file, crl_file, crl_url, revocation"
+	var t Trust
+	m, ok := n.(ast.MapNode)
+	if !ok {
+		r.fail(n, "an authority must hold keys with values, not "+kind(n), keys)
+		return t
+	}
+	known := make(map[string]setting)
+	for _, s := range t.members() {
+		known[s.key] = s
+	}
+	seen := make(map[string]bool)
+	for it := m.MapRange(); it.Next(); {
+		key, ok := it.Key().(*ast.StringNode)
+		if !ok {
+			r.fail(it.Key(), "a key must be a plain word", keys)
+			continue
+		}
+		s, ok := known[key.Value]
+		if !ok {
+			r.fail(key, fmt.Sprintf("unknown key %q in trust", key.Value), keys)
+			continue
+		}
+		if seen[s.key] {
+			r.fail(key, fmt.Sprintf("the key %q is given twice for one authority", s.key), "keep one of them")
+			continue
+		}
+		seen[s.key] = true
+		if what, hint := set(s, it.Value()); what != "" {
+			r.fail(key, fmt.Sprintf("trust: %s: %s", s.key, what), hint)
+		}
+	}
+	return t
 }
 
 func setList(dst *[]string, n ast.Node) (what, hint string) {

@@ -17,7 +17,7 @@ import (
 type setting struct {
 	key   string // with a dot between section and name
 	doc   string // lines of at most 100 characters
-	value any    // *string, *[]string or *time.Duration
+	value any    // *string, *int, *[]string, *[]Trust or *time.Duration
 }
 
 // settings returns the table over c, in the order of Example.
@@ -38,10 +38,27 @@ func (c *Config) settings() []setting {
 		{"admin_profile", "Folder for the first operator's profile. Empty: admin in the data folder.", &c.AdminProfile},
 		{"kek_file", "File with the key-encryption key, 32 bytes in base64. Empty: kek in the data folder,\n" +
 			"made at the first start.", &c.KEKFile},
+		{"trust", "Foreign authorities that may vouch for clients, whose certificates lie in files. They stand over those\n" +
+			"that operators add. Files are read again when they change. Each has\n" +
+			"  name: what client add --trust calls it by\n" +
+			"  ca_file: its certificates in PEM; the self-signed ones are trusted, the others lead to them\n" +
+			"  crl_file, crl_url: where its revocation lists are, both optional; a URL may be http or https\n" +
+			"  revocation: what if a certificate's status is unknown: hard refuses it, soft raises an alarm, off does\n" +
+			"    not look; hard when a list is named", &c.Trust},
 		{"token.lifetime", "Life of a token, unless its client has its own.", &c.Token.Lifetime},
 		{"token.max_lifetime", "Longest life of any token, at most 1h.", &c.Token.MaxLifetime},
-		{"certificate.lifetime", "Life of a certificate from our CA.", &c.Certificate.Lifetime},
+		{"certificate.lifetime", "Life of a client's certificate from our CA.", &c.Certificate.Lifetime},
+		{"certificate.server_lifetime", "Life of the certificate of the service's own listeners. It is renewed in time.",
+			&c.Certificate.ServerLifetime},
+		{"certificate.on_fork", "What to do when one certificate was renewed into two live ones with different keys, a sign of\n" +
+			"theft: \"alarm\", or \"suspend\", which disables the client as well.", &c.Certificate.OnFork},
 		{"code.lifetime", "Life of an enrolment code, at most 7d.", &c.Code.Lifetime},
+		{"fetch.allowed_hosts", "Hosts that clients' jwks_uri and revocation lists may be fetched from, as HOST or HOST:PORT.\n" +
+			"Empty: every host with a public address.", &c.Fetch.AllowedHosts},
+		{"fetch.allow_private", "Hosts, in the same form, that may be at a loopback address or in a private network.",
+			&c.Fetch.AllowPrivate},
+		{"admin.approvals", "How many operators it takes to give administrators' scopes and to change trusts and keys: 1 or 2.",
+			&c.Admin.Approvals},
 		{"audit.sync", "When the journal is flushed to disk. The only value is \"always\"; this version still leaves it to\n" +
 			"the operating system.", &c.Audit.Sync},
 		{"tls.handshake_timeout", "Time for a TLS handshake.", &c.TLS.HandshakeTimeout},
@@ -70,6 +87,14 @@ func (s setting) parse(text string) error {
 	switch v := s.value.(type) {
 	case *string:
 		*v = text
+	case *int:
+		n, err := strconv.Atoi(text)
+		if err != nil {
+			return errors.New("not a number")
+		}
+		*v = n
+	case *[]Trust:
+		return errors.New("can only be given in the file")
 	case *[]string:
 		*v = nil
 		for item := range strings.SplitSeq(text, ",") {
@@ -120,16 +145,44 @@ func (s setting) yaml() string {
 	switch v := s.value.(type) {
 	case *string:
 		return quote(*v)
+	case *int:
+		return strconv.Itoa(*v)
 	case *[]string:
 		items := make([]string, len(*v))
 		for i, item := range *v {
 			items[i] = quote(item)
 		}
 		return "[" + strings.Join(items, ", ") + "]"
+	case *[]Trust:
+		items := make([]string, len(*v))
+		for i := range *v {
+			items[i] = (*v)[i].yaml()
+		}
+		return "[" + strings.Join(items, ", ") + "]"
 	case *time.Duration:
 		return formatDuration(*v)
 	}
 	return ""
+}
+
+// members returns the table over t, in the order of the file.
+func (t *Trust) members() []setting {
+	return []setting{
+		{key: "name", value: &t.Name},
+		{key: "ca_file", value: &t.CAFile},
+		{key: "crl_file", value: &t.CRLFile},
+		{key: "crl_url", value: &t.CRLURL},
+		{key: "revocation", value: &t.Revocation},
+	}
+}
+
+// yaml returns t as YAML on one line.
+func (t *Trust) yaml() string {
+	var items []string
+	for _, s := range t.members() {
+		items = append(items, s.key+": "+s.yaml())
+	}
+	return "{" + strings.Join(items, ", ") + "}"
 }
 
 // quote returns s as a YAML string in double quotes, which a JSON string is.

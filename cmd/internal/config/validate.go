@@ -24,6 +24,8 @@ const (
 	maxURL                 = 512
 	maxText                = 4096
 	maxHosts               = 100
+	maxTrusts              = 1000
+	maxName                = 64
 )
 
 // checker collects problems.
@@ -47,6 +49,13 @@ func (c Config) Validate() error {
 	k.checkTrustDomain()
 	k.checkDatabase()
 	k.checkDurations()
+	k.checkTrusts()
+	k.checkFetch("fetch.allowed_hosts", k.config.Fetch.AllowedHosts)
+	k.checkFetch("fetch.allow_private", k.config.Fetch.AllowPrivate)
+	if n := k.config.Admin.Approvals; n != 1 && n != 2 {
+		k.fail("admin.approvals", fmt.Sprintf("%d is out of range", n), "write 1 or 2")
+	}
+	k.checkChoice("certificate.on_fork", c.Certificate.OnFork, "alarm", "suspend")
 	k.checkChoice("audit.sync", c.Audit.Sync, "always")
 	k.checkChoice("log.level", c.Log.Level, "debug", "info", "warn", "error")
 	k.checkChoice("log.format", c.Log.Format, "text", "json")
@@ -62,6 +71,10 @@ func (k *checker) checkTexts() {
 			values = []string{*v}
 		case *[]string:
 			values = *v
+		case *[]Trust:
+			for _, t := range *v {
+				values = append(values, t.Name, t.CAFile, t.CRLFile, t.CRLURL, t.Revocation)
+			}
 		}
 		for _, v := range values {
 			if len(v) > maxText || strings.ContainsFunc(v, isControl) || !isUTF8(v) {
@@ -208,6 +221,75 @@ func isLetterOrDigit(r rune) bool {
 	return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9'
 }
 
+// checkTrusts holds every foreign authority to what the program can do with it. Whether its files can be read shows at
+// the start.
+func (k *checker) checkTrusts() {
+	if len(k.config.Trust) > maxTrusts {
+		k.fail("trust", fmt.Sprintf("more than %d authorities", maxTrusts), "name fewer")
+		return
+	}
+	names := make(map[string]bool)
+	for _, t := range k.config.Trust {
+		what, hint := t.check()
+		if what == "" && names[t.Name] {
+			what, hint = "the name is given twice", "give each authority a name of its own"
+		}
+		if what != "" {
+			k.fail("trust", fmt.Sprintf("authority %q: %s", t.Name, what), hint)
+		}
+		names[t.Name] = true
+	}
+}
+
+// check says what is wrong with t.
+func (t *Trust) check() (what, hint string) {
+	listed := t.CRLFile != "" || t.CRLURL != ""
+	switch {
+	case !isTrustName(t.Name):
+		return "the name cannot be used", fmt.Sprintf("use at most %d small letters, digits, dots, dashes and underscores, a letter or digit first", maxName)
+	case t.CAFile == "":
+		return "no ca_file is named", "name the file with its certificates in PEM"
+	case t.CRLURL != "" && !isListURL(t.CRLURL):
+		return "crl_url is no http or https URL", "write it like http://crl.example/ca.crl"
+	case !slices.Contains([]string{"", "hard", "soft", "off"}, t.Revocation):
+		return fmt.Sprintf("revocation: %q is not known", t.Revocation), "write hard, soft, off"
+	case !listed && (t.Revocation == "hard" || t.Revocation == "soft"):
+		return "revocation is to be judged, but no list is named", "name a crl_file or a crl_url, or write revocation: off"
+	case listed && t.Revocation == "off":
+		return "a list is named, but revocation is off", "write revocation: hard, or drop crl_file and crl_url"
+	}
+	return "", ""
+}
+
+func isTrustName(name string) bool {
+	foreign := func(r rune) bool { return !strings.ContainsRune("abcdefghijklmnopqrstuvwxyz0123456789.-_", r) }
+	return name != "" && len(name) <= maxName && !strings.ContainsFunc(name, foreign) && !strings.ContainsAny(name[:1], ".-_")
+}
+
+// isListURL is as strict as the fetcher, which would refuse the others at every attempt.
+func isListURL(text string) bool {
+	u, err := url.Parse(text)
+	return err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Hostname() != "" && u.User == nil &&
+		!strings.ContainsAny(text, "# ") && len(text) <= maxURL
+}
+
+// checkFetch checks a list of hosts with or without port.
+func (k *checker) checkFetch(key string, hosts []string) {
+	if len(hosts) > maxHosts {
+		k.fail(key, fmt.Sprintf("more than %d hosts", maxHosts), "name fewer")
+		return
+	}
+	for _, text := range hosts {
+		host, port, err := net.SplitHostPort(text)
+		if err != nil {
+			host, port = strings.TrimSuffix(strings.TrimPrefix(text, "["), "]"), "443"
+		}
+		if checkHost(host) != "" || !validPort(port, 1) {
+			k.fail(key, fmt.Sprintf("%q is no host", text), "write it like keys.example or keys.example:8443")
+		}
+	}
+}
+
 // checkTrustDomain holds the trust domain to the SPIFFE ID standard, Section 2.1.
 func (k *checker) checkTrustDomain() {
 	domain := k.config.TrustDomain
@@ -240,6 +322,7 @@ func (k *checker) checkDurations() {
 		{"token.max_lifetime", c.Token.MaxLifetime, time.Second, maxTokenLifetime},
 		{"token.lifetime", c.Token.Lifetime, time.Second, maxTokenLifetime},
 		{"certificate.lifetime", c.Certificate.Lifetime, time.Second, maxCertificateLifetime},
+		{"certificate.server_lifetime", c.Certificate.ServerLifetime, time.Hour, maxCertificateLifetime},
 		{"code.lifetime", c.Code.Lifetime, time.Second, maxCodeLifetime},
 		{"tls.handshake_timeout", c.TLS.HandshakeTimeout, time.Second, maxTimeout},
 		{"http.header_timeout", c.HTTP.HeaderTimeout, time.Second, maxTimeout},
