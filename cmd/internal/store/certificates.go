@@ -16,8 +16,8 @@ import (
 // keyCompromise is the reason code that blocks the public key (RFC 5280, Section 5.3.1).
 const keyCompromise = 1
 
-// entitled refuses a client that is disabled, removed, or no longer the one that a generation belongs to, and keeps it
-// as it is until the transaction ends.
+// entitled refuses a client that is disabled, removed, no longer the one that a generation belongs to, or one that our
+// CA does not vouch for, and keeps it as it is until the transaction ends.
 func (c *change) entitled(clientID string, generation uint64) error {
 	client, err := c.liveClient(clientID)
 	switch {
@@ -29,6 +29,8 @@ func (c *change) entitled(clientID string, generation uint64) error {
 		return ErrClientDisabled
 	case client.Generation != generation:
 		return ErrGeneration
+	case !client.enrols():
+		return ErrNotEnrolled
 	}
 	return nil
 }
@@ -70,18 +72,18 @@ func (c *change) checkKey(keyHash [32]byte, clientID string) error {
 	if blocked {
 		return ErrKeyBlocked
 	}
-	owner, err := keyOwner(c.tx.QueryRowContext(c.ctx, queryKeyOwner, digest(keyHash)))
+	other, err := keyOwner(c.tx.QueryRowContext(c.ctx, queryOtherOwner, digest(keyHash), clientID))
 	if err != nil {
 		return err
 	}
-	if owner != "" && owner != clientID {
+	if other != "" {
 		return ErrKeyTaken
 	}
 	return nil
 }
 
 // AddCertificate adds a certificate that no code and no renewal stands for, such as the first operator's. Errors:
-// ErrGeneration, ErrClientDisabled, ErrKeyBlocked, ErrKeyTaken, ErrExists.
+// ErrGeneration, ErrClientDisabled, ErrNotEnrolled, ErrKeyBlocked, ErrKeyTaken, ErrExists.
 func (s *Store) AddCertificate(ctx context.Context, cert Certificate) error {
 	err := s.change(ctx, func(c *change) error {
 		if err := c.entitled(cert.ClientID, cert.Generation); err != nil {
@@ -225,8 +227,8 @@ func keyBlocked(r row) (bool, error) {
 	return n > 0, nil
 }
 
-// KeyOwner returns the client that has a certificate of any date for the public key with this hash, or "" when nobody
-// has.
+// KeyOwner returns the client that has a certificate of any date for the public key with this hash, from our CA or
+// registered as its own, or "" when nobody has.
 func (s *Store) KeyOwner(ctx context.Context, keyHash [32]byte) (string, error) {
 	return keyOwner(s.read.QueryRowContext(ctx, queryKeyOwner, digest(keyHash)))
 }

@@ -6,18 +6,29 @@ package store
 import (
 	"context"
 	"database/sql"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/certbound/certbound/mtls"
 )
 
-// The scopes whose last holder must stay: without them nobody could give administrators' scopes any more.
+// The scopes whose last holder must stay: without them nobody could give administrators' scopes any more. All of
+// authorityPrefix are administrators'.
 const (
-	scopeAdmin = "certbound:admin"
-	scopeGrant = "certbound:grant"
+	scopeAdmin      = "certbound:admin"
+	scopeGrant      = "certbound:grant"
+	authorityPrefix = "certbound:"
+)
+
+// The methods of authentication (RFC 8705, Section 2).
+const (
+	methodCA         = "tls_client_auth"
+	methodSelfSigned = "self_signed_tls_client_auth"
 )
 
 // The kinds of client_refs.
@@ -28,10 +39,21 @@ const (
 
 // AddClient registers a client, with its first enrolment code unless code is nil, whose ClientID and Generation are
 // set here. It returns the client as stored: Generation is 1, or one more than that of the removed client which had the
-// id. Errors: ErrExists, a ReservedError, a NameTakenError.
+// id.
+//
+// One of three vouches for it: our CA; a foreign one, with Trust and a subject; or with the method
+// self_signed_tls_client_auth either Certificates or JWKSURI. Only the first may have a code. Errors: ErrExists, a
+// ReservedError, a NameTakenError (also for a subject or a JWKSURI), ErrUnknownTrust, a CertificateTakenError,
+// ErrKeyTaken, ErrKeyBlocked, ErrNotEnrolled, ErrAuthority.
 func (s *Store) AddClient(ctx context.Context, client Client, code *Code) (Client, error) {
-	if client.ID == "" {
-		return Client{}, errors.New("a client needs an id")
+	if client.AuthMethod == "" {
+		client.AuthMethod = methodCA
+	}
+	if err := client.check(); err != nil {
+		return Client{}, fmt.Errorf("add client %q: %w", client.ID, err)
+	}
+	if code != nil && !client.enrols() {
+		return Client{}, fmt.Errorf("add client %q: %w", client.ID, ErrNotEnrolled)
 	}
 	err := s.change(ctx, func(c *change) error {
 		previous, err := c.lockClient(client.ID)
@@ -42,6 +64,9 @@ func (s *Store) AddClient(ctx context.Context, client Client, code *Code) (Clien
 			if err := s.checkReserved(c, previous); err != nil {
 				return err
 			}
+		}
+		if err := s.checkTrust(c, client.Trust); err != nil {
+			return err
 		}
 		client = s.newClient(client, previous.Generation+1)
 		if err := c.writeClient(client); err != nil {
@@ -60,6 +85,45 @@ func (s *Store) AddClient(ctx context.Context, client Client, code *Code) (Clien
 	return client, nil
 }
 
+// enrols reports whether our own CA vouches for the client.
+func (client *Client) enrols() bool { return client.AuthMethod == methodCA && client.Trust == "" }
+
+// check refuses a client for which nothing, or more than one thing, vouches.
+func (client *Client) check() error {
+	if client.ID == "" {
+		return errors.New("a client needs an id")
+	}
+	hasSubject := client.SubjectKind != "" && client.SubjectValue != ""
+	switch {
+	case (client.SubjectKind != "" || client.SubjectValue != "") && !hasSubject:
+		return errors.New("a subject needs a kind and a value")
+	case client.AuthMethod == methodCA && (len(client.Certificates) > 0 || client.JWKSURI != ""):
+		return errors.New("a client that a CA vouches for registers no certificates")
+	case client.AuthMethod == methodCA && client.Trust != "" && !hasSubject:
+		return errors.New("a client of a foreign CA needs a subject")
+	case client.AuthMethod == methodCA:
+		return client.checkAuthority()
+	case client.AuthMethod != methodSelfSigned:
+		return fmt.Errorf("unknown method %q", client.AuthMethod)
+	case client.Trust != "" || hasSubject:
+		return errors.New("a client with its own certificate has neither a trust nor a subject")
+	case (len(client.Certificates) > 0) == (client.JWKSURI != ""):
+		return errors.New("a client with its own certificate needs either certificates or a place that has them")
+	}
+	return client.checkAuthority()
+}
+
+// checkAuthority refuses administrators' scopes to whom others can make certificates for.
+func (client *Client) checkAuthority() error {
+	if client.enrols() || len(client.Certificates) > 0 {
+		return nil
+	}
+	if slices.ContainsFunc(client.Scopes, func(s string) bool { return strings.HasPrefix(s, authorityPrefix) }) {
+		return ErrAuthority
+	}
+	return nil
+}
+
 // newClient returns the client in the form in which it is stored.
 func (s *Store) newClient(client Client, generation uint64) Client {
 	client.Generation = generation
@@ -68,6 +132,9 @@ func (s *Store) newClient(client Client, generation uint64) Client {
 	client.UpdatedAt = client.CreatedAt
 	for _, l := range []*[]string{&client.DNS, &client.IPs, &client.URIs, &client.Scopes, &client.Resources} {
 		*l = normal(*l)
+	}
+	if len(client.Certificates) == 0 {
+		client.Certificates = nil
 	}
 	return client
 }
@@ -90,7 +157,7 @@ func (s *Store) checkReserved(c *change, previous Client) error {
 	if err := c.tx.QueryRowContext(c.ctx, queryLastExpiry, previous.ID).Scan((*moment)(&last)); err != nil {
 		return err
 	}
-	if foreign := previous.Trust != "" || previous.AuthMethod != "tls_client_auth"; foreign && last.Before(previous.RemovedAt) {
+	if !previous.enrols() && last.Before(previous.RemovedAt) {
 		last = previous.RemovedAt // its certificates are not ours to know, but its tokens are
 	}
 	if last.IsZero() {
@@ -107,7 +174,7 @@ func (c *change) writeClient(client Client) error {
 	n, err := c.exec("clients", upsertClient, client.ID, client.Generation, client.Disabled, moment(client.RemovedAt),
 		client.AuthMethod, client.SubjectKind, client.SubjectValue, list(client.DNS), list(client.IPs), list(client.URIs),
 		client.Usage, list(client.Scopes), list(client.Resources), int64(client.TokenTTL/time.Microsecond), client.Trust,
-		client.BuiltIn, moment(client.CreatedAt), moment(client.UpdatedAt), grantor)
+		ders(client.Certificates), client.JWKSURI, client.BuiltIn, moment(client.CreatedAt), moment(client.UpdatedAt), grantor)
 	if err != nil {
 		return err
 	}
@@ -116,6 +183,9 @@ func (c *change) writeClient(client Client) error {
 	}
 	c.changedClient(client.ID)
 	if err := c.claimNames(client); err != nil {
+		return err
+	}
+	if err := c.claimCertificates(client.ID, client.Certificates); err != nil {
 		return err
 	}
 	for _, scope := range client.Scopes {
@@ -148,7 +218,40 @@ func (c *change) claimNames(client Client) error {
 			}
 		}
 	}
-	return nil
+	if client.JWKSURI != "" {
+		// Two clients with one place of certificates could pose as each other.
+		if err := c.claimName("jwks_uri", client.JWKSURI, client.JWKSURI, client.ID); err != nil {
+			return err
+		}
+	}
+	return c.claimSubject(client)
+}
+
+// claimSubject takes the client's subject: under one trust, a certificate must not fit two clients.
+func (c *change) claimSubject(client Client) error {
+	if client.SubjectKind == "" {
+		return nil
+	}
+	form, err := json.Marshal([]string{client.Trust, client.SubjectKind, subjectForm(client.SubjectKind, client.SubjectValue)})
+	if err != nil {
+		return err
+	}
+	return c.claimName("subject", string(form), client.SubjectValue, client.ID)
+}
+
+// subjectForm makes spellings of one subject equal, as far as mtls.Subject compares them so. Distinguished names are
+// compared as they are written.
+func subjectForm(kind, value string) string {
+	switch mtls.SubjectKind(kind) {
+	case mtls.SANDNS:
+		return dnsForm(value)
+	case mtls.SANIP:
+		return ipForm(value)
+	case mtls.SANEmail:
+		at := strings.LastIndexByte(value, '@') + 1
+		return value[:at] + dnsForm(value[at:])
+	}
+	return value
 }
 
 func (c *change) claimName(kind, form, name, id string) error {
@@ -206,7 +309,8 @@ func scanClient(r row) (Client, error) {
 	var ttl int64
 	err := r.Scan(&c.ID, &c.Generation, &c.Disabled, (*moment)(&c.RemovedAt), &c.AuthMethod, &c.SubjectKind,
 		&c.SubjectValue, (*list)(&c.DNS), (*list)(&c.IPs), (*list)(&c.URIs), &c.Usage, (*list)(&c.Scopes),
-		(*list)(&c.Resources), &ttl, &c.Trust, &c.BuiltIn, (*moment)(&c.CreatedAt), (*moment)(&c.UpdatedAt))
+		(*list)(&c.Resources), &ttl, &c.Trust, (*ders)(&c.Certificates), &c.JWKSURI, &c.BuiltIn, (*moment)(&c.CreatedAt),
+		(*moment)(&c.UpdatedAt))
 	if errors.Is(err, sql.ErrNoRows) {
 		return Client{}, ErrNotFound
 	}
@@ -228,7 +332,7 @@ func (c *change) liveClient(id string) (Client, error) {
 	return client, err
 }
 
-// DisableClient disables a client and voids its open codes. Disabling a disabled one changes nothing. Errors:
+// DisableClient disables a client and voids its open codes and its requests that wait for confirmation. Disabling a disabled one changes nothing. Errors:
 // ErrNotFound, ErrLastGrantor.
 func (s *Store) DisableClient(ctx context.Context, id string) error {
 	return s.changeClient(ctx, "disable", id, func(c *change, client Client) error {
@@ -238,7 +342,7 @@ func (s *Store) DisableClient(ctx context.Context, id string) error {
 		if err := c.keepGrantor(client); err != nil {
 			return err
 		}
-		if _, err := c.exec("codes", voidCodes, id); err != nil {
+		if err := c.void(id); err != nil {
 			return err
 		}
 		return s.setDisabled(c, id, true)
@@ -262,18 +366,22 @@ func (s *Store) setDisabled(c *change, id string, disabled bool) error {
 	return err
 }
 
-// RemoveClient removes a client, frees its names, voids its open codes and takes it off the servers of all resources.
-// Its certificates stay in the inventory, but no longer under a current generation; its id stays reserved. Errors:
-// ErrNotFound, ErrLastGrantor.
+// RemoveClient removes a client, frees its names, its subject and its registered certificates, voids its open codes and
+// its requests that wait for confirmation, and takes it off the servers of all resources. Its certificates from our CA
+// stay in the inventory, but no longer under a current generation; its id stays reserved. Errors: ErrNotFound,
+// ErrLastGrantor.
 func (s *Store) RemoveClient(ctx context.Context, id string) error {
 	return s.changeClient(ctx, "remove", id, func(c *change, client Client) error {
 		if err := c.keepGrantor(client); err != nil {
 			return err
 		}
-		if _, err := c.exec("codes", voidCodes, id); err != nil {
+		if err := c.void(id); err != nil {
 			return err
 		}
 		if _, err := c.link(deleteNames, id); err != nil {
+			return err
+		}
+		if _, err := c.link(deletePinned, id); err != nil {
 			return err
 		}
 		if _, err := c.link(deleteRefs, id); err != nil {
@@ -286,6 +394,15 @@ func (s *Store) RemoveClient(ctx context.Context, id string) error {
 		c.changedClient(id)
 		return err
 	})
+}
+
+// void takes back what the client was given to use once, and what it asked for.
+func (c *change) void(id string) error {
+	if _, err := c.exec("codes", voidCodes, id); err != nil {
+		return err
+	}
+	_, err := c.exec("pending_requests", voidPending, id)
+	return err
 }
 
 func (s *Store) changeClient(ctx context.Context, verb, id string, f func(*change, Client) error) error {

@@ -12,11 +12,15 @@ import (
 )
 
 // Invite stores a new enrolment code for a client and voids its older open ones. A zero Generation in code is the
-// client's; another than the client's is ErrGeneration. Errors: ErrNotFound, ErrClientDisabled, ErrGeneration, ErrExists.
+// client's; another than the client's is ErrGeneration. Errors: ErrNotFound, ErrClientDisabled, ErrNotEnrolled,
+// ErrGeneration, ErrExists.
 func (s *Store) Invite(ctx context.Context, clientID string, code Code) error {
 	return s.changeClient(ctx, "invite", clientID, func(c *change, client Client) error {
 		if client.Disabled {
 			return ErrClientDisabled
+		}
+		if !client.enrols() {
+			return ErrNotEnrolled
 		}
 		if code.Generation != 0 && code.Generation != client.Generation {
 			return ErrGeneration

@@ -154,6 +154,28 @@ func testStore(t *testing.T, open opener) {
 		{"stats", testStats},
 		{"reads do not wait for writers", testReadsDoNotWait},
 		{"a cancelled caller", testCancelled},
+		{"trusts", testTrusts},
+		{"the shape of a trust", testTrustShape},
+		{"a trust in use stays", testTrustInUse},
+		{"a client while its trust is removed", testTrustRace},
+		{"trusts of files", testFileTrusts},
+		{"one thing vouches for a client", testVouching},
+		{"our CA serves its own clients", testNotEnrolled},
+		{"authority", testAuthority},
+		{"subjects are unique", testSubjects},
+		{"registered certificates are unique", testRegisteredCertificates},
+		{"registered certificates are bounded", testRegisteredBounds},
+		{"keys of registered certificates", testRegisteredKeys},
+		{"places of certificates are unique", testPlaces},
+		{"removed foreign ids stay reserved", testReservedForeign},
+		{"requests wait for another operator", testPending},
+		{"requests expire", testPendingExpires},
+		{"requests are bounded", testPendingBound},
+		{"parallel confirmations", testPendingRace},
+		{"requests of who is disabled are void", testPendingVoid},
+		{"siblings", testSiblings},
+		{"separated scopes", testGrantorScopes},
+		{"changes of trusts", testTrustChanges},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
@@ -163,6 +185,7 @@ func testStore(t *testing.T, open opener) {
 }
 
 func testClientRoundTrip(f *fixture) {
+	f.trust("partner")
 	in := Client{
 		ID: "payments", AuthMethod: "tls_client_auth", SubjectKind: "tls_client_auth_san_uri",
 		SubjectValue: "spiffe://d/client/payments", DNS: []string{"a.example"}, IPs: []string{"192.0.2.1"},
@@ -258,14 +281,6 @@ func testReserved(f *fixture) {
 		f.t.Errorf("code of %s, generation %d", code.ClientID, code.Generation)
 	}
 
-	_, err = f.AddClient(f.ctx(), Client{ID: "partner", AuthMethod: "self_signed_tls_client_auth"}, nil)
-	ok(f.t, err)
-	ok(f.t, f.RemoveClient(f.ctx(), "partner"))
-	_, err = f.AddClient(f.ctx(), Client{ID: "partner"}, nil)
-	want(f.t, err, ErrReserved)
-	f.clock.advance(time.Hour)
-	_, err = f.AddClient(f.ctx(), Client{ID: "partner"}, nil)
-	ok(f.t, err)
 }
 
 func testLastGrantor(f *fixture) {
@@ -906,7 +921,8 @@ func testChanges(f *fixture) {
 // checkStamps checks that every row has the version of a change that was committed.
 func checkStamps(t *testing.T, s *Store) {
 	t.Helper()
-	for _, table := range []string{"clients", "codes", "certificates", "resources", "sealed_keys", "blocked_keys"} {
+	for _, table := range []string{"clients", "codes", "certificates", "resources", "sealed_keys", "blocked_keys",
+		"trusts", "pending_requests"} {
 		var unstamped, ahead int
 		err := s.read.QueryRowContext(t.Context(), `SELECT
 			(SELECT count(*) FROM `+table+` WHERE version IS NULL),

@@ -14,6 +14,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"time"
 )
 
@@ -39,7 +40,7 @@ func open(ctx context.Context, cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{sealer: seal, logger: cfg.Logger, now: cfg.Now, maxLife: cfg.MaxTokenLife}
+	s := &Store{sealer: seal, logger: cfg.Logger, now: cfg.Now, maxLife: cfg.MaxTokenLife, files: slices.Clone(cfg.FileTrusts)}
 	if s.logger == nil {
 		s.logger = slog.New(slog.DiscardHandler)
 	}
@@ -259,7 +260,7 @@ func (s *Store) Version(ctx context.Context) (int64, error) {
 func (s *Store) Stats(ctx context.Context) (Stats, error) {
 	var st Stats
 	err := s.read.QueryRowContext(ctx, queryStats, moment(s.now())).Scan(&st.Clients, &st.Disabled, &st.Resources,
-		&st.Certificates, &st.Revoked, &st.OpenCodes, &st.Version)
+		&st.Certificates, &st.Revoked, &st.OpenCodes, &st.Trusts, &st.Version)
 	if err != nil {
 		return Stats{}, fmt.Errorf("count rows: %w", err)
 	}

@@ -29,27 +29,34 @@ const (
 	deleteKey = `DELETE FROM sealed_keys WHERE purpose = $1 AND id = $2`
 
 	clientColumns = `id, generation, disabled, removed_at, auth_method, subject_kind, subject_value, dns, ips, uris,
-		cert_usage, scopes, resources, token_ttl, trust, built_in, created_at, updated_at`
+		cert_usage, scopes, resources, token_ttl, trust, certificates, jwks_uri, built_in, created_at, updated_at`
 	queryClient  = `SELECT ` + clientColumns + ` FROM clients WHERE id = $1`
 	queryClients = `SELECT ` + clientColumns + ` FROM clients WHERE removed_at IS NULL AND id > $1 ORDER BY id LIMIT $2`
 	upsertClient = `INSERT INTO clients (` + clientColumns + `, grantor)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20,
+			$21)
 		ON CONFLICT (id) DO UPDATE SET generation = excluded.generation, disabled = excluded.disabled,
 			removed_at = excluded.removed_at, auth_method = excluded.auth_method, subject_kind = excluded.subject_kind,
 			subject_value = excluded.subject_value, dns = excluded.dns, ips = excluded.ips, uris = excluded.uris,
 			cert_usage = excluded.cert_usage, scopes = excluded.scopes, resources = excluded.resources,
-			token_ttl = excluded.token_ttl, trust = excluded.trust, built_in = excluded.built_in,
-			created_at = excluded.created_at, updated_at = excluded.updated_at, grantor = excluded.grantor,
-			version = NULL
+			token_ttl = excluded.token_ttl, trust = excluded.trust, certificates = excluded.certificates,
+			jwks_uri = excluded.jwks_uri, built_in = excluded.built_in, created_at = excluded.created_at,
+			updated_at = excluded.updated_at, grantor = excluded.grantor, version = NULL
 		WHERE clients.removed_at IS NOT NULL`
 	setClientDisabled = `UPDATE clients SET disabled = $2, updated_at = $3, version = NULL WHERE id = $1`
 	setClientRemoved  = `UPDATE clients SET removed_at = $2, updated_at = $2, grantor = FALSE, version = NULL WHERE id = $1`
+	setCertificates   = `UPDATE clients SET certificates = $2, updated_at = $3, version = NULL WHERE id = $1`
 	queryGrantors     = `SELECT id FROM clients WHERE grantor AND removed_at IS NULL AND NOT disabled`
 	queryLastExpiry   = `SELECT max(not_after) FROM certificates WHERE client_id = $1`
 
 	insertName    = `INSERT INTO client_names (kind, name, client_id) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`
 	queryNameUser = `SELECT client_id FROM client_names WHERE kind = $1 AND name = $2`
 	deleteNames   = `DELETE FROM client_names WHERE client_id = $1`
+
+	insertPinned    = `INSERT INTO client_certificates (thumbprint, client_id, key_hash) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`
+	queryPinnedUser = `SELECT client_id FROM client_certificates WHERE thumbprint = $1`
+	deletePinned    = `DELETE FROM client_certificates WHERE client_id = $1`
+
 	insertRef     = `INSERT INTO client_refs (client_id, kind, value) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`
 	queryRefUsers = `SELECT client_id FROM client_refs WHERE kind = $1 AND value = $2 ORDER BY client_id LIMIT 10`
 	deleteRefs    = `DELETE FROM client_refs WHERE client_id = $1`
@@ -91,7 +98,10 @@ const (
 
 	insertBlockedKey = `INSERT INTO blocked_keys (key_hash, created_at) VALUES ($1, $2) ON CONFLICT DO NOTHING`
 	queryBlockedKey  = `SELECT count(*) FROM blocked_keys WHERE key_hash = $1`
-	queryKeyOwner    = `SELECT client_id FROM certificates WHERE key_hash = $1 ORDER BY created_at, serial LIMIT 1`
+	queryKeyOwner    = `SELECT client_id FROM certificates WHERE key_hash = $1
+		UNION SELECT client_id FROM client_certificates WHERE key_hash = $1 ORDER BY client_id LIMIT 1`
+	queryOtherOwner = `SELECT client_id FROM certificates WHERE key_hash = $1 AND client_id <> $2
+		UNION SELECT client_id FROM client_certificates WHERE key_hash = $1 AND client_id <> $2 ORDER BY client_id LIMIT 1`
 
 	resourceColumns = `uri, scopes, servers, built_in, created_at`
 	queryResource   = `SELECT ` + resourceColumns + ` FROM resources WHERE uri = $1`
@@ -100,6 +110,24 @@ const (
 	setServers      = `UPDATE resources SET servers = $2, version = NULL WHERE uri = $1`
 	deleteResource  = `DELETE FROM resources WHERE uri = $1`
 
+	trustColumns = `name, anchors, intermediates, crl_url, crl, revocation, created_at, updated_at`
+	queryTrust   = `SELECT ` + trustColumns + ` FROM trusts WHERE name = $1`
+	queryTrusts  = `SELECT ` + trustColumns + ` FROM trusts ORDER BY name`
+	insertTrust  = `INSERT INTO trusts (` + trustColumns + `) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)`
+	updateTrust  = `UPDATE trusts SET anchors = $2, intermediates = $3, crl_url = $4, crl = $5, revocation = $6,
+		created_at = $7, updated_at = $8, version = NULL WHERE name = $1`
+	deleteTrust     = `DELETE FROM trusts WHERE name = $1`
+	queryTrustUsers = `SELECT id FROM clients WHERE trust = $1 AND trust <> '' AND removed_at IS NULL ORDER BY id LIMIT 10`
+
+	pendingColumns = `id, kind, payload, requested_by, created_at, expires_at`
+	queryPending   = `SELECT ` + pendingColumns + ` FROM pending_requests WHERE id = $1`
+	queryPendings  = `SELECT ` + pendingColumns + ` FROM pending_requests WHERE expires_at > $1 ORDER BY created_at, id`
+	countPending   = `SELECT count(*) FROM pending_requests`
+	insertPending  = `INSERT INTO pending_requests (` + pendingColumns + `) VALUES ($1, $2, $3, $4, $5, $6)`
+	deletePending  = `DELETE FROM pending_requests WHERE id = $1`
+	expirePending  = `DELETE FROM pending_requests WHERE expires_at <= $1`
+	voidPending    = `DELETE FROM pending_requests WHERE requested_by = $1`
+
 	queryStats = `SELECT
 		(SELECT count(*) FROM clients WHERE removed_at IS NULL AND NOT disabled),
 		(SELECT count(*) FROM clients WHERE removed_at IS NULL AND disabled),
@@ -107,6 +135,7 @@ const (
 		(SELECT count(*) FROM certificates WHERE revoked_at IS NULL AND not_after >= $1),
 		(SELECT count(*) FROM certificates WHERE revoked_at IS NOT NULL AND not_after >= $1),
 		(SELECT count(*) FROM codes WHERE used_at IS NULL AND NOT void AND expires_at > $1),
+		(SELECT count(*) FROM trusts),
 		version FROM state WHERE id = 1`
 )
 

@@ -58,7 +58,7 @@ func (s *Store) RemoveResource(ctx context.Context, uri string) error {
 }
 
 func (c *change) checkUnused(r Resource, others []Resource) error {
-	users, err := c.refUsers(refResource, r.URI)
+	users, err := c.users(queryRefUsers, refResource, r.URI)
 	if err != nil {
 		return err
 	}
@@ -66,7 +66,7 @@ func (c *change) checkUnused(r Resource, others []Resource) error {
 		if slices.ContainsFunc(others, func(o Resource) bool { return slices.Contains(o.Scopes, scope) }) {
 			continue
 		}
-		holders, err := c.refUsers(refScope, scope)
+		holders, err := c.users(queryRefUsers, refScope, scope)
 		if err != nil {
 			return err
 		}
@@ -80,8 +80,9 @@ func (c *change) checkUnused(r Resource, others []Resource) error {
 	return &InUseError{URI: r.URI, ClientIDs: users[:min(len(users), 10)]}
 }
 
-func (c *change) refUsers(kind, value string) ([]string, error) {
-	rows, err := c.tx.QueryContext(c.ctx, queryRefUsers, kind, value)
+// users returns the ids that a query finds.
+func (c *change) users(query string, args ...any) ([]string, error) {
+	rows, err := c.tx.QueryContext(c.ctx, query, args...)
 	return all(rows, err, func(r row) (id string, err error) { return id, r.Scan(&id) })
 }
 

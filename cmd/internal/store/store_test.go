@@ -28,8 +28,23 @@ func openAt(t *testing.T, dir string, now func() time.Time) *Store {
 	return s
 }
 
+// openSQLite opens an empty database.
+func openSQLite(t *testing.T, now func() time.Time) *Store { return openAt(t, t.TempDir(), now) }
+
 // TestSQLite runs the conformance suite on SQLite.
 func TestSQLite(t *testing.T) {
 	t.Parallel()
-	testStore(t, func(t *testing.T, now func() time.Time) *Store { return openAt(t, t.TempDir(), now) })
+	testStore(t, openSQLite)
+}
+
+// CA-24: RFC 8705, Section 2.2: a registered certificate, and its public key, identifies one client and no second one.
+func TestRFC8705_2_2_CertificateOfOneClient(t *testing.T) {
+	t.Parallel()
+	testRegisteredCertificates(newFixture(t, openSQLite))
+}
+
+// DR-07: RFC 8705, Section 2.1.2: what a certificate of one CA is recognised by names one client and no second one.
+func TestRFC8705_2_1_2_SubjectOfOneClient(t *testing.T) {
+	t.Parallel()
+	testSubjects(newFixture(t, openSQLite))
 }

@@ -118,3 +118,22 @@ func (l list) Value() (driver.Value, error) {
 	text, err := json.Marshal([]string(l))
 	return string(text), err
 }
+
+// ders is a list of certificates as a column: each behind its length. An empty one comes back as nil.
+type ders [][]byte
+
+// Scan implements sql.Scanner.
+func (d *ders) Scan(v any) error {
+	b, ok := v.([]byte)
+	if !ok && v != nil {
+		return fmt.Errorf("a column of certificates holds a %T", v)
+	}
+	var err error
+	*d, err = splitChain(slices.Clone(b)) // b is the driver's
+	return err
+}
+
+// Value implements driver.Valuer.
+func (d ders) Value() (driver.Value, error) {
+	return joinChain(d), nil
+}

@@ -43,6 +43,8 @@ CREATE TABLE clients (
     resources     TEXT NOT NULL,
     token_ttl     BIGINT NOT NULL,
     trust         TEXT NOT NULL,
+    certificates  BLOB NOT NULL,
+    jwks_uri      TEXT NOT NULL,
     built_in      BOOLEAN NOT NULL,
     grantor       BOOLEAN NOT NULL,
     created_at    BIGINT NOT NULL,
@@ -51,8 +53,10 @@ CREATE TABLE clients (
 );
 CREATE INDEX clients_version ON clients (version);
 CREATE INDEX clients_grantor ON clients (id) WHERE grantor;
+CREATE INDEX clients_trust ON clients (trust) WHERE trust <> '';
 
--- A DNS name, address or URI belongs to one client that was not removed.
+-- A DNS name, address or URI, a subject under one trust, and a place of certificates belong to one client that was not
+-- removed.
 CREATE TABLE client_names (
     kind      TEXT NOT NULL,
     name      TEXT NOT NULL,
@@ -60,6 +64,15 @@ CREATE TABLE client_names (
     UNIQUE (kind, name)
 );
 CREATE INDEX client_names_client ON client_names (client_id);
+
+-- A certificate registered by value belongs to one client that was not removed.
+CREATE TABLE client_certificates (
+    thumbprint BLOB NOT NULL PRIMARY KEY,
+    client_id  TEXT NOT NULL REFERENCES clients (id),
+    key_hash   BLOB NOT NULL
+);
+CREATE INDEX client_certificates_client ON client_certificates (client_id);
+CREATE INDEX client_certificates_key ON client_certificates (key_hash);
 
 -- The scopes and resources that clients hold, for the question who would miss one.
 CREATE TABLE client_refs (
@@ -125,6 +138,32 @@ CREATE TABLE resources (
     version    BIGINT
 );
 CREATE INDEX resources_version ON resources (version);
+
+-- Foreign CAs. Clients may also name one that the configuration's files have, so clients.trust refers to no row here.
+CREATE TABLE trusts (
+    name          TEXT NOT NULL PRIMARY KEY,
+    anchors       BLOB NOT NULL,
+    intermediates BLOB NOT NULL,
+    crl_url       TEXT NOT NULL,
+    crl           BLOB,
+    revocation    TEXT NOT NULL,
+    created_at    BIGINT NOT NULL,
+    updated_at    BIGINT NOT NULL,
+    version       BIGINT
+);
+CREATE INDEX trusts_version ON trusts (version);
+
+-- Operators' requests that wait for another operator.
+CREATE TABLE pending_requests (
+    id           TEXT NOT NULL PRIMARY KEY,
+    kind         TEXT NOT NULL,
+    payload      BLOB,
+    requested_by TEXT NOT NULL,
+    created_at   BIGINT NOT NULL,
+    expires_at   BIGINT NOT NULL,
+    version      BIGINT
+);
+CREATE INDEX pending_requests_version ON pending_requests (version);
 
 -- The CA library's own rows.
 CREATE TABLE ca_kv (
