@@ -511,3 +511,33 @@ func TestRFC5280_4_2_1_12_UsagesOfTheAnchors(t *testing.T) {
 		t.Errorf("a code signer's certificate: %v, want ErrUntrusted", err)
 	}
 }
+
+// RFC 5280, Section 6.1: the chain that is handed out is the one that was verified, leaf to pinned root, the same one
+// while it is remembered, and none with an error. What else was presented is not in it.
+func TestRFC5280_6_1_ChainTo(t *testing.T) {
+	t.Parallel()
+	root := mtlstest.NewCA(t, "root")
+	sub := root.Intermediate(t, "sub")
+	leaf := sub.Issue(t, mtlstest.Leaf{})
+	trust := anchors(t, mtls.AnchorsConfig{Roots: []*x509.Certificate{root.Certificate()}, UsePresented: true})
+	p := peer(leaf, mtlstest.NewCA(t, "other").Certificate(), sub.Certificate())
+	now := time.Now()
+	chain, err := p.ChainTo(trust, now)
+	if err != nil || len(chain) != 3 || chain[0] != leaf.Leaf || !chain[1].Equal(sub.Certificate()) || !chain[2].Equal(root.Certificate()) {
+		t.Fatalf("chain of %d, %v", len(chain), err)
+	}
+	if again, err := p.ChainTo(trust, now); err != nil || &again[0] != &chain[0] {
+		t.Errorf("the chain was built again, %v", err)
+	}
+	for what, f := range map[string]func() ([]*x509.Certificate, error){
+		"no peer":       func() ([]*x509.Certificate, error) { return (*mtls.Peer)(nil).ChainTo(trust, now) },
+		"no anchors":    func() ([]*x509.Certificate, error) { return p.ChainTo(nil, now) },
+		"other anchors": func() ([]*x509.Certificate, error) { return p.ChainTo(mtlstest.NewCA(t, "root").Anchors(t), now) },
+		"expired":       func() ([]*x509.Certificate, error) { return p.ChainTo(trust, now.Add(2*time.Hour)) },
+		"not yet valid": func() ([]*x509.Certificate, error) { return p.ChainTo(trust, now.Add(-2*time.Hour)) },
+	} {
+		if chain, err := f(); err == nil || chain != nil {
+			t.Errorf("%s: chain of %d, %v", what, len(chain), err)
+		}
+	}
+}
