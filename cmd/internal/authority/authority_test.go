@@ -614,10 +614,12 @@ func TestRenew(t *testing.T) {
 		t.Errorf("the child in the inventory is renewed from %x, %v", row.RenewedFrom, err)
 	}
 	b.enrolled("billing", newKey(t))
-	inventory := b.inventory()
+	inventory, signed := b.inventory(), b.ca.calls
 	res, err = b.renew("billing", parent, newKey(t))
 	b.refused("cert.renew", wantParent, inventory, res, err)
-	signed := b.ca.calls
+	if b.ca.calls != signed {
+		t.Error("the CA was asked")
+	}
 	res, err = b.renew("billing", parent, key) // the other's child is not handed out
 	if e, _ := errors.AsType[*tokens.Error](err); res != nil || e == nil || b.ca.calls != signed {
 		t.Errorf("answer %t, %v", res != nil, err)

@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -21,6 +22,7 @@ import (
 	"github.com/certbound/certbound/cmd/internal/store"
 	"github.com/certbound/certbound/mtls"
 	"github.com/certbound/certbound/tokens"
+	"github.com/certbound/certbound/tokens/issuer"
 )
 
 // operatorPair is the certificate of the operator's profile.
@@ -155,7 +157,9 @@ func (in *instance) list(c *http.Client, token string) apiAnswer {
 // connection, and from operators that still are; what is the service's own nobody may register.
 func TestOperatorsAPI(t *testing.T) {
 	t.Parallel()
-	in := start(t, testConfig(t, t.TempDir()))
+	cfg := testConfig(t, t.TempDir())
+	cfg.Hosts = []string{"tokens.example"}
+	in := start(t, cfg)
 	in.addLedger()
 	payments := in.enrolled("payments")
 	operator := in.client(operatorPair(t, filepath.Join(in.data, "admin")))
@@ -192,6 +196,7 @@ func TestOperatorsAPI(t *testing.T) {
 		"localhost": {"client_id": "a", "scope": write, "dns_names": []string{"localhost"}, "usage": "both"},
 		"loopback":  {"client_id": "a", "scope": write, "ip_addresses": []string{"127.0.0.1"}, "usage": "both"},
 		"operator":  {"client_id": "a", "scope": write, "dns_names": []string{"operator"}, "usage": "both"},
+		"our own":   {"client_id": "a", "scope": write, "dns_names": []string{"tokens.example"}, "usage": "both"},
 	} {
 		if err := in.operate(http.MethodPost, "/clients", body, nil); err == nil {
 			t.Errorf("%s: registered", name)
@@ -212,6 +217,38 @@ func TestOperatorsAPI(t *testing.T) {
 	if journal := in.journal(); !strings.Contains(journal, `"actor":"operator"`) {
 		t.Error("the operator is not named in the journal")
 	}
+	wantRefused(t, in.token(in.client(nil), "payments"))
+	for outcome, reason := range map[string]string{"granted": "", "refused": "no_certificate"} {
+		if !slices.ContainsFunc(in.events(), func(e event) bool {
+			return e.Event == issuer.EventToken && e.Outcome == outcome && e.Client == "payments" && e.Reason == reason && (e.Thumbprint != "") == (reason == "") && e.Address == "127.0.0.1"
+		}) {
+			t.Errorf("no %s token of payments on record", outcome)
+		}
+	}
+}
+
+// event is what these tests read of a record.
+type event struct {
+	Event      string `json:"event"`
+	Outcome    string `json:"outcome"`
+	Reason     string `json:"reason"`
+	Client     string `json:"client"`
+	Thumbprint string `json:"x5t#S256"`
+	Address    string `json:"address"`
+}
+
+// events are the records of the journal.
+func (in *instance) events() []event {
+	in.tb.Helper()
+	var all []event
+	for line := range strings.Lines(in.journal()) {
+		var e event
+		if err := json.Unmarshal([]byte(line), &e); err != nil {
+			in.tb.Fatal(err)
+		}
+		all = append(all, e)
+	}
+	return all
 }
 
 // The profile in the data folder is replaced at half its life, left alone before, and given up when it was moved

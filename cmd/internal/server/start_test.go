@@ -107,6 +107,23 @@ func TestIdentityIsSettledOnce(t *testing.T) {
 	}
 }
 
+// A folder is one service's: another is told so, and what it would have bound stays free.
+func TestFolderIsLocked(t *testing.T) {
+	t.Parallel()
+	data := t.TempDir()
+	first := &service{cfg: testConfig(t, data), log: discard()}
+	if err := first.open(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	second := &service{cfg: testConfig(t, data), log: discard()}
+	if err := second.open(t.Context()); !errors.Is(err, store.ErrLocked) {
+		t.Errorf("a second service on the folder: %v", err)
+	}
+	if err := errors.Join(second.close(), first.close()); err != nil {
+		t.Error(err)
+	}
+}
+
 // Our own certificate has the names of both listeners, which no client may have.
 func TestOwnNames(t *testing.T) {
 	t.Parallel()
