@@ -194,6 +194,7 @@ func testVouching(f *fixture) {
 	dns := "tls_client_auth_san_dns"
 	for name, bad := range map[string]Client{
 		"unknown method":              {AuthMethod: "client_secret_basic"},
+		"unknown method with one":     {AuthMethod: "client_secret_basic", Certificates: [][]byte{der}},
 		"kind without value":          {SubjectKind: dns},
 		"value without kind":          {SubjectValue: "a"},
 		"own CA, own certificate":     {Certificates: [][]byte{der}},
@@ -546,6 +547,15 @@ func testPendingVoid(f *fixture) {
 	list, err := f.Pending(f.ctx())
 	ok(f.t, err)
 	same(f.t, list, []Pending{left})
+	for _, id := range []string{"alice", "bob"} {
+		_, err = f.AddPending(f.ctx(), Pending{Kind: "x", RequestedBy: id})
+		want(f.t, err, ErrClientDisabled)
+		_, err = f.TakePending(f.ctx(), left.ID, id)
+		want(f.t, err, ErrClientDisabled)
+	}
+	ok(f.t, f.EnableClient(f.ctx(), "alice"))
+	_, err = f.TakePending(f.ctx(), left.ID, "alice")
+	ok(f.t, err)
 }
 
 // Two live children of one parent with different keys: somebody else holds what the client was given.

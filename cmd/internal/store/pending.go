@@ -20,8 +20,8 @@ const (
 )
 
 // AddPending keeps a request until another operator confirms it, and returns it with its ID and times, which are set
-// here. The error is ErrTooManyPending while 100 wait. Requests that expired, and those of an operator who is disabled
-// or removed, are deleted.
+// here. Errors: ErrTooManyPending while 100 wait, ErrClientDisabled for an operator who is disabled or removed; that deletes
+// what the operator asked for, too.
 func (s *Store) AddPending(ctx context.Context, p Pending) (Pending, error) {
 	if p.Kind == "" || p.RequestedBy == "" {
 		return Pending{}, errors.New("a request needs a kind and somebody who asks")
@@ -33,6 +33,9 @@ func (s *Store) AddPending(ctx context.Context, p Pending) (Pending, error) {
 	p.CreatedAt = asStored(s.now())
 	p.ExpiresAt = p.CreatedAt.Add(pendingLife)
 	err := s.change(ctx, func(c *change) error {
+		if err := c.checkOperator(p.RequestedBy); err != nil {
+			return err
+		}
 		if _, err := c.exec("pending_requests", expirePending, moment(p.CreatedAt)); err != nil {
 			return err
 		}
@@ -64,9 +67,10 @@ func (s *Store) Pending(ctx context.Context) ([]Pending, error) {
 }
 
 // TakePending removes a request that confirmer, a client id, confirms, and returns it for the caller to carry out: of
-// many callers, one gets it. Errors: ErrNotFound, ErrPendingExpired, and ErrSamePerson for who asked; then it stays.
+// many callers, one gets it. Errors: ErrNotFound, ErrPendingExpired, ErrClientDisabled, and ErrSamePerson for who asked;
+// then it stays.
 func (s *Store) TakePending(ctx context.Context, id, confirmer string) (Pending, error) {
-	return s.takePending(ctx, "confirm", id, func(p Pending) error {
+	return s.takePending(ctx, "confirm", id, func(c *change, p Pending) error {
 		switch {
 		case confirmer == "":
 			return errors.New("nobody confirms it")
@@ -75,24 +79,24 @@ func (s *Store) TakePending(ctx context.Context, id, confirmer string) (Pending,
 		case !s.now().Before(p.ExpiresAt):
 			return ErrPendingExpired
 		}
-		return nil
+		return c.checkOperator(confirmer)
 	})
 }
 
 // DropPending removes a request that somebody rejects, or that who asked withdraws, and returns it. The error is
 // ErrNotFound.
 func (s *Store) DropPending(ctx context.Context, id string) (Pending, error) {
-	return s.takePending(ctx, "reject", id, func(Pending) error { return nil })
+	return s.takePending(ctx, "reject", id, func(*change, Pending) error { return nil })
 }
 
-func (s *Store) takePending(ctx context.Context, verb, id string, judge func(Pending) error) (Pending, error) {
+func (s *Store) takePending(ctx context.Context, verb, id string, judge func(*change, Pending) error) (Pending, error) {
 	var p Pending
 	err := s.change(ctx, func(c *change) error {
 		var err error
 		if p, err = scanPending(c.tx.QueryRowContext(c.ctx, queryPending+forUpdate, id)); err != nil {
 			return err
 		}
-		if err := judge(p); err != nil {
+		if err := judge(c, p); err != nil {
 			return err
 		}
 		_, err = c.exec("pending_requests", deletePending, id)
@@ -102,6 +106,22 @@ func (s *Store) takePending(ctx context.Context, verb, id string, judge func(Pen
 		return Pending{}, fmt.Errorf("%s request %q: %w", verb, id, err)
 	}
 	return p, nil
+}
+
+// checkOperator refuses a client that is disabled or was removed: since its request was let in, perhaps. Whether somebody
+// else is an operator is the caller's to know.
+func (c *change) checkOperator(id string) error {
+	client, err := c.lockClient(id)
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if client.Disabled || !client.RemovedAt.IsZero() {
+		return ErrClientDisabled
+	}
+	return nil
 }
 
 func scanPending(r row) (Pending, error) {
