@@ -225,6 +225,48 @@ func TestHierarchy_Check(t *testing.T) {
 	}
 }
 
+// What is stored is held against itself and against the public copies at every start.
+func TestHierarchy_Load(t *testing.T) {
+	t.Parallel()
+	_, db := testRegistry(t)
+	data, now := t.TempDir(), time.Now()
+	load := func() (*hierarchy, error) { return loadHierarchy(t.Context(), db.Store, data, "Test", now) }
+	first, err := load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := load()
+	if err != nil || !again.issuing.Equal(first.issuing) || !again.root.Equal(first.root) || !samePublicKey(again.issuingKey.Public(), first.issuingKey.Public()) {
+		t.Fatalf("the hierarchy changed over a restart: %v", err)
+	}
+	if info, err := os.Stat(filepath.Join(data, "ca")); err != nil || info.Mode().Perm() != 0o700 {
+		t.Errorf("%v, %v", info, err)
+	}
+	other, err := stepca.NewHierarchy("Other", now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, tc := range map[string]struct {
+		key   crypto.Signer
+		chain []*x509.Certificate
+		want  string
+	}{
+		"another key":       {other.IssuingKey, []*x509.Certificate{first.issuing, first.root}, "key"},
+		"another hierarchy": {other.IssuingKey, []*x509.Certificate{other.Issuing, other.Root}, "ca"},
+	} {
+		row, err := sealable(purposeIssuing, tc.key, now, tc.chain...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := db.PutKey(t.Context(), row); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := load(); err == nil || !strings.Contains(err.Error(), tc.want) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 // halves is a key whose public half is another's.
 type halves struct {
 	crypto.Signer
