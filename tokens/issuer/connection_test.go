@@ -54,6 +54,16 @@ func enrolForeign(t *testing.T, s *service) tls.Certificate {
 	return s.enrolForeign(t, "payments", s.partner)
 }
 
+// enrolOutliving registers a client whose certificate is valid before its authority's and long after it.
+func enrolOutliving(t *testing.T, s *service) tls.Certificate {
+	t.Helper()
+	s.enrolForeign(t, "payments", s.partner)
+	return s.partner.Issue(t, mtlstest.Leaf{
+		DNSNames:  []string{dnsName("payments")},
+		NotBefore: time.Now().Add(-24 * time.Hour), NotAfter: time.Now().AddDate(20, 0, 0),
+	})
+}
+
 func enrolSelfSigned(t *testing.T, s *service) tls.Certificate {
 	t.Helper()
 	return s.enrolSelfSigned(t, "payments")
@@ -80,6 +90,12 @@ var foreignChanges = []change{
 		s.lists("payments").publish(t, s.partner, 20*time.Minute)
 		s.advance(30 * time.Minute)
 	}, enrolForeign},
+	{"foreign: authority expired", "certificate_untrusted", func(_ *testing.T, s *service, _ tls.Certificate) {
+		s.advance(11 * 365 * 24 * time.Hour)
+	}, enrolOutliving},
+	{"foreign: before the authority's time", "certificate_untrusted", func(_ *testing.T, s *service, _ tls.Certificate) {
+		s.advance(-2 * time.Hour)
+	}, enrolOutliving},
 	{"foreign: expired", "certificate_expired", func(_ *testing.T, s *service, _ tls.Certificate) {
 		s.advance(2 * time.Hour)
 	}, enrolForeign},

@@ -199,15 +199,12 @@ func (c *Client) judgeVouched(peer *mtls.Peer, now time.Time) *tokens.Error {
 	}
 	chain, err := peer.ChainTo(c.Anchors, now)
 	if err != nil {
-		if errors.Is(err, mtls.ErrExpired) || errors.Is(err, mtls.ErrNotYetValid) {
-			return unauthenticated(peer, "chain_outside_validity")
-		}
-		return unauthenticated(peer, "certificate_untrusted")
+		return because(unauthenticated(peer, "certificate_untrusted"), err)
 	}
 	if refused := c.judgeRevocation(peer, chain, now); refused != nil {
 		return refused
 	}
-	if c.Subject.IsZero() || !c.Subject.Matches(peer.Certificate()) {
+	if !c.Subject.Matches(peer.Certificate()) { // the zero value matches nothing
 		return unauthenticated(peer, "subject_mismatch")
 	}
 	return nil
@@ -226,9 +223,7 @@ func (c *Client) judgeRevocation(peer *mtls.Peer, chain []*x509.Certificate, now
 	if errors.Is(err, ErrRevoked) {
 		reason = "certificate_revoked"
 	}
-	refused := unauthenticated(peer, reason)
-	refused.Err = err // for the log
-	return refused
+	return because(unauthenticated(peer, reason), err)
 }
 
 // judgeEntry holds the certificate to the inventory, for clients of our own CA.
@@ -326,6 +321,12 @@ func unauthenticated(peer *mtls.Peer, reason string) *tokens.Error {
 		return refusal(tokens.CodeInvalidClient, reason, "no client certificate was presented on this connection")
 	}
 	return refusal(tokens.CodeInvalidClient, reason, "the certificate of this connection does not authenticate the client")
+}
+
+// because adds what happened, for the log.
+func because(e *tokens.Error, err error) *tokens.Error {
+	e.Err = err
+	return e
 }
 
 // refuse records a refusal and returns it. A refusal that cannot be recorded stands all the same: it gives nothing away.

@@ -14,10 +14,13 @@ import (
 	"crypto/x509/pkix"
 	"errors"
 	"io"
+	"log/slog"
 	"math/big"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -527,6 +530,34 @@ func TestRFC5280_6_3_RevokedByForeignAuthority(t *testing.T) {
 	s.wantRefused(t, cert, "payments", "revocation_unknown")
 	s.registry.changeClient("payments", func(c *Client) { c.Revocation = nil })
 	s.wantServed(t, cert, "payments")
+}
+
+// Why a chain is not trusted or its status unknown is for the operator's log, and for nobody else.
+func TestCauseIsLogged(t *testing.T) {
+	t.Parallel()
+	var log strings.Builder
+	s := newService(t, func(c *Config) {
+		c.Logger = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	})
+	peer := mtlstest.PeerOf(s.enrolForeign(t, "payments", s.partner))
+	s.lists("payments").withdraw()
+	refused := func(reason, cause string) {
+		log.Reset()
+		_, err := s.Authenticate(t.Context(), "payments", peer)
+		wantError(t, err, tokens.CodeInvalidClient, reason)
+		if !strings.Contains(log.String(), cause) {
+			t.Errorf("logged %s, want %q", log.String(), cause)
+		}
+		w := httptest.NewRecorder()
+		WriteError(w, request(t, s.mtlsURL, ""), s.issuer, err)
+		if body := w.Body.String(); strings.Contains(body, cause) || strings.Contains(body, reason) {
+			t.Errorf("told %s", body)
+		}
+	}
+	refused("revocation_unknown", "no revocation list")
+	anchors := s.ca.Anchors(t)
+	s.registry.changeClient("payments", func(c *Client) { c.Anchors = anchors })
+	refused("certificate_untrusted", "unknown authority")
 }
 
 // XP-11: RFC 5280, Section 6.3: revocation is judged of a chain that is trusted, and of nothing that a stranger made up.
