@@ -64,22 +64,39 @@ type KEKSource struct {
 	File  string // a file with it that must exist
 }
 
+// KEKError is a key-encryption key that cannot be used. Hint says what to do about it.
+type KEKError struct {
+	Err  error
+	Hint string
+}
+
+// Error names the file and never quotes its contents.
+func (e *KEKError) Error() string { return e.Err.Error() }
+
+// Unwrap returns the cause.
+func (e *KEKError) Unwrap() error { return e.Err }
+
 // maxKEKFile bounds what is read of a key file.
 const maxKEKFile = 256
 
 // LoadKEK returns the key-encryption key, 32 bytes. Without a source it is in dir/kek, which is made only when the
-// database dbPath does not exist yet: a new key beside an old database could open nothing. Errors name the file and
-// never its contents.
+// database dbPath does not exist yet: a new key beside an old database could open nothing. What is wrong with a key is
+// a KEKError.
 func LoadKEK(dir, dbPath string, src KEKSource) ([]byte, error) {
 	switch {
 	case src.Value != "":
 		key, err := decodeKEK([]byte(src.Value))
 		if err != nil {
-			return nil, fmt.Errorf("the key-encryption key in the environment: %w", err)
+			return nil, &KEKError{fmt.Errorf("the key-encryption key in the environment: %w", err),
+				"set CERTBOUND_KEK to the whole key that belongs to this database: 32 bytes in base64"}
 		}
 		return key, nil
 	case src.File != "":
-		return readKEK(src.File)
+		key, err := readKEK(src.File)
+		if errors.Is(err, fs.ErrNotExist) {
+			err = &KEKError{err, "put the file where the configuration says, or correct kek_file there"}
+		}
+		return key, err
 	}
 	name := filepath.Join(dir, "kek")
 	key, err := readKEK(name)
@@ -91,8 +108,8 @@ func LoadKEK(dir, dbPath string, src KEKSource) ([]byte, error) {
 		return nil, statErr
 	}
 	if found {
-		return nil, fmt.Errorf("the key-encryption key %s is missing, but the database %s is there: put back the key that belongs to it",
-			name, dbPath)
+		return nil, &KEKError{fmt.Errorf("the key-encryption key %s is missing, but the database %s is there", name, dbPath),
+			"put back the key that belongs to this database: without it no stored private key can be read"}
 	}
 	return makeKEK(dir, name)
 }
@@ -108,10 +125,11 @@ func readKEK(name string) ([]byte, error) {
 		return nil, err
 	}
 	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("the key-encryption key %s is not a regular file", name)
+		return nil, &KEKError{fmt.Errorf("the key-encryption key %s is not a regular file", name), "put the key's file there"}
 	}
 	if perm := info.Mode().Perm(); perm&0o077 != 0 {
-		return nil, fmt.Errorf("the key-encryption key %s can be read by other users (mode %04o): chmod 600 %s", name, perm, name)
+		return nil, &KEKError{fmt.Errorf("the key-encryption key %s can be read by other users (mode %04o)", name, perm),
+			"chmod 600 " + name + "; if others did read it, the stored private keys are no secret any more"}
 	}
 	text, err := io.ReadAll(io.LimitReader(f, maxKEKFile+1))
 	if err != nil {
@@ -119,7 +137,8 @@ func readKEK(name string) ([]byte, error) {
 	}
 	key, err := decodeKEK(text)
 	if err != nil {
-		return nil, fmt.Errorf("the key-encryption key %s: %w", name, err)
+		return nil, &KEKError{fmt.Errorf("the key-encryption key %s: %w", name, err),
+			"put back the whole file, from the backup that belongs to this database"}
 	}
 	return key, nil
 }

@@ -371,6 +371,9 @@ func TestBadKEK(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), file) || len(test.text) > 10 && strings.Contains(err.Error(), test.text) {
 				t.Errorf("%s: error is %v", name, err)
 			}
+			if told, ok := errors.AsType[*KEKError](err); !ok || told.Hint == "" {
+				t.Errorf("%s: error %v has no hint", name, err)
+			}
 		}
 		if got := contents(t, file); string(got) != test.text {
 			t.Errorf("%s: the file was changed", name)
