@@ -14,7 +14,12 @@ package trust
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/certbound/certbound/cmd/internal/fetch"
@@ -72,36 +77,238 @@ type Config struct {
 }
 
 // Manager holds the trusts. It is safe for concurrent use.
-type Manager struct{}
+type Manager struct {
+	store   Store
+	fetcher *fetch.Fetcher
+	events  Events
+	logger  *slog.Logger
+	now     func() time.Time
+
+	// work is held by whoever reads files or rows, or takes over a list, and never while something is fetched. It comes
+	// before mu.
+	work  sync.Mutex
+	files map[string]*authority // by name; the map never changes
+	rows  map[string]*authority // by name
+
+	mu        sync.Mutex
+	published map[string]published // by name
+	epoch     uint64               // counts changes of the database's trusts
+	loaded    uint64               // the epoch that rows show
+	sets      map[setKey]*keySet
+	troubles  map[string]map[string]string // by name and part; an empty part is well
+	listeners []func()
+}
+
+// published is what Anchors answers for one trust.
+type published struct {
+	anchors    *mtls.Anchors
+	revocation issuer.Revocation // nil when it is off
+	err        error             // why the trust cannot be used at all
+}
 
 // New reads the files of c and returns a Manager. It fails on every CA file that cannot be used, and on a trust that is
 // told to judge revocation without a list. A revocation list that cannot be read is no reason not to begin: with Hard,
 // its authority's clients are refused until there is one. Nothing is fetched and nothing runs before Run.
-func New(c Config) (*Manager, error) { return nil, errors.ErrUnsupported }
+func New(c Config) (*Manager, error) {
+	if c.Store == nil || c.Fetcher == nil {
+		return nil, errors.New("trust: Store and Fetcher are required")
+	}
+	m := &Manager{
+		store: c.Store, fetcher: c.Fetcher, events: c.Events, logger: c.Logger, now: c.Now,
+		files: make(map[string]*authority), rows: make(map[string]*authority),
+		published: make(map[string]published), epoch: 1,
+		sets: make(map[setKey]*keySet), troubles: make(map[string]map[string]string),
+	}
+	if m.logger == nil {
+		m.logger = slog.New(slog.DiscardHandler)
+	}
+	if m.now == nil {
+		m.now = time.Now
+	}
+	for _, f := range c.Files {
+		if err := m.addFile(f); err != nil {
+			return nil, fmt.Errorf("trust %q: %w", f.Name, err)
+		}
+	}
+	m.store.OnChange(m.forget)
+	return m, nil
+}
+
+// addFile takes one trust of the configuration in.
+func (m *Manager) addFile(f FileTrust) error {
+	if f.Name == "" || m.files[f.Name] != nil {
+		return errors.New("each needs a name of its own")
+	}
+	mode, err := modeOf(f.Revocation, f.CRLFile != "" || f.CRLURL != "")
+	if err != nil {
+		return err
+	}
+	a := m.newAuthority(f.Name)
+	a.mode, a.caFile, a.crlFile, a.crlURL = mode, f.CAFile, f.CRLFile, f.CRLURL
+	if _, err := a.readCA(); err != nil {
+		return err
+	}
+	m.files[f.Name] = a
+	_, _ = m.readListFile(a) // what is wrong with it is reported, and no reason not to begin
+	m.publish(a)
+	return nil
+}
+
+// modeOf returns how revocation is judged; listed says whether there is a place to read a list from.
+func modeOf(mode string, listed bool) (string, error) {
+	switch {
+	case mode == "" && listed:
+		return Hard, nil
+	case mode == "" || mode == Off:
+		return Off, nil
+	case mode != Hard && mode != Soft:
+		return "", fmt.Errorf("revocation %q is not known", mode)
+	case !listed:
+		return "", errors.New("revocation is to be judged, but there is no revocation list")
+	}
+	return mode, nil
+}
 
 // Anchors returns the anchors of a trust and what judges its revocations, nil when that is Off. The same anchors are
 // the same pointer until their bytes change. The Revocation stays up to date by itself. The error is ErrUnknown, or
 // says why the database could not be read or what in it is damaged.
 func (m *Manager) Anchors(ctx context.Context, name string) (*mtls.Anchors, issuer.Revocation, error) {
-	return nil, nil, errors.ErrUnsupported
+	if m.files[name] == nil {
+		if err := m.loadRows(ctx); err != nil {
+			return nil, nil, err
+		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	p, ok := m.published[name]
+	if !ok {
+		return nil, nil, ErrUnknown
+	}
+	if p.err != nil {
+		return nil, nil, p.err
+	}
+	return p.anchors, p.revocation, nil
 }
 
 // Certificates returns the certificates that a client of the method self_signed_tls_client_auth registered: those in
 // its row, or those at its JWKSURI, which are fetched when they are first asked for.
-func (m *Manager) Certificates(client store.Client) issuer.CertificateSet { return nil }
+func (m *Manager) Certificates(client store.Client) issuer.CertificateSet {
+	if client.JWKSURI == "" {
+		return newPinned(client.Certificates)
+	}
+	if len(client.Certificates) > 0 {
+		return contradiction{} // RFC 7591, Section 2: jwks and jwks_uri must not both be there
+	}
+	key := setKey{client.ID, client.Generation, client.JWKSURI}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if k := m.sets[key]; k != nil {
+		return k
+	}
+	k := &keySet{manager: m, name: "jwks:" + client.ID, url: client.JWKSURI, used: m.now()}
+	m.sets[key] = k
+	return k
+}
 
 // OnChange registers f to be called after each change of anchors, revocation lists or published certificates that may
 // alter a decision, so that whoever remembers a client made of them drops it. f must not call Reload, nor wait.
-func (m *Manager) OnChange(f func()) {}
+func (m *Manager) OnChange(f func()) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.listeners = append(m.listeners, f)
+}
 
-// Run keeps everything up to date until ctx is done, and then returns: it looks at the files every two seconds, and
-// fetches lists and published certificates in good time before they are too old.
-func (m *Manager) Run(ctx context.Context) {}
+func (m *Manager) announce() {
+	m.mu.Lock()
+	listeners := slices.Clone(m.listeners)
+	m.mu.Unlock()
+	for _, f := range listeners {
+		f()
+	}
+}
 
-// Reload reads all files and the database and fetches every list now. What cannot be used stays as it was; the error
-// tells all of it.
-func (m *Manager) Reload(ctx context.Context) error { return errors.ErrUnsupported }
+// forget notes that the database's trusts changed. They are read again when they are asked for; this is called within
+// the change, which must not wait.
+func (m *Manager) forget(c store.Change) {
+	if !c.Trusts {
+		return
+	}
+	m.mu.Lock()
+	m.epoch++
+	m.mu.Unlock()
+	m.announce()
+}
 
 // Health tells how each trust and each client's published certificates are: "ok", or what is wrong with them. The names
-// are "trust:NAME" and "jwks:CLIENT".
-func (m *Manager) Health() map[string]string { return nil }
+// are "trust:NAME" and "jwks:CLIENT", and "trusts" when the database's cannot be read.
+func (m *Manager) Health() map[string]string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	health := make(map[string]string)
+	for name := range m.published {
+		health["trust:"+name] = "ok"
+	}
+	for _, k := range m.sets {
+		health[k.name] = "ok"
+	}
+	for name, parts := range m.troubles {
+		var texts []string
+		for _, part := range slices.Sorted(maps.Keys(parts)) {
+			texts = append(texts, parts[part])
+		}
+		if len(texts) > 0 {
+			health[name] = strings.Join(texts, "; ")
+		}
+	}
+	return health
+}
+
+// The parts of a trust that may be in trouble, each by itself.
+const (
+	partCA     = "ca"     // its certificates
+	partFile   = "file"   // the lists that were given
+	partURL    = "url"    // the lists that are fetched
+	partLists  = "lists"  // what all of them say together
+	partStatus = "status" // what a certificate was let through with
+	partRow    = "row"    // a row that a file of the same name stands over
+)
+
+// report notes that a part is in trouble, and raises an alarm unless that is known already; a nil err says that it is
+// well.
+func (m *Manager) report(name, part string, err error) {
+	if err == nil {
+		m.mu.Lock()
+		delete(m.troubles[name], part)
+		m.mu.Unlock()
+		return
+	}
+	if what := err.Error(); m.note(name, part, what) {
+		m.alarm(name, what)
+	}
+}
+
+// note reports whether the trouble is news.
+func (m *Manager) note(name, part, what string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.troubles[name] == nil {
+		m.troubles[name] = make(map[string]string)
+	}
+	before := m.troubles[name][part]
+	// A status is judged at every request, and by what a caller presents: the first trouble stands for all.
+	if before == what || part == partStatus && before != "" {
+		return false
+	}
+	m.troubles[name][part] = what
+	return true
+}
+
+func (m *Manager) alarm(name, what string) {
+	m.logger.Error("trust alarm", "name", name, "what", what)
+	if m.events != nil {
+		m.events.TrustAlarm(name, what)
+	}
+}
+
+// discard forgets the troubles of what is no more. mu is held.
+func (m *Manager) discard(name string) { delete(m.troubles, name) }

@@ -1,0 +1,344 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package trust
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"math/big"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/certbound/certbound/mtls"
+)
+
+// Bounds of what a client publishes, and of how long it is believed.
+const (
+	maxKeySetBytes = 256 << 10
+	maxKeys        = 100
+	// refreshAge is when published certificates are fetched again, maxAge when they are believed no longer.
+	refreshAge = 5 * time.Minute
+	maxAge     = 10 * time.Minute
+	// refetchInterval is the least time between two fetches, whatever certificates are presented meanwhile.
+	refetchInterval = 30 * time.Second
+	fetchTimeout    = 5 * time.Second
+	// idleAge is how long certificates are kept fresh, and in Health, though nobody asks for them.
+	idleAge = time.Hour
+)
+
+// pinned are certificates that were registered by value. It implements issuer.CertificateSet.
+type pinned map[mtls.Thumbprint]bool
+
+func newPinned(ders [][]byte) pinned {
+	p := make(pinned, len(ders))
+	for _, der := range ders {
+		p[sha256.Sum256(der)] = true
+	}
+	return p
+}
+
+// Contains implements issuer.CertificateSet.
+func (p pinned) Contains(_ context.Context, t mtls.Thumbprint) (bool, error) { return p[t], nil }
+
+// contradiction stands for a client with certificates from two places. It implements issuer.CertificateSet.
+type contradiction struct{}
+
+// Contains implements issuer.CertificateSet.
+func (contradiction) Contains(context.Context, mtls.Thumbprint) (bool, error) {
+	return false, errors.New("the client has registered certificates and a jwks_uri")
+}
+
+// setKey names what one registration publishes. A client that was removed and added again is another.
+type setKey struct {
+	client     string
+	generation uint64
+	url        string
+}
+
+// keySet are the certificates at one client's jwks_uri (RFC 8705, Section 2.2.2). It implements issuer.CertificateSet.
+// However many ask at once, one fetch is under way, and there is at most one in refetchInterval.
+type keySet struct {
+	manager *Manager
+	name    string
+	url     string
+
+	mu        sync.Mutex
+	certs     map[mtls.Thumbprint]bool
+	fetched   time.Time     // when the fetch that gave certs began; zero before the first
+	attempted time.Time     // when the last fetch began
+	used      time.Time     // when somebody last asked
+	err       error         // why the last fetch failed; nil when it did not
+	underway  chan struct{} // closed when the fetch under way has ended; nil when there is none
+}
+
+// Contains implements issuer.CertificateSet. It waits for a fetch only when memory cannot say yes.
+func (k *keySet) Contains(ctx context.Context, t mtls.Thumbprint) (bool, error) {
+	known, wait, err := k.lookup(t)
+	if wait == nil {
+		return known, err
+	}
+	select {
+	case <-wait:
+	case <-ctx.Done():
+		return false, ctx.Err()
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.answer(t, k.manager.now())
+}
+
+// lookup answers from memory, or returns a channel that is closed when a fetch worth waiting for has ended.
+func (k *keySet) lookup(t mtls.Thumbprint) (bool, <-chan struct{}, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	now := k.manager.now()
+	k.used = now
+	if k.certs[t] && k.youngerThan(now, maxAge) {
+		if !k.youngerThan(now, refreshAge) {
+			k.fetch(now) // nobody has to wait for it
+		}
+		return true, nil, nil
+	}
+	if k.fetch(now); k.underway != nil {
+		return false, k.underway, nil
+	}
+	known, err := k.answer(t, now)
+	return known, nil, err
+}
+
+// answer is the last word from memory. mu is held.
+func (k *keySet) answer(t mtls.Thumbprint, now time.Time) (bool, error) {
+	usable := k.youngerThan(now, maxAge)
+	switch {
+	case usable && k.certs[t]:
+		return true, nil
+	case k.err != nil: // an unknown certificate may be a new one that we could not hear of
+		return false, k.err
+	case !usable:
+		return false, errors.New("the client's certificates could not be fetched in time")
+	}
+	return false, nil
+}
+
+// youngerThan reports whether certs were fetched less than age ago, by the monotonic clock and by the wall clock: the
+// one stands still while the machine sleeps, the other can be set back. mu is held.
+func (k *keySet) youngerThan(now time.Time, age time.Duration) bool {
+	return !k.fetched.IsZero() && max(now.Sub(k.fetched), now.Round(0).Sub(k.fetched.Round(0))) < age
+}
+
+// fetch begins a fetch unless one is under way or began too recently. mu is held.
+func (k *keySet) fetch(now time.Time) {
+	if k.underway != nil || !k.attempted.IsZero() && now.Sub(k.attempted) < refetchInterval {
+		return
+	}
+	done := make(chan struct{})
+	k.underway, k.attempted = done, now
+	go func() {
+		certs, partly, err := k.download()
+		changed := k.take(certs, err, now)
+		if err == nil {
+			err = partly
+		}
+		k.manager.report(k.name, partURL, err)
+		if changed {
+			k.manager.announce()
+		}
+		close(done)
+	}()
+}
+
+// take ends a fetch and reports whether the certificates are others now.
+func (k *keySet) take(certs map[mtls.Thumbprint]bool, err error, begun time.Time) (changed bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.underway = nil
+	if k.err = err; err != nil {
+		return false
+	}
+	changed = !maps.Equal(k.certs, certs)
+	k.certs, k.fetched = certs, begun // they may have changed since the request was sent
+	return changed
+}
+
+// download reads what is published, once. Its time is bounded by itself and not by the request of whoever asked first.
+func (k *keySet) download() (certs map[mtls.Thumbprint]bool, partly, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), fetchTimeout)
+	defer cancel()
+	data, err := k.manager.fetcher.Get(ctx, k.url, maxKeySetBytes, "application/jwk-set+json", "application/json")
+	if err != nil {
+		return nil, nil, fmt.Errorf("the client's certificates: %w", err)
+	}
+	certs, partly, err = parseKeySet(data)
+	if err != nil {
+		return nil, nil, fmt.Errorf("the client's certificates: %w", err)
+	}
+	return certs, partly, nil
+}
+
+// refresh keeps what is in use fresh, and reports whether nobody has asked for a long time.
+func (k *keySet) refresh(now time.Time) (idle bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if now.Sub(k.used) >= idleAge {
+		return true
+	}
+	if !k.fetched.IsZero() && !k.youngerThan(now, refreshAge) {
+		k.fetch(now)
+	}
+	return false
+}
+
+// parseKeySet reads the certificates of a JSON Web Key Set: the first of "x5c" of each key that has one (RFC 8705,
+// Section 2.2.2; RFC 7517, Section 4.7). A key that contradicts itself, or that may not be a client's, is left out, and
+// partly says why; when nothing is left because of that, it is an error. A set without certificates is one: the client
+// has taken them back.
+func parseKeySet(data []byte) (certs map[mtls.Thumbprint]bool, partly, err error) {
+	set, err := object(data)
+	if err != nil {
+		return nil, nil, fmt.Errorf("not a JSON Web Key Set: %w", err)
+	}
+	var keys []json.RawMessage
+	if err := json.Unmarshal(set["keys"], &keys); err != nil || keys == nil {
+		return nil, nil, errors.New(`not a JSON Web Key Set: no array "keys"`)
+	}
+	if len(keys) > maxKeys {
+		return nil, nil, fmt.Errorf("more than %d keys", maxKeys)
+	}
+	certs = make(map[mtls.Thumbprint]bool)
+	for i, key := range keys {
+		cert, err := parseKey(key)
+		if err != nil {
+			partly = fmt.Errorf("key %d of the client's set is not used: %w", i, err)
+		} else if cert != nil {
+			certs[mtls.ThumbprintOf(cert)] = true
+		}
+	}
+	if len(certs) == 0 && partly != nil {
+		return nil, nil, partly
+	}
+	return certs, partly, nil
+}
+
+// parseKey returns the certificate of one key, nil when it has none or is not for signatures.
+func parseKey(data []byte) (*x509.Certificate, error) {
+	key, err := object(data)
+	if err != nil {
+		return nil, err
+	}
+	if key["x5c"] == nil || key["use"] != nil && text(key["use"]) != "sig" {
+		return nil, nil
+	}
+	// A key whose private part was published is everybody's key.
+	for _, private := range []string{"d", "p", "q", "dp", "dq", "qi", "oth", "k"} {
+		if key[private] != nil {
+			return nil, errors.New("its private part was published")
+		}
+	}
+	cert, err := firstCertificate(key["x5c"])
+	if err != nil {
+		return nil, err
+	}
+	if err := mtls.CheckPublicKey(cert.PublicKey); err != nil {
+		return nil, err
+	}
+	if !sameKey(key, cert) {
+		return nil, errors.New("its certificate is of another key")
+	}
+	return cert, nil
+}
+
+// firstCertificate decodes x5c: base64 of the ordinary alphabet with padding, the key's own certificate first.
+func firstCertificate(x5c json.RawMessage) (*x509.Certificate, error) {
+	var chain []string
+	if err := json.Unmarshal(x5c, &chain); err != nil || len(chain) == 0 {
+		return nil, errors.New("x5c is no array of strings")
+	}
+	der, err := base64.StdEncoding.Strict().DecodeString(chain[0])
+	if err != nil || strings.ContainsAny(chain[0], "\r\n") {
+		return nil, errors.New("x5c is not in base64")
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, fmt.Errorf("x5c: %w", err)
+	}
+	return cert, nil
+}
+
+// sameKey reports whether a JSON Web Key is the certificate's key (RFC 7517, Section 4.7; RFC 7518, Section 6).
+func sameKey(key map[string]json.RawMessage, cert *x509.Certificate) bool {
+	switch pub := cert.PublicKey.(type) {
+	case *rsa.PublicKey:
+		n, e := new(big.Int).SetBytes(octets(key["n"])), new(big.Int).SetBytes(octets(key["e"]))
+		return text(key["kty"]) == "RSA" && n.Cmp(pub.N) == 0 && e.Cmp(big.NewInt(int64(pub.E))) == 0
+	case *ecdsa.PublicKey:
+		point, err := pub.Bytes() // 4, then x and y in full length
+		return err == nil && text(key["kty"]) == "EC" && text(key["crv"]) == pub.Params().Name &&
+			len(octets(key["x"])) == len(octets(key["y"])) &&
+			bytes.Equal(point[1:], append(octets(key["x"]), octets(key["y"])...))
+	case ed25519.PublicKey:
+		return text(key["kty"]) == "OKP" && text(key["crv"]) == "Ed25519" && bytes.Equal(pub, octets(key["x"]))
+	}
+	return false
+}
+
+// text returns a JSON string, "" for anything else.
+func text(raw json.RawMessage) string {
+	var s string
+	if json.Unmarshal(raw, &s) != nil {
+		return ""
+	}
+	return s
+}
+
+// octets returns what a JSON string holds in base64url, nil for anything else.
+func octets(raw json.RawMessage) []byte {
+	b, err := base64.RawURLEncoding.Strict().DecodeString(text(raw))
+	if err != nil {
+		return nil
+	}
+	return b
+}
+
+// object reads a JSON object by the exact names of its members, each of which may be there once.
+func object(data []byte) (map[string]json.RawMessage, error) {
+	d := json.NewDecoder(bytes.NewReader(data))
+	if begin, err := d.Token(); err != nil || begin != json.Delim('{') {
+		return nil, errors.New("no JSON object")
+	}
+	members := make(map[string]json.RawMessage)
+	for d.More() {
+		name, err := d.Token()
+		if err != nil {
+			return nil, errors.New("damaged JSON")
+		}
+		key, _ := name.(string)
+		var value json.RawMessage
+		if err := d.Decode(&value); err != nil {
+			return nil, errors.New("damaged JSON")
+		}
+		if _, twice := members[key]; twice {
+			return nil, errors.New("a member is there twice")
+		}
+		members[key] = value
+	}
+	if _, err := d.Token(); err != nil {
+		return nil, errors.New("damaged JSON")
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return nil, errors.New("something follows the JSON object")
+	}
+	return members, nil
+}
