@@ -178,7 +178,12 @@ func (f *Fetcher) ask(ctx context.Context, u *url.URL, limit int64, accept []str
 		return nil, err
 	}
 	defer response.Body.Close()
-	return read(response, limit)
+	data, err := read(response, limit)
+	if ctx.Err() != nil {
+		// A server that sees us leave may end its answer properly where it stands: half a document that looks whole.
+		return nil, ctx.Err()
+	}
+	return data, err
 }
 
 // read takes the body of a response, if it is one that was asked for.
