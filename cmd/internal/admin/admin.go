@@ -3,11 +3,14 @@
 
 // Package admin is the operators' HTTP API below /admin/v1 and the rules of registration: which client ids, names, scopes
 // and resources may be registered at all. It is for the program's server, which mounts it behind its own resource guard:
-// this package trusts that every request it sees was authorised, and asks the server only who the actor is.
+// this package trusts that every request it sees came with a verified token, asks the server who the actor is and which
+// scopes it holds, and holds every route against those.
 //
-// It refuses what is not exactly one JSON object of known members, names that are reserved or belong to another client,
-// scopes and resources that nobody declared, resources that could be taken for the service itself, and any change that
-// gives authority and could not be recorded. What takes authority away holds even when the journal fails.
+// It refuses what is not exactly one JSON object of known members, what the caller's scopes do not cover, names that are
+// reserved or belong to another client, scopes and resources that nobody declared, resources that could be taken for the
+// service itself, foreign CAs that are our own, and any change that gives authority and could not be recorded. What takes
+// authority away holds even when the journal fails. Where two operators are asked for, what gives operators' rights or
+// changes a trust waits for the second.
 package admin
 
 import (
@@ -102,6 +105,10 @@ type Config struct {
 type api struct {
 	cfg   Config
 	rules rules
+	kinds map[string]kind
+
+	// onlyOperators limits invitations to clients that hold scopes of the operators' API.
+	onlyOperators bool
 
 	// registering is held while a registration is checked and stored, so that no resource leaves between the two.
 	registering sync.Mutex
@@ -109,11 +116,21 @@ type api struct {
 
 // New returns the API as one handler for the paths below [Prefix]; it answers those alone. It is safe for concurrent use.
 func New(cfg Config) (http.Handler, error) {
+	a, err := newAPI(cfg)
+	if err != nil {
+		return nil, err
+	}
+	return a.router(a.routes()), nil
+}
+
+func newAPI(cfg Config) (*api, error) {
 	switch {
 	case cfg.Store == nil || cfg.Authority == nil || cfg.Recorder == nil || cfg.Actor == nil:
 		return nil, errors.New("admin: a store, an authority, a recorder and an actor are required")
 	case cfg.Issuer == "" || cfg.TrustDomain == "":
 		return nil, errors.New("admin: the issuer and the trust domain are required")
+	case cfg.Approvals < 0 || cfg.Approvals > 2:
+		return nil, errors.New("admin: approvals are by one operator or by two")
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -125,31 +142,65 @@ func New(cfg Config) (http.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
-	return (&api{cfg: cfg, rules: rules}).router(), nil
+	a := &api{cfg: cfg, rules: rules}
+	a.kinds = a.allKinds()
+	return a, nil
 }
 
-// verbs maps HTTP methods to handlers; other methods are answered 405 with Allow (RFC 9110, Section 15.5.6).
-type verbs map[string]http.HandlerFunc
+// route is one method of one path.
+type route struct {
+	method, path string
+	event        string   // what the record calls it
+	scopes       []string // of which whoever asks must hold one; the handler may ask for more
+	handle       http.HandlerFunc
+}
 
-func (a *api) router() http.Handler {
+// routes is the whole API and who may ask for what.
+func (a *api) routes() []route {
+	const get, post, put, del = http.MethodGet, http.MethodPost, http.MethodPut, http.MethodDelete
+	one := func(scopes ...string) []string { return scopes }
+	return []route{
+		{get, "/clients", "client.list", one(ScopeRead), read(a, a.listClients)},
+		{get, "/clients/{id}", "client.show", one(ScopeRead), read(a, a.showClient)},
+		{post, "/clients", clientAdd, one(ScopeRegistry, ScopeGrant), a.asked(clientAdd)},
+		{del, "/clients/{id}", "client.remove", one(ScopeRegistry), change(a, "client.remove", a.removeClient)},
+		{post, "/clients/{id}/enable", clientEnable, one(ScopeRegistry, ScopeGrant), a.asked(clientEnable)},
+		{post, "/clients/{id}/disable", "client.disable", one(ScopeRevoke), change(a, "client.disable", a.disableClient)},
+		{post, "/clients/{id}/invite", clientInvite, one(ScopeEnroll, ScopeGrant), a.asked(clientInvite)},
+		{put, "/clients/{id}/certificates", clientCertificates, one(ScopeRegistry, ScopeGrant), a.asked(clientCertificates)},
+		{get, "/resources", "resource.list", one(ScopeRead), read(a, a.listResources)},
+		{post, "/resources", "resource.add", one(ScopeRegistry), change(a, "resource.add", a.addResource)},
+		{del, "/resources", "resource.remove", one(ScopeRegistry), change(a, "resource.remove", a.removeResource)},
+		{get, "/trusts", "trust.list", one(ScopeRead), read(a, a.listTrusts)},
+		{get, "/trusts/{id}", "trust.show", one(ScopeRead), read(a, a.showTrust)},
+		{post, "/trusts", trustAdd, one(ScopeTrust), a.asked(trustAdd)},
+		{put, "/trusts/{id}", trustReplace, one(ScopeTrust), a.asked(trustReplace)},
+		{del, "/trusts/{id}", trustRemove, one(ScopeTrust), a.asked(trustRemove)},
+		{get, "/certificates", "cert.list", one(ScopeRead), read(a, a.listCertificates)},
+		{post, "/certificates/revoke", "cert.revoke", one(ScopeRevoke), change(a, "cert.revoke", a.revoke)},
+		{get, "/approvals", "approval.list", one(ScopeRead), read(a, a.listApprovals)},
+		{post, "/approvals/{id}/confirm", approvalConfirm, one(ScopeGrant, ScopeTrust), a.confirm},
+		{del, "/approvals/{id}", "approval.reject", one(ScopeGrant, ScopeTrust), change(a, "approval.reject", a.rejectApproval)},
+		{get, "/status", "status.show", one(ScopeRead), read(a, a.status)},
+	}
+}
+
+func (a *api) router(routes []route) http.Handler {
+	paths := make(map[string]map[string]http.HandlerFunc)
+	for _, rt := range routes {
+		if paths[rt.path] == nil {
+			paths[rt.path] = make(map[string]http.HandlerFunc)
+		}
+		paths[rt.path][rt.method] = a.guarded(rt)
+	}
 	// Encoded paths let an id hold a slash, as the SPIFFE ids of foreign clients do.
 	r := mux.NewRouter().UseEncodedPath().SkipClean(true)
-	for path, v := range map[string]verbs{
-		"/clients":              {http.MethodPost: change(a, "client.add", http.StatusCreated, a.addClient), http.MethodGet: read(a, a.listClients)},
-		"/clients/{id}":         {http.MethodGet: read(a, a.showClient), http.MethodDelete: change(a, "client.remove", http.StatusOK, a.removeClient)},
-		"/clients/{id}/disable": {http.MethodPost: change(a, "client.disable", http.StatusOK, a.disableClient)},
-		"/clients/{id}/enable":  {http.MethodPost: change(a, "client.enable", http.StatusOK, a.enableClient)},
-		"/clients/{id}/invite":  {http.MethodPost: change(a, "client.invite", http.StatusCreated, a.inviteClient)},
-		"/resources": {http.MethodPost: change(a, "resource.add", http.StatusCreated, a.addResource), http.MethodGet: read(a, a.listResources),
-			http.MethodDelete: change(a, "resource.remove", http.StatusOK, a.removeResource)},
-		"/certificates":        {http.MethodGet: read(a, a.listCertificates)},
-		"/certificates/revoke": {http.MethodPost: change(a, "cert.revoke", http.StatusOK, a.revoke)},
-		"/status":              {http.MethodGet: read(a, a.status)},
-	} {
+	for path, methods := range paths {
 		r.HandleFunc(Prefix+path, func(w http.ResponseWriter, r *http.Request) {
-			handler, ok := v[r.Method]
+			handler, ok := methods[r.Method]
 			if !ok {
-				w.Header().Set("Allow", strings.Join(slices.Sorted(maps.Keys(v)), ", "))
+				// RFC 9110, Section 15.5.6.
+				w.Header().Set("Allow", strings.Join(slices.Sorted(maps.Keys(methods)), ", "))
 				a.refuse(w, r, &Error{Status: http.StatusMethodNotAllowed, Code: codeRequest,
 					Description: "this path does not answer that method", Hint: "see the Allow header"})
 				return
@@ -161,6 +212,17 @@ func (a *api) router() http.Handler {
 		a.refuse(w, r, notFound("no such path", "check the address; the operators' API lives below "+Prefix))
 	})
 	return r
+}
+
+// guarded lets nobody through to a route who holds none of its scopes.
+func (a *api) guarded(rt route) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if err := a.needAny(r.Context(), rt.scopes); err != nil {
+			a.refuseChange(w, r, about(rt.event, pathID(r)), err)
+			return
+		}
+		rt.handle(w, r)
+	}
 }
 
 // none is the body of requests that have nothing to say.
@@ -188,17 +250,21 @@ func read(a *api, f func(*http.Request) (any, error)) http.HandlerFunc {
 	}
 }
 
-// change wraps a handler that changes something: it reads the body, has the change made and recorded, and answers.
-func change[In any](a *api, name string, status int, f func(*http.Request, *In) (*outcome, error)) http.HandlerFunc {
+// change wraps a handler that changes something at once: it reads the body, has the change made and recorded, and answers.
+func change[In any](a *api, name string, f func(*http.Request, *In) (*outcome, error)) http.HandlerFunc {
+	status := http.StatusOK
+	if strings.HasSuffix(name, ".add") {
+		status = http.StatusCreated
+	}
 	return func(w http.ResponseWriter, r *http.Request) {
 		in := new(In)
 		if err := readBody(w, r, in); err != nil {
-			a.refuseChange(w, r, name, clientID(r), err)
+			a.refuseChange(w, r, about(name, pathID(r)), err)
 			return
 		}
 		done, err := f(r, in)
 		if err != nil {
-			a.refuseChange(w, r, name, target(r, in), err)
+			a.refuseChange(w, r, about(name, target(r, in)), err)
 			return
 		}
 		if err := a.settle(r.Context(), name, done); err != nil {
@@ -235,23 +301,39 @@ func (a *api) settle(ctx context.Context, name string, done *outcome) error {
 
 // refuseChange records that a change was refused, then answers. A refusal gives nothing, so it leaves also when the
 // journal fails.
-func (a *api) refuseChange(w http.ResponseWriter, r *http.Request, name, client string, err error) {
-	event := audit.Event{Name: name, Outcome: audit.Refused, Reason: asError(err).Code, Client: client}
+func (a *api) refuseChange(w http.ResponseWriter, r *http.Request, event audit.Event, err error) {
+	event.Outcome, event.Reason = audit.Refused, asError(err).Code
 	if err := a.record(context.WithoutCancel(r.Context()), event); err != nil {
-		a.cfg.Logger.ErrorContext(r.Context(), "a refusal could not be recorded", "event", name, "error", err)
+		a.cfg.Logger.ErrorContext(r.Context(), "a refusal could not be recorded", "event", event.Name, "error", err)
 	}
 	a.refuse(w, r, err)
 }
 
-// target is the client that a request is about, by its path or by its body.
+// about is an event of that name about a client, a trust or a request that waits.
+func about(name, target string) audit.Event {
+	event := audit.Event{Name: name}
+	noun, _, _ := strings.Cut(name, ".")
+	switch {
+	case target == "":
+	case noun == "trust" || noun == "approval":
+		event.Detail = map[string]string{noun: target}
+	default:
+		event.Client = target
+	}
+	return event
+}
+
+// target is the client or trust that a request is about, by its path or by its body.
 func target(r *http.Request, in any) string {
 	switch in := in.(type) {
 	case *ClientRequest:
 		return in.ID
 	case *RevokeRequest:
 		return in.ClientID
+	case *TrustRequest:
+		return cmp.Or(pathID(r), in.Name)
 	}
-	return clientID(r)
+	return pathID(r)
 }
 
 func (a *api) record(ctx context.Context, event audit.Event) error {
@@ -274,7 +356,11 @@ func (a *api) refuse(w http.ResponseWriter, r *http.Request, err error) {
 		_, _, _, correlation := a.cfg.Actor(r.Context())
 		a.cfg.Logger.ErrorContext(r.Context(), "an operator's request failed", "path", r.URL.Path, "error", err, "correlation", correlation)
 	}
-	writeJSON(w, refused.Status, ErrorBody{Code: refused.Code, Description: refused.Description, Hint: refused.Hint})
+	if refused.Scope != "" {
+		// RFC 6750, Section 3: the answer tells which scope a token would need.
+		w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="%s", error="%s", scope="%s"`, a.cfg.Issuer, refused.Code, refused.Scope))
+	}
+	writeJSON(w, refused.Status, ErrorBody{Code: refused.Code, Description: refused.Description, Hint: refused.Hint, Scope: refused.Scope})
 }
 
 func writeJSON(w http.ResponseWriter, status int, v any) {
@@ -289,8 +375,8 @@ func writeJSON(w http.ResponseWriter, status int, v any) {
 	_, _ = w.Write(append(body, '\n')) // the caller is gone: there is nobody to tell
 }
 
-// clientID is the id in the path, or empty where the path has none or is not decodable: no client has that id.
-func clientID(r *http.Request) string {
+// pathID is the id or name in the path, or empty where the path has none or is not decodable: nothing has that id.
+func pathID(r *http.Request) string {
 	id, err := url.PathUnescape(mux.Vars(r)["id"])
 	if err != nil {
 		return ""

@@ -6,6 +6,8 @@ package admin
 import (
 	"errors"
 	"net/http"
+
+	"github.com/certbound/certbound/cmd/internal/audit"
 )
 
 // NewBreakGlass returns what is left when nothing else works, for a socket that only the service's own user can reach:
@@ -17,5 +19,30 @@ func NewBreakGlass(cfg Config) (http.Handler, error) {
 	if cfg.ResetTickets == nil {
 		return nil, errors.New("admin: break-glass needs a way to reset the session tickets")
 	}
-	return nil, errors.ErrUnsupported
+	// Who can open the socket can read the database: there is no scope to be short of, and nobody else to wait for.
+	cfg.Scopes, cfg.Approvals = nil, 0
+	a, err := newAPI(cfg)
+	if err != nil {
+		return nil, err
+	}
+	a.onlyOperators = true
+	return a.router(a.breakGlassRoutes()), nil
+}
+
+func (a *api) breakGlassRoutes() []route {
+	admin := []string{ScopeAdmin}
+	return []route{
+		{http.MethodGet, "/status", "status.show", admin, read(a, a.status)},
+		{http.MethodPost, "/certificates/revoke", "cert.revoke", admin, change(a, "cert.revoke", a.revoke)},
+		{http.MethodPost, "/clients/{id}/disable", "client.disable", admin, change(a, "client.disable", a.disableClient)},
+		{http.MethodPost, "/clients/{id}/invite", clientInvite, admin, a.asked(clientInvite)},
+		{http.MethodPost, "/tickets/reset", "tickets.reset", admin, change(a, "tickets.reset", a.resetTickets)},
+	}
+}
+
+// resetTickets ends all TLS sessions: clients make full handshakes from then on.
+func (a *api) resetTickets(*http.Request, *none) (*outcome, error) {
+	a.cfg.ResetTickets()
+	answer := &Change{Done: "session tickets reset"}
+	return &outcome{answer: answer, events: []audit.Event{{}}, pending: func() { answer.AuditPending = true }}, nil
 }

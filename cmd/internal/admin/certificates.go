@@ -154,6 +154,6 @@ func (a *api) status(r *http.Request) (any, error) {
 	return Status{
 		Issuer: a.cfg.Issuer, TrustDomain: a.cfg.TrustDomain, Version: a.cfg.Version,
 		Clients: stats.Clients, DisabledClients: stats.Disabled, Resources: stats.Resources,
-		Certificates: stats.Certificates, RevokedCertificates: stats.Revoked, OpenCodes: stats.OpenCodes,
+		Certificates: stats.Certificates, RevokedCertificates: stats.Revoked, OpenCodes: stats.OpenCodes, Trusts: stats.Trusts,
 	}, nil
 }

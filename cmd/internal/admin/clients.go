@@ -4,51 +4,107 @@
 package admin
 
 import (
+	"bytes"
+	"cmp"
 	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/certbound/certbound/cmd/internal/audit"
 	"github.com/certbound/certbound/cmd/internal/store"
+	"github.com/certbound/certbound/mtls"
 )
 
-// addClient registers a client and makes its first enrolment code. Nobody has the code before the answer leaves, so a
-// registration that could not be recorded gave nothing.
-func (a *api) addClient(r *http.Request, req *ClientRequest) (*outcome, error) {
-	ctx := r.Context()
-	a.registering.Lock()
-	defer a.registering.Unlock()
+// addClient registers a client, with its first enrolment code where our own CA vouches for it. Nobody has the code before
+// the answer leaves, so a registration that could not be recorded gave nothing.
+func (a *api) addClient(ctx context.Context, _ string, req *ClientRequest) (*proposal, error) {
 	resources, err := a.cfg.Store.Resources(ctx)
 	if err != nil {
 		return nil, unavailable(err)
 	}
-	client, err := a.rules.client(req, resources)
+	client, err := a.rules.client(req, resources, a.cfg.Now())
 	if err != nil {
 		return nil, err
 	}
-	text, code, err := a.cfg.Authority.NewCode(client.ID)
-	if err != nil {
-		return nil, unavailable(err)
+	if err := a.checkNew(ctx, client); err != nil {
+		return nil, clientError(client.ID, err)
 	}
-	client, err = a.cfg.Store.AddClient(ctx, client, &code)
-	if err != nil {
-		return nil, clientError(req.ID, err)
+	view := clientView(client)
+	return &proposal{
+		event: audit.Event{Client: client.ID, Scope: client.Scopes, Detail: registration(client, req.AllowReserved)},
+		needs: registrationNeeds(client), waits: operator(client), shown: shown{Client: &view},
+		do: func(ctx context.Context) (*outcome, error) { return a.register(ctx, client) },
+	}, nil
+}
+
+// checkNew refuses a client that exists, and one whose name in a certificate of our CA would be that by which another one,
+// of a foreign CA, is recognised, or the other way round.
+func (a *api) checkNew(ctx context.Context, client store.Client) error {
+	if _, err := a.cfg.Store.Client(ctx, client.ID); !errors.Is(err, store.ErrNotFound) {
+		return cmp.Or(err, store.ErrExists)
+	}
+	if client.Trust == "" && len(client.DNS)+len(client.IPs)+len(client.URIs) == 0 {
+		return nil
+	}
+	for after := ""; ; {
+		others, err := a.cfg.Store.Clients(ctx, after, maxPage)
+		if err != nil {
+			return err
+		}
+		for _, other := range others {
+			if name := collides(client, other); name != "" {
+				return &store.NameTakenError{Name: name, ClientID: other.ID}
+			}
+			after = other.ID
+		}
+		if len(others) < maxPage {
+			return nil
+		}
+	}
+}
+
+func (a *api) register(ctx context.Context, client store.Client) (*outcome, error) {
+	var code *store.Code
+	answer := Invitation{ClientID: client.ID, AuthMethod: client.AuthMethod}
+	if enrols(client) {
+		text, made, err := a.cfg.Authority.NewCode(client.ID)
+		if err != nil {
+			return nil, unavailable(err)
+		}
+		code, answer = &made, invitation(client, text, made.ExpiresAt)
+	}
+	if _, err := a.cfg.Store.AddClient(ctx, client, code); err != nil {
+		return nil, clientError(client.ID, err)
 	}
 	return &outcome{
-		answer: invitation(client, text, code.ExpiresAt),
-		events: []audit.Event{{Client: client.ID, Scope: client.Scopes, Detail: registration(client, req.AllowReserved)}},
+		answer: answer,
 		undo:   func(ctx context.Context) error { return a.cfg.Store.RemoveClient(ctx, client.ID) },
 	}, nil
 }
 
+// enrols reports whether our own CA vouches for the client.
+func enrols(c store.Client) bool { return c.AuthMethod == byCA && c.Trust == "" }
+
 // registration is what the record keeps of a registration.
 func registration(c store.Client, allowReserved bool) map[string]string {
 	detail := map[string]string{"usage": c.Usage}
-	for name, values := range map[string][]string{"resources": c.Resources, "dns_names": c.DNS, "ip_addresses": c.IPs, "uris": c.URIs} {
+	for name, values := range map[string][]string{
+		"resources": c.Resources, "dns_names": c.DNS, "ip_addresses": c.IPs, "uris": c.URIs, "x5t#S256": thumbprints(c.Certificates),
+	} {
 		if len(values) > 0 {
 			detail[name] = strings.Join(values, " ")
 		}
+	}
+	if c.Trust != "" {
+		detail["trust"], detail[c.SubjectKind] = c.Trust, c.SubjectValue
+	}
+	if c.JWKSURI != "" {
+		detail["jwks_uri"] = c.JWKSURI
 	}
 	if c.TokenTTL > 0 {
 		detail["token_ttl"] = c.TokenTTL.String()
@@ -64,25 +120,88 @@ func invitation(c store.Client, text string, expires time.Time) Invitation {
 	return Invitation{ClientID: c.ID, AuthMethod: c.AuthMethod, Code: text, CodeExpiresAt: &expires}
 }
 
-// inviteClient makes a new enrolment code; the store voids older ones.
-func (a *api) inviteClient(r *http.Request, _ *none) (*outcome, error) {
-	ctx, id := r.Context(), clientID(r)
+// inviteClient makes a new enrolment code; the store voids older ones. Whoever has the code of an operator is that
+// operator, so it takes the scope to make operators.
+func (a *api) inviteClient(ctx context.Context, id string, _ *none) (*proposal, error) {
 	client, err := a.cfg.Store.Client(ctx, id)
 	if err != nil {
 		return nil, clientError(id, err)
 	}
-	text, code, err := a.cfg.Authority.NewCode(id)
-	if err != nil {
-		return nil, unavailable(err)
+	if a.onlyOperators && !operator(client) {
+		return nil, &Error{Status: http.StatusForbidden, Code: codeRequest,
+			Description: fmt.Sprintf("client '%s' is no operator: break-glass invites nobody else", id), Hint: "enrol as an operator first, then invite it"}
 	}
-	if err := a.cfg.Store.Invite(ctx, id, code); err != nil {
+	p := concerning(client, ScopeEnroll)
+	p.do = func(ctx context.Context) (*outcome, error) {
+		text, code, err := a.cfg.Authority.NewCode(id)
+		if err != nil {
+			return nil, unavailable(err)
+		}
+		if err := a.cfg.Store.Invite(ctx, id, code); err != nil {
+			return nil, clientError(id, err)
+		}
+		return &outcome{
+			answer: invitation(client, text, code.ExpiresAt),
+			undo:   func(context.Context) error { return nil }, // the code leaves with the answer or not at all
+		}, nil
+	}
+	return p, nil
+}
+
+// concerning is a proposal about a client that exists: it takes the scope, or another one where the client is an operator.
+func concerning(client store.Client, scope string) *proposal {
+	view := clientView(client)
+	p := &proposal{event: audit.Event{Client: client.ID}, needs: []string{scope}, shown: shown{Client: &view}}
+	if operator(client) {
+		p.needs, p.waits = []string{ScopeGrant}, true
+	}
+	return p
+}
+
+// setCertificates replaces the certificates of a client that registered its own: whoever has the key of a new one is that
+// client from then on.
+func (a *api) setCertificates(ctx context.Context, id string, req *CertificatesRequest) (*proposal, error) {
+	client, err := a.cfg.Store.Client(ctx, id)
+	if err != nil {
 		return nil, clientError(id, err)
 	}
-	return &outcome{
-		answer: invitation(client, text, code.ExpiresAt),
-		events: []audit.Event{{Client: id}},
-		undo:   func(context.Context) error { return nil }, // the code leaves with the answer or not at all
-	}, nil
+	if len(client.Certificates) == 0 {
+		return nil, clientError(id, store.ErrNotPinned)
+	}
+	before := client.Certificates
+	if client.Certificates, err = a.rules.pinned(req.Certificates, req.AllowReserved, a.cfg.Now()); err != nil {
+		return nil, err
+	}
+	onlyTakes := !slices.ContainsFunc(client.Certificates, func(der []byte) bool {
+		return !slices.ContainsFunc(before, func(old []byte) bool { return bytes.Equal(der, old) })
+	})
+	p := concerning(client, ScopeRegistry)
+	p.event.Detail = map[string]string{"x5t#S256": strings.Join(thumbprints(client.Certificates), " ")}
+	if onlyTakes {
+		p.needs, p.waits = nil, false
+	}
+	p.do = func(ctx context.Context) (*outcome, error) {
+		if err := a.cfg.Store.SetClientCertificates(ctx, id, client.Certificates); err != nil {
+			return nil, clientError(id, err)
+		}
+		answer := &Change{ClientID: id, Done: "certificates replaced"}
+		if onlyTakes {
+			return &outcome{answer: answer, pending: func() { answer.AuditPending = true }}, nil
+		}
+		return &outcome{
+			answer: answer,
+			undo:   func(ctx context.Context) error { return a.cfg.Store.SetClientCertificates(ctx, id, before) },
+		}, nil
+	}
+	return p, nil
+}
+
+func thumbprints(ders [][]byte) []string {
+	var list []string
+	for _, der := range ders {
+		list = append(list, mtls.Thumbprint(sha256.Sum256(der)).String())
+	}
+	return list
 }
 
 func (a *api) disableClient(r *http.Request, _ *none) (*outcome, error) {
@@ -95,7 +214,7 @@ func (a *api) removeClient(r *http.Request, _ *none) (*outcome, error) {
 
 // takeAway makes a change to a client that holds also without a record.
 func takeAway(r *http.Request, done string, f func(context.Context, string) error) (*outcome, error) {
-	id := clientID(r)
+	id := pathID(r)
 	if err := f(r.Context(), id); err != nil {
 		return nil, clientError(id, err)
 	}
@@ -103,29 +222,31 @@ func takeAway(r *http.Request, done string, f func(context.Context, string) erro
 	return &outcome{answer: answer, events: []audit.Event{{Client: id}}, pending: func() { answer.AuditPending = true }}, nil
 }
 
-func (a *api) enableClient(r *http.Request, _ *none) (*outcome, error) {
-	id := clientID(r)
-	before, err := a.cfg.Store.Client(r.Context(), id)
+func (a *api) enableClient(ctx context.Context, id string, _ *none) (*proposal, error) {
+	before, err := a.cfg.Store.Client(ctx, id)
 	if err != nil {
 		return nil, clientError(id, err)
 	}
-	if err := a.cfg.Store.EnableClient(r.Context(), id); err != nil {
-		return nil, clientError(id, err)
+	p := concerning(before, ScopeRegistry)
+	p.do = func(ctx context.Context) (*outcome, error) {
+		if err := a.cfg.Store.EnableClient(ctx, id); err != nil {
+			return nil, clientError(id, err)
+		}
+		return &outcome{
+			answer: &Change{ClientID: id, Done: "enabled"},
+			undo: func(ctx context.Context) error {
+				if !before.Disabled {
+					return nil // it was enabled all along
+				}
+				return a.cfg.Store.DisableClient(ctx, id)
+			},
+		}, nil
 	}
-	return &outcome{
-		answer: &Change{ClientID: id, Done: "enabled"},
-		events: []audit.Event{{Client: id}},
-		undo: func(ctx context.Context) error {
-			if !before.Disabled {
-				return nil // it was enabled all along
-			}
-			return a.cfg.Store.DisableClient(ctx, id)
-		},
-	}, nil
+	return p, nil
 }
 
 func (a *api) showClient(r *http.Request) (any, error) {
-	id := clientID(r)
+	id := pathID(r)
 	client, err := a.cfg.Store.Client(r.Context(), id)
 	if err != nil {
 		return nil, clientError(id, err)
@@ -158,6 +279,10 @@ func clientView(c store.Client) Client {
 		DNSNames: present(c.DNS), IPAddresses: present(c.IPs), URIs: present(c.URIs),
 		Usage: c.Usage, Resources: present(c.Resources), TokenTTLSeconds: int64(c.TokenTTL / time.Second),
 		Disabled: c.Disabled, Generation: c.Generation, CreatedAt: c.CreatedAt.UTC(), UpdatedAt: c.UpdatedAt.UTC(),
+		Trust: c.Trust, JWKSURI: c.JWKSURI,
+	}
+	for _, der := range c.Certificates {
+		view.Certificates = append(view.Certificates, certificateSummary(der))
 	}
 	for kind, member := range map[string]*string{
 		"tls_client_auth_subject_dn": &view.SubjectDN, "tls_client_auth_san_dns": &view.SANDNS, "tls_client_auth_san_uri": &view.SANURI,

@@ -19,15 +19,20 @@ import (
 
 // Bounds on a request body, judged before anything is made of it.
 const (
-	maxBody  = 64 << 10
-	maxDepth = 8
+	maxBody      = 64 << 10
+	maxTrustBody = 1 << 20 // a foreign CA may bring its revocation list; a larger one is fetched
+	maxDepth     = 8
 )
 
 // readBody reads the request's JSON object into v, a pointer to a struct. encoding/json alone would take the last of two
 // members of one name and match names in any letter case, so that what was checked and what is used could differ; here
 // every member is named exactly as v declares it and occurs once.
 func readBody(w http.ResponseWriter, r *http.Request, v any) error {
-	raw, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	most := int64(maxBody)
+	if _, ok := v.(*TrustRequest); ok {
+		most = maxTrustBody
+	}
+	raw, err := io.ReadAll(http.MaxBytesReader(w, r.Body, most))
 	if err != nil {
 		return bodyReadError(err)
 	}
@@ -43,9 +48,9 @@ func readBody(w http.ResponseWriter, r *http.Request, v any) error {
 }
 
 func bodyReadError(err error) error {
-	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
+	if most, ok := errors.AsType[*http.MaxBytesError](err); ok {
 		return &Error{Status: http.StatusRequestEntityTooLarge, Code: codeRequest,
-			Description: fmt.Sprintf("the body is longer than %d bytes", maxBody), Hint: "send less"}
+			Description: fmt.Sprintf("the body is longer than %d bytes", most.Limit), Hint: "send less; a long revocation list goes by its address"}
 	}
 	return invalidRequest("the body could not be read", "send it again", err)
 }

@@ -13,22 +13,26 @@ import (
 	"github.com/certbound/certbound/cmd/internal/store"
 )
 
-// The codes are registered ones: RFC 6749, Section 5.2; RFC 7591, Section 3.2.2; RFC 8707, Section 2. What an operator
+// The codes are registered ones: RFC 6749, Section 5.2; RFC 6750, Section 3.1; RFC 7591, Section 3.2.2; RFC 8707,
+// Section 2. What an operator
 // needs beyond them is in the status, the description and the hint.
 const (
-	codeRequest     = "invalid_request"
-	codeMetadata    = "invalid_client_metadata"
-	codeScope       = "invalid_scope"
-	codeTarget      = "invalid_target"
-	codeUnavailable = "temporarily_unavailable"
+	codeRequest      = "invalid_request"
+	codeMetadata     = "invalid_client_metadata"
+	codeScope        = "invalid_scope"
+	codeTarget       = "invalid_target"
+	codeInsufficient = "insufficient_scope"
+	codeUnavailable  = "temporarily_unavailable"
 )
 
-// Error is a refusal: an HTTP status and the three members of the answer. Err is for the log only.
+// Error is a refusal: an HTTP status and the members of the answer, of which Scope is only what an insufficient_scope
+// misses. Err is for the log only.
 type Error struct {
 	Status      int
 	Code        string
 	Description string
 	Hint        string
+	Scope       string
 	Err         error
 }
 
@@ -78,15 +82,31 @@ func clientError(id string, err error) *Error {
 		return conflict(codeMetadata, fmt.Sprintf("the id '%s' belonged to a removed client whose last credentials may still be valid", id),
 			"it is free from "+reserved.Until.UTC().Format(time.RFC3339)+"; choose another id meanwhile")
 	}
+	if taken, ok := errors.AsType[*store.CertificateTakenError](err); ok {
+		return conflict(codeMetadata, fmt.Sprintf("the certificate is registered for client '%s'", printable(taken.ClientID)),
+			"a certificate belongs to one client: make a key and a certificate for each")
+	}
 	switch {
 	case errors.Is(err, store.ErrNotFound):
 		return notFound(fmt.Sprintf("no client '%s'", printable(id)), "certbound client list shows all")
 	case errors.Is(err, store.ErrExists):
 		return conflict(codeMetadata, fmt.Sprintf("client '%s' exists", id),
 			"certbound client show "+id+" shows it; certbound client invite "+id+" makes it a new code")
+	case errors.Is(err, store.ErrUnknownTrust):
+		return invalidMetadata("certbound trust list shows all; certbound trust add NAME --ca FILE adds one", "no such trust")
+	case errors.Is(err, store.ErrKeyTaken):
+		return conflict(codeMetadata, "the certificate's key belongs to another client", "a key belongs to one client: make one for each")
+	case errors.Is(err, store.ErrKeyBlocked):
+		return conflict(codeMetadata, "the certificate's key was reported compromised", "make a new key and a new certificate")
+	case errors.Is(err, store.ErrNotEnrolled):
+		return conflict(codeRequest, fmt.Sprintf("client '%s' needs no code: our CA does not vouch for it", id),
+			"certbound client show "+id+" shows who does")
+	case errors.Is(err, store.ErrNotPinned):
+		return conflict(codeRequest, fmt.Sprintf("client '%s' has no certificates of its own registered here", id),
+			"certbound client show "+id+" shows what vouches for it")
 	case errors.Is(err, store.ErrLastGrantor):
 		return conflict(codeRequest, fmt.Sprintf("'%s' is the last client that may give operators' rights", id),
-			"give another one the scope certbound:admin first")
+			"give another one the scope "+ScopeAdmin+" or "+ScopeGrant+" first")
 	case errors.Is(err, store.ErrClientDisabled):
 		return conflict(codeRequest, fmt.Sprintf("client '%s' is disabled", id), "certbound client enable "+id)
 	}
@@ -109,6 +129,45 @@ func resourceError(uri string, err error) *Error {
 		return conflict(codeTarget, fmt.Sprintf("resource '%s' exists", printable(uri)), "certbound resource list shows it")
 	case errors.Is(err, store.ErrBuiltIn):
 		return conflict(codeTarget, fmt.Sprintf("'%s' is part of the service", printable(uri)), "it cannot be removed")
+	}
+	return unavailable(err)
+}
+
+// trustError turns what the store says about a trust into an answer.
+func trustError(name string, err error) *Error {
+	if refused, ok := errors.AsType[*Error](err); ok {
+		return refused
+	}
+	if used, ok := errors.AsType[*store.InUseError](err); ok {
+		return conflict(codeRequest, fmt.Sprintf("trust '%s' vouches for %s", printable(name), strings.Join(used.ClientIDs, ", ")),
+			"certbound client remove each of them first")
+	}
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		return notFound(fmt.Sprintf("no trust '%s' in the registry", printable(name)),
+			"certbound trust list shows all; those of a file are changed in the configuration")
+	case errors.Is(err, store.ErrExists):
+		return conflict(codeRequest, fmt.Sprintf("trust '%s' exists", printable(name)), "certbound trust list shows it")
+	}
+	return unavailable(err)
+}
+
+// approvalError turns what the store says about a request that waits into an answer.
+func approvalError(err error) *Error {
+	if refused, ok := errors.AsType[*Error](err); ok {
+		return refused
+	}
+	switch {
+	case errors.Is(err, store.ErrNotFound), errors.Is(err, store.ErrPendingExpired):
+		return notFound("no such request waits", "it was confirmed, rejected or has expired; certbound approval list shows all")
+	case errors.Is(err, store.ErrSamePerson):
+		return &Error{Status: http.StatusForbidden, Code: codeRequest, Err: err,
+			Description: "who asked for it cannot confirm it", Hint: "another operator runs certbound approval confirm"}
+	case errors.Is(err, store.ErrClientDisabled):
+		return &Error{Status: http.StatusForbidden, Code: codeRequest, Err: err,
+			Description: "you are no operator any more", Hint: "ask another operator"}
+	case errors.Is(err, store.ErrTooManyPending):
+		return conflict(codeRequest, "too many requests wait already", "certbound approval list shows them: confirm or reject some")
 	}
 	return unavailable(err)
 }

@@ -4,6 +4,7 @@
 package admin
 
 import (
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net/http"
@@ -15,7 +16,6 @@ import (
 	"time"
 
 	"github.com/certbound/certbound/cmd/internal/store"
-	"github.com/certbound/certbound/mtls"
 	"github.com/certbound/certbound/pki"
 	"github.com/certbound/certbound/tokens"
 )
@@ -30,15 +30,13 @@ const (
 	maxTokenTTL = time.Hour
 )
 
-// ownCA is the authentication method of clients whose certificate our own CA issues (RFC 8705, Section 2.1).
-const ownCA = "tls_client_auth"
-
 // rules judge registrations: pure functions of the request, what is registered already, and the service's own names.
 type rules struct {
 	trustDomain string
 	names       map[string]bool // the service's own DNS names, in lower case
 	addresses   map[netip.Addr]bool
 	service     []string // addresses of the service: no resource may equal or prefix one
+	ownCAs      []*x509.Certificate
 }
 
 func newRules(cfg Config) (rules, error) {
@@ -47,6 +45,7 @@ func newRules(cfg Config) (rules, error) {
 		names:       map[string]bool{"localhost": true},
 		addresses:   make(map[netip.Addr]bool),
 		service:     append([]string{cfg.Issuer, cfg.Issuer + Prefix}, cfg.Endpoints...),
+		ownCAs:      cfg.OwnCAs,
 	}
 	issuer, err := url.Parse(cfg.Issuer)
 	if err != nil {
@@ -63,28 +62,13 @@ func newRules(cfg Config) (rules, error) {
 }
 
 // client judges a registration against the resources there are and returns the row to store.
-func (r rules) client(req *ClientRequest, resources []store.Resource) (store.Client, error) {
+func (r rules) client(req *ClientRequest, resources []store.Resource, now time.Time) (store.Client, error) {
 	var none store.Client
-	if err := pki.CheckClientID(req.ID); err != nil {
-		return none, invalidMetadata("an id begins with a letter or digit and has at most 63 of a-z, 0-9, '.', '_' and '-'",
-			"'%s' is not a client id", printable(req.ID))
-	}
-	if req.AuthMethod != "" && req.AuthMethod != ownCA {
-		return none, invalidMetadata("leave token_endpoint_auth_method out", "only %s clients can be registered", ownCA)
-	}
-	usage, err := parseUsage(req.Usage)
+	c, err := r.vouched(req, now)
 	if err != nil {
 		return none, err
 	}
-	ttl, err := tokenTTL(req.TokenTTLSeconds)
-	if err != nil {
-		return none, err
-	}
-	c := store.Client{
-		ID: req.ID, AuthMethod: ownCA, Usage: string(usage), TokenTTL: ttl,
-		SubjectKind: string(mtls.SANURI), SubjectValue: pki.ClientURI(r.trustDomain, req.ID),
-	}
-	if err := r.certificateNames(req, &c); err != nil {
+	if c.TokenTTL, err = tokenTTL(req.TokenTTLSeconds); err != nil {
 		return none, err
 	}
 	if c.Scopes, err = parseScopes(req.Scope); err != nil {
@@ -102,9 +86,11 @@ func (r rules) client(req *ClientRequest, resources []store.Resource) (store.Cli
 // givesAuthority reports whether a scope belongs to the operators' API.
 func givesAuthority(scope string) bool { return strings.HasPrefix(scope, ScopePrefix) }
 
-// mayHoldAuthority reports whether a client may hold scopes of the operators' API: its certificate must be one that we
-// can take away, so it is a client of our own CA.
-func mayHoldAuthority(c store.Client) bool { return c.AuthMethod == ownCA && c.Trust == "" }
+// mayHoldAuthority reports whether a client may hold scopes of the operators' API: its certificate must be one that only
+// we can replace, so it is of our own CA or registered by value.
+func mayHoldAuthority(c store.Client) bool {
+	return c.Trust == "" && (c.AuthMethod == byCA || len(c.Certificates) > 0)
+}
 
 func parseUsage(s string) (pki.Usage, error) {
 	if s == "" {
@@ -299,7 +285,8 @@ func declared(c store.Client, resources []store.Resource) error {
 		if givesAuthority(scope) {
 			if !mayHoldAuthority(c) {
 				return &Error{Status: http.StatusBadRequest, Code: codeScope,
-					Description: "scopes of the operators' API are only for clients of our own CA", Hint: "register it without --trust"}
+					Description: "scopes of the operators' API are only for clients of our own CA or with a certificate registered by value",
+					Hint:        "register it without --trust and --jwks-uri"}
 			}
 			continue // the operators' API is asked for by name and needs no --resource
 		}

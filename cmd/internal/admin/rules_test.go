@@ -45,7 +45,7 @@ func TestClientAccepted(t *testing.T) {
 		ID: "payments", Scope: "ledger:write ledger:read  ledger:write", Resources: []string{"https://ledger.example"},
 		DNSNames: []string{"Pay.Example", "pay.example"}, IPAddresses: []string{"198.51.100.1", "2001:DB8:0::1"},
 		URIs: []string{"https://pay.example/a"}, Usage: "both", TokenTTLSeconds: seconds(90),
-	}, testResources())
+	}, testResources(), time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -76,7 +76,7 @@ func TestClientRefused(t *testing.T) {
 		"id of 64":                 {ClientRequest{ID: strings.Repeat("a", 64)}, codeMetadata, "begins with"},
 		"our own SPIFFE id":        {ClientRequest{ID: "spiffe://abcdefgh.auth.example/client/x"}, codeMetadata, "begins with"},
 		"id with a line break":     {ClientRequest{ID: "a\nb"}, codeMetadata, "begins with"},
-		"self-signed":              {ClientRequest{ID: "a", AuthMethod: "self_signed_tls_client_auth"}, codeMetadata, "token_endpoint_auth_method"},
+		"self-signed":              {ClientRequest{ID: "a", AuthMethod: "self_signed_tls_client_auth"}, codeMetadata, "--cert FILE"},
 		"usage":                    {ClientRequest{ID: "a", Usage: "ca"}, codeMetadata, "client, server or both"},
 		"ttl 0":                    {ClientRequest{ID: "a", TokenTTLSeconds: seconds(0)}, codeMetadata, "an hour"},
 		"ttl over an hour":         {ClientRequest{ID: "a", TokenTTLSeconds: seconds(3601)}, codeMetadata, "an hour"},
@@ -119,7 +119,7 @@ func TestClientRefused(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			_, err := testRules(t).client(&tt.req, testResources())
+			_, err := testRules(t).client(&tt.req, testResources(), time.Now())
 			checkRefusal(t, err, tt.code, tt.hint)
 		})
 	}
@@ -144,7 +144,7 @@ func TestReservedNamesPermitted(t *testing.T) {
 	t.Parallel()
 	got, err := testRules(t).client(&ClientRequest{
 		ID: "ledger", DNSNames: []string{"localhost"}, IPAddresses: []string{"127.0.0.1"}, AllowReserved: true,
-	}, nil)
+	}, nil, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -158,7 +158,7 @@ func TestOperatorAccepted(t *testing.T) {
 	t.Parallel()
 	_, err := testRules(t).client(&ClientRequest{
 		ID: "alice", Scope: "certbound:admin send", Resources: []string{"https://mail.example"},
-	}, testResources())
+	}, testResources(), time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}

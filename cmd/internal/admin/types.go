@@ -42,7 +42,7 @@ type ClientRequest struct {
 }
 
 // CertificatesRequest is the body of PUT /clients/{id}/certificates: all certificates that the self-signed client may
-// use from now on, old and new ones together while it rotates. The answer is a Client.
+// use from now on, old and new ones together while it rotates. The answer is a Change.
 type CertificatesRequest struct {
 	// Certificates are each exactly one in PEM, 1 to 8.
 	Certificates  []string `json:"certificates"`
