@@ -156,6 +156,7 @@ func testStore(t *testing.T, open opener) {
 		{"a cancelled caller", testCancelled},
 		{"trusts", testTrusts},
 		{"the shape of a trust", testTrustShape},
+		{"a damaged trust", testTrustDamaged},
 		{"a trust in use stays", testTrustInUse},
 		{"a client while its trust is removed", testTrustRace},
 		{"trusts of files", testFileTrusts},

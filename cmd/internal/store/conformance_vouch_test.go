@@ -109,6 +109,21 @@ func testTrusts(f *fixture) {
 	want(f.t, err, ErrNotFound)
 }
 
+// Certificates that cannot be read are an error: an empty list would be another trust.
+func testTrustDamaged(f *fixture) {
+	f.trust("partner")
+	for _, column := range []any{[]byte{0, 0}, []byte{0, 0, 0, 9, 1}, "text"} {
+		_, err := f.write.ExecContext(f.ctx(), "UPDATE trusts SET anchors = $1", column)
+		ok(f.t, err)
+		if _, err := f.Trust(f.ctx(), "partner"); err == nil {
+			f.t.Errorf("%v was read", column)
+		}
+		if _, err := f.Trusts(f.ctx()); err == nil {
+			f.t.Errorf("%v was listed", column)
+		}
+	}
+}
+
 func testTrustShape(f *fixture) {
 	f.trust("partner")
 	anchor := [][]byte{[]byte("x")}
@@ -330,6 +345,9 @@ func testRegisteredCertificates(f *fixture) {
 	if !got.UpdatedAt.Equal(f.clock.now()) {
 		f.t.Errorf("updated at %v", got.UpdatedAt)
 	}
+	got, err = f.Client(f.ctx(), "two")
+	ok(f.t, err)
+	same(f.t, got.Certificates, [][]byte{other})
 	want(f.t, f.SetClientCertificates(f.ctx(), "one", [][]byte{next, other}), ErrCertificateTaken)
 	got, err = f.Client(f.ctx(), "one")
 	ok(f.t, err)
@@ -607,6 +625,14 @@ func testGrantorScopes(f *fixture) {
 	}
 }
 
+// stamp returns the version of the only row of a table.
+func (f *fixture) stamp(table string) int64 {
+	f.t.Helper()
+	var v int64
+	ok(f.t, f.read.QueryRowContext(f.ctx(), "SELECT version FROM "+table).Scan(&v))
+	return v
+}
+
 func testTrustChanges(f *fixture) {
 	var last Change
 	f.OnChange(func(c Change) { last = c })
@@ -614,13 +640,16 @@ func testTrustChanges(f *fixture) {
 	same(f.t, last, Change{Trusts: true, Version: 1})
 	ok(f.t, f.ReplaceTrust(f.ctx(), Trust{Name: "partner", Anchors: [][]byte{{1}}, Revocation: "off"}))
 	same(f.t, last, Change{Trusts: true, Version: 2})
+	same(f.t, f.stamp("trusts"), int64(2))
 	key := newOwnKey(f.t)
 	ok(f.t, f.add(selfSigned("own", key.cert(f.t, 1))))
 	same(f.t, last, Change{ClientIDs: []string{"own"}, Version: 3})
 	ok(f.t, f.SetClientCertificates(f.ctx(), "own", [][]byte{key.cert(f.t, 2)}))
 	same(f.t, last, Change{ClientIDs: []string{"own"}, Version: 4})
+	same(f.t, f.stamp("clients"), int64(4))
 	p := f.ask("alice")
 	same(f.t, last, Change{Version: 5})
+	same(f.t, f.stamp("pending_requests"), int64(5))
 	checkStamps(f.t, f.Store)
 	_, err := f.TakePending(f.ctx(), p.ID, "bob")
 	ok(f.t, err)
