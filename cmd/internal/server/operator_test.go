@@ -369,6 +369,9 @@ func TestAdminProfileElsewhere(t *testing.T) {
 		t.Errorf("a profile in the data folder too: %v", err)
 	}
 	for range 2 {
+		if s.operatorDir != "" {
+			t.Errorf("the service keeps %s fresh", s.operatorDir)
+		}
 		if err := s.renewOwnOnce(t.Context()); err != nil {
 			t.Error(err)
 		}

@@ -22,6 +22,8 @@ import (
 	"time"
 
 	"github.com/certbound/certbound/cmd/internal/store"
+	"github.com/certbound/certbound/mtls"
+	"github.com/certbound/certbound/mtls/mtlstest"
 	"github.com/certbound/certbound/pki"
 	"github.com/certbound/certbound/pki/stepca"
 	"github.com/certbound/certbound/tokens"
@@ -407,6 +409,29 @@ func TestOwnCertificate_Restart(t *testing.T) {
 	s = built(t, data, func(s *service) { s.cfg.Hosts = []string{"tokens.example"}; s.cfg.MTLSURL = "https://mtls.example" })
 	if !s.own.Current().Leaf.Equal(second) {
 		t.Error("the certificate with the new names was not stored")
+	}
+}
+
+// The service looks at its own certificates when they are due, and at least every ten minutes, but never in a loop
+// that would keep a machine busy when a renewal fails.
+func TestNextLook(t *testing.T) {
+	t.Parallel()
+	now := time.Now().Truncate(time.Second)
+	cert := mtlstest.SelfSigned(t, mtlstest.Leaf{NotBefore: now.Add(-time.Hour), NotAfter: now.Add(time.Hour)})
+	own, err := mtls.NewKeyPair(cert)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &service{own: own}
+	for before, want := range map[time.Duration]time.Duration{
+		24 * time.Hour: 10 * time.Minute, 5 * time.Minute: 5 * time.Minute, 0: time.Second, -time.Hour: time.Second,
+	} {
+		if got := s.nextLook(now.Add(-before)); (got - want).Abs() > time.Second {
+			t.Errorf("%s before it is due: %s, want %s", before, got, want)
+		}
+	}
+	if got := s.nextLook(now.Add(time.Hour)); got != time.Second {
+		t.Errorf("an hour late: %s", got)
 	}
 }
 
