@@ -16,11 +16,10 @@ import (
 )
 
 func (c *cli) certCommand() *cobra.Command {
-	verbs := []*cobra.Command{c.certListCommand(), c.certRevokeCommand()}
-	for _, verb := range verbs {
-		c.profileFlag(verb, operatorProfile)
-	}
-	return group("cert", "List the certificates of our CA, or revoke some", verbs...)
+	list, revoke := c.certListCommand(), c.certRevokeCommand()
+	c.operatorFlags(list, false)
+	c.operatorFlags(revoke, true)
+	return group("cert", "List the certificates of our CA, or revoke some", list, revoke)
 }
 
 func (c *cli) certListCommand() *cobra.Command {

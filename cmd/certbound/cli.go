@@ -24,6 +24,7 @@ type cli struct {
 	json    bool
 	output  string
 	profile string
+	socket  string
 }
 
 // run is the program without its process: it returns the exit code.
@@ -63,8 +64,9 @@ func wantsJSON(args []string) bool {
 
 func (c *cli) root() *cobra.Command {
 	root := group("certbound", "Tokens bound to certificates: issue them, hold them, check them",
-		c.serveCommand(), c.clientCommand(), c.resourceCommand(), c.enrollCommand(), c.renewCommand(), c.tokenCommand(),
-		c.inspectCommand(), c.certCommand(), c.statusCommand(), c.configCommand(), c.versionCommand())
+		c.serveCommand(), c.clientCommand(), c.resourceCommand(), c.trustCommand(), c.approvalCommand(), c.enrollCommand(),
+		c.profileCommand(), c.renewCommand(), c.tokenCommand(), c.inspectCommand(), c.whoamiCommand(), c.certCommand(),
+		c.statusCommand(), c.ticketsCommand(), c.configCommand(), c.versionCommand())
 	root.SilenceErrors, root.SilenceUsage = true, true
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usagef(cmd.CommandPath()+" --help lists its flags", "%v", err)

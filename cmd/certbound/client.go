@@ -18,16 +18,21 @@ import (
 
 func (c *cli) clientCommand() *cobra.Command {
 	verbs := []*cobra.Command{
-		c.clientAddCommand(), c.clientListCommand(), c.clientShowCommand(),
-		c.clientChangeCommand("disable", "Refuse a client everything at once; enable takes it back", http.MethodPost, "/disable"),
+		c.clientAddCommand(), c.clientListCommand(), c.clientShowCommand(), c.clientCertsCommand(),
 		c.clientChangeCommand("enable", "Let a disabled client in again", http.MethodPost, "/enable"),
 		c.clientChangeCommand("remove", "Remove a client; its certificates are worth nothing from now on", http.MethodDelete, ""),
-		c.clientInviteCommand(),
 	}
 	for _, verb := range verbs {
-		c.profileFlag(verb, operatorProfile)
+		c.operatorFlags(verb, false)
 	}
-	return group("client", "Register clients and look after them", verbs...)
+	breakGlass := []*cobra.Command{
+		c.clientChangeCommand("disable", "Refuse a client everything at once; enable takes it back", http.MethodPost, "/disable"),
+		c.clientInviteCommand(),
+	}
+	for _, verb := range breakGlass {
+		c.operatorFlags(verb, true)
+	}
+	return group("client", "Register clients and look after them", append(verbs, breakGlass...)...)
 }
 
 // clientPath is the path of one client, whose id may hold any character.
@@ -46,9 +51,9 @@ func (c *cli) clientListCommand() *cobra.Command {
 			return c.print(clients, func(w io.Writer) {
 				rows := make([][]string, 0, len(clients))
 				for _, client := range clients {
-					rows = append(rows, []string{client.ID, clientState(client), client.Usage, dash(client.Scope), dash(names(client))})
+					rows = append(rows, []string{client.ID, clientState(client), vouchedBy(client), dash(client.Usage), dash(client.Scope), dash(names(client))})
 				}
-				table(w, "ID STATE USAGE SCOPE NAMES", rows)
+				table(w, "ID STATE VOUCHED-BY USAGE SCOPE NAMES", rows)
 			})
 		},
 	}
@@ -73,10 +78,36 @@ func showClient(w io.Writer, client admin.Client) {
 		ttl = (time.Duration(client.TokenTTLSeconds) * time.Second).String()
 	}
 	fields(w,
-		"client", client.ID, "state", clientState(client), "method", client.AuthMethod,
-		"subject DN", client.SubjectDN, "SAN DNS", client.SANDNS, "SAN URI", client.SANURI, "SAN IP", client.SANIP, "SAN email", client.SANEmail,
+		"client", client.ID, "state", clientState(client), "method", client.AuthMethod, "vouched by", vouchedBy(client), "trust", client.Trust,
+		"subject DN", client.SubjectDN, "SAN DNS", client.SANDNS, "SAN URI", client.SANURI, "SAN IP", client.SANIP, "SAN email", client.SANEmail, "keys at", client.JWKSURI,
 		"names", names(client), "usage", client.Usage, "scope", client.Scope, "resources", strings.Join(client.Resources, " "),
 		"token life", ttl, "generation", strconv.FormatUint(client.Generation, 10), "created", stamp(client.CreatedAt))
+	pinnedTable(w, client.Certificates)
+}
+
+// vouchedBy says on whose word a client's certificate is believed.
+func vouchedBy(client admin.Client) string {
+	switch {
+	case client.Trust != "":
+		return client.Trust
+	case client.JWKSURI != "":
+		return "its-jwks-uri"
+	case client.AuthMethod == "self_signed_tls_client_auth":
+		return "itself"
+	}
+	return "our-CA"
+}
+
+// pinnedTable lists registered certificates, if there are any.
+func pinnedTable(w io.Writer, certs []admin.PinnedCertificate) {
+	if len(certs) == 0 {
+		return
+	}
+	rows := make([][]string, 0, len(certs))
+	for _, cert := range certs {
+		rows = append(rows, []string{cert.Thumbprint, stamp(cert.NotAfter), quoteUnlessPlain(cert.Subject)})
+	}
+	table(w, "X5T#S256 EXPIRES SUBJECT", rows)
 }
 
 func clientState(client admin.Client) string {

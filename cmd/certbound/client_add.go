@@ -13,31 +13,58 @@ import (
 	"github.com/certbound/certbound/cmd/internal/admin"
 )
 
-// registration are the flags of client add. Which CA vouches for the client is decided here alone: without a flag that
-// says otherwise, it is ours.
+// registration are the flags of client add. Who vouches for the client is decided by them: our own CA unless they say
+// otherwise.
 type registration struct {
 	dns, ips, uris, scopes, resources []string
 	usage                             string
 	tokenTTL                          time.Duration
 	allowReserved                     bool
+
+	trust   string
+	subject subject
+	certs   []string
+	jwksURI string
 }
+
+// subject is the one name that a foreign CA vouches for (RFC 8705, Section 2.1.2).
+type subject struct{ dn, dns, uri, ip, email string }
 
 func (r *registration) register(cmd *cobra.Command) {
 	flags := cmd.Flags()
-	flags.StringArrayVar(&r.dns, "dns", nil, "DNS name in its certificate (repeatable)")
-	flags.StringArrayVar(&r.ips, "ip", nil, "IP address in its certificate (repeatable)")
-	flags.StringArrayVar(&r.uris, "uri", nil, "further URI in its certificate (repeatable)")
+	flags.StringArrayVar(&r.dns, "dns", nil, "our CA: DNS name in its certificate (repeatable)")
+	flags.StringArrayVar(&r.ips, "ip", nil, "our CA: IP address in its certificate (repeatable)")
+	flags.StringArrayVar(&r.uris, "uri", nil, "our CA: further URI in its certificate (repeatable)")
+	flags.StringVar(&r.usage, "usage", "client", "our CA: what its certificate is for: client, server or both")
+	flags.StringVar(&r.trust, "trust", "", "foreign CA that vouches for it (certbound trust add), with one of --subject-dn and --san-…")
+	flags.StringVar(&r.subject.dn, "subject-dn", "", "foreign CA: subject of its certificates (RFC 4514)")
+	flags.StringVar(&r.subject.dns, "san-dns", "", "foreign CA: DNS name in its certificates")
+	flags.StringVar(&r.subject.uri, "san-uri", "", "foreign CA: URI in its certificates, such as a SPIFFE ID")
+	flags.StringVar(&r.subject.ip, "san-ip", "", "foreign CA: IP address in its certificates")
+	flags.StringVar(&r.subject.email, "san-email", "", "foreign CA: email address in its certificates")
+	flags.StringArrayVar(&r.certs, "cert", nil, "self-signed: PEM file of its certificate (repeatable)")
+	flags.StringVar(&r.jwksURI, "jwks-uri", "", "self-signed: where it publishes its certificates as a JWK Set")
 	flags.StringArrayVar(&r.scopes, "scope", nil, "scope that it may ask for (repeatable)")
 	flags.StringArrayVar(&r.resources, "resource", nil, "resource that it may ask for (repeatable; default: every one that declares its scopes)")
 	flags.DurationVar(&r.tokenTTL, "token-ttl", 0, "life of its tokens, 1s to 1h (default: the service's)")
-	flags.StringVar(&r.usage, "usage", "client", "what its certificate is for: client, server or both")
 	flags.BoolVar(&r.allowReserved, "allow-reserved", false, "permit names like localhost, for demonstrations on one machine")
 }
 
 func (r *registration) request(cmd *cobra.Command, id string) (*admin.ClientRequest, error) {
+	if err := r.oneVouches(cmd); err != nil {
+		return nil, err
+	}
 	req := &admin.ClientRequest{
 		ID: id, Scope: strings.Join(r.scopes, " "), DNSNames: r.dns, IPAddresses: r.ips, URIs: r.uris,
-		Usage: r.usage, Resources: r.resources, AllowReserved: r.allowReserved,
+		Trust: r.trust, SubjectDN: r.subject.dn, SANDNS: r.subject.dns, SANURI: r.subject.uri, SANIP: r.subject.ip,
+		SANEmail: r.subject.email, JWKSURI: r.jwksURI, Resources: r.resources, AllowReserved: r.allowReserved,
+	}
+	if r.ownCA() {
+		req.Usage = r.usage
+	}
+	var err error
+	if req.Certificates, err = readPinned(r.certs); err != nil {
+		return nil, err
 	}
 	if !cmd.Flags().Changed("token-ttl") {
 		return req, nil
@@ -50,10 +77,50 @@ func (r *registration) request(cmd *cobra.Command, id string) (*admin.ClientRequ
 	return req, nil
 }
 
+func (r *registration) ownCA() bool { return r.trust == "" && len(r.certs) == 0 && r.jwksURI == "" }
+
+// oneVouches demands that the flags agree on who vouches for the client.
+func (r *registration) oneVouches(cmd *cobra.Command) error {
+	ways := given(cmd, "trust", "cert", "jwks-uri")
+	subjects := given(cmd, "subject-dn", "san-dns", "san-uri", "san-ip", "san-email")
+	own := given(cmd, "dns", "ip", "uri", "usage")
+	switch {
+	case len(ways) > 1:
+		return usagef("keep one of them: each says who vouches for the client", "%s exclude each other", strings.Join(ways, " and "))
+	case len(ways) == 1 && len(own) > 0:
+		return usagef("leave "+own[0]+" out: the certificate is not ours to make", "%s is for clients of our own CA, not with %s", own[0], ways[0])
+	case r.trust != "" && len(subjects) != 1:
+		return usagef("use exactly one of --subject-dn, --san-dns, --san-uri, --san-ip and --san-email",
+			"--trust needs the one name that its certificates carry, and got %d", len(subjects))
+	case r.trust == "" && len(subjects) > 0:
+		return usagef("add --trust NAME; certbound trust list shows the foreign CAs", "%s says nothing without --trust", subjects[0])
+	}
+	return nil
+}
+
+// given returns which of the flags stand on the command line.
+func given(cmd *cobra.Command, names ...string) []string {
+	var found []string
+	for _, name := range names {
+		if cmd.Flags().Changed(name) {
+			found = append(found, "--"+name)
+		}
+	}
+	return found
+}
+
 func (c *cli) clientAddCommand() *cobra.Command {
 	var r registration
 	cmd := &cobra.Command{
-		Use: "add ID", Short: "Register a client of our own CA and print its one-time enrolment code", Args: arguments(1, 1),
+		Use:   "add ID",
+		Short: "Register a client and, when our own CA vouches for it, print its one-time enrolment code",
+		Long: "Register a client. Who vouches for its certificate is one of:\n\n" +
+			"  our own CA, the default            prints a one-time enrolment code\n" +
+			"  --trust NAME and exactly one of    a foreign CA (certbound trust add)\n" +
+			"    --subject-dn, --san-dns, --san-uri, --san-ip, --san-email\n" +
+			"  --cert FILE or --jwks-uri URL      itself: self-signed certificates, pinned by their bytes\n\n" +
+			scopesHelp(),
+		Args: arguments(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			req, err := r.request(cmd, args[0])
 			if err != nil {
@@ -68,4 +135,17 @@ func (c *cli) clientAddCommand() *cobra.Command {
 	}
 	r.register(cmd)
 	return cmd
+}
+
+// scopesHelp lists what an operator may be allowed. Clients that a foreign CA vouches for never hold any of it.
+func scopesHelp() string {
+	return "An operator is a client of our own CA, or with a pinned certificate, that holds scopes of the operators' API:\n\n" +
+		"  " + admin.ScopeRead + "      see everything\n" +
+		"  " + admin.ScopeEnroll + "    invite clients that are no operators\n" +
+		"  " + admin.ScopeRevoke + "    revoke and disable: takes away only\n" +
+		"  " + admin.ScopeRegistry + "  add, enable and remove clients and resources\n" +
+		"  " + admin.ScopeTrust + "     add, replace and remove foreign CAs\n" +
+		"  " + admin.ScopeKeys + "      look after the keys of the service\n" +
+		"  " + admin.ScopeGrant + "     make operators: give these scopes\n" +
+		"  " + admin.ScopeAdmin + "     all of them"
 }

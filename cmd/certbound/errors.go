@@ -88,6 +88,9 @@ func translate(err error) *failure {
 	if start, ok := errors.AsType[*server.StartError](err); ok {
 		f.hint = start.Hint
 	}
+	if kek, ok := errors.AsType[*store.KEKError](err); ok {
+		f.hint = kek.Hint
+	}
 	f.hint = cmp.Or(f.hint, causeHint(err))
 	return f
 }
@@ -124,6 +127,8 @@ func hintFor(api *profile.APIError) string {
 	switch {
 	case api.Code == "invalid_client" || api.Code == "invalid_token":
 		return "the client is disabled or removed, or its certificate revoked: ask an operator (certbound client invite ID), then certbound enroll -"
+	case api.Code == "insufficient_scope" && api.Scope != "":
+		return "an operator with certbound:grant may give the scope " + api.Scope
 	case api.Code == "insufficient_scope" || api.Code == "invalid_target" || api.Code == "invalid_scope":
 		return "look at what the client may ask for: certbound client show ID"
 	case api.Status >= 500:

@@ -76,7 +76,7 @@ func showInspection(w io.Writer, result *profile.Inspection) {
 	if !result.Valid {
 		verdict = "NOT usable: " + whyNot(result.Reason)
 	}
-	pairs := []string{"verdict", verdict}
+	pairs := []string{"verdict", verdict, "in words", result.Explanation}
 	if cert := result.Certificate; cert != nil {
 		pairs = append(pairs, "certificate", cert.Subject+" "+cert.Thumbprint+" until "+stamp(cert.NotAfter))
 	}

@@ -5,11 +5,15 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"io"
 	"io/fs"
 	"net/http"
 	"net/url"
 	"strconv"
+
+	"github.com/spf13/cobra"
 
 	"github.com/certbound/certbound/cmd/internal/admin"
 	"github.com/certbound/certbound/cmd/internal/profile"
@@ -21,8 +25,40 @@ const operatorProfile = "./certbound-data/admin"
 // pageSize is how many entries of a list are asked for at once.
 const pageSize = 200
 
-// operator opens the operator's profile; requests made with it renew it where that is due.
-func (c *cli) operator() (*profile.Operator, error) {
+// operators is the API that operators' verbs call.
+type operators interface {
+	Do(ctx context.Context, method, path string, in, out any) error
+	Close()
+}
+
+// operatorFlags gives an operator's verb the flags that say as whom it calls. Where breakGlass is false, the verb is not
+// one that the socket answers, and says so.
+func (c *cli) operatorFlags(cmd *cobra.Command, breakGlass bool) {
+	c.profileFlag(cmd, operatorProfile)
+	cmd.Flags().StringVar(&c.socket, "socket", "", "call the break-glass socket of the service, DATA/admin.sock, instead")
+	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
+		switch {
+		case !cmd.Flags().Changed("socket"):
+			return nil
+		case c.socket == "":
+			return usagef("name DATA/admin.sock of the service", "--socket is empty")
+		case c.profile != "":
+			return usagef("leave one of the two out", "--socket needs no profile")
+		case !breakGlass:
+			return usagef("it answers status, cert revoke, client disable, client invite of an operator, and tickets reset; "+
+				"for the rest: certbound client invite OPERATOR --socket "+c.socket+", then certbound enroll -",
+				"the break-glass socket does not answer %s", cmd.CommandPath())
+		}
+		return nil
+	}
+}
+
+// operator opens the operator's profile, or the socket that stands for it; requests made with a profile renew it where
+// that is due.
+func (c *cli) operator() (operators, error) {
+	if c.socket != "" {
+		return profile.NewSocket(c.socket), nil
+	}
 	dir := c.profileDir(operatorProfile)
 	p, err := profile.Open(dir)
 	if errors.Is(err, fs.ErrNotExist) && dir == operatorProfile {
@@ -60,6 +96,21 @@ func (c *cli) profileDir(fallback string) string {
 	return profile.Resolve(c.profile, environment, fallback)
 }
 
+// waits says that the service keeps a request until a second operator confirms it. As an error, so that nobody takes it
+// for done; but what was asked for was asked, so the exit code is 0.
+func (c *cli) waits(accepted *profile.AcceptedError) error {
+	var approval admin.Approval
+	if err := json.Unmarshal(accepted.Body, &approval); err != nil {
+		return failf("look at it with certbound approval list", "the service's answer cannot be read: %v", err)
+	}
+	c.note("%s of %s waits for a second operator until %s: certbound approval confirm %s",
+		approval.Kind, approval.Target, stamp(approval.ExpiresAt), approval.ID)
+	if err := c.print(approval, func(io.Writer) {}); err != nil {
+		return err
+	}
+	return &failure{silent: true}
+}
+
 // call sends one request to the operators' API.
 func call[Out any](ctx context.Context, c *cli, method, path string, in any) (*Out, error) {
 	op, err := c.operator()
@@ -68,7 +119,11 @@ func call[Out any](ctx context.Context, c *cli, method, path string, in any) (*O
 	}
 	defer op.Close()
 	out := new(Out)
-	if err := op.Do(ctx, method, path, in, out); err != nil {
+	err = op.Do(ctx, method, path, in, out)
+	if accepted, ok := errors.AsType[*profile.AcceptedError](err); ok {
+		return nil, c.waits(accepted)
+	}
+	if err != nil {
 		return nil, err
 	}
 	return out, nil
@@ -110,7 +165,8 @@ func (c *cli) printCode(i *admin.Invitation) error {
 		return c.print(i, nil)
 	}
 	if i.Code == "" {
-		c.note("client %s is registered; it needs no enrolment code", i.ClientID)
+		c.note("client %s is registered and needs no enrolment code; where it runs, with its own certificate and key:", i.ClientID)
+		c.note("  certbound profile add DIR --issuer URL --root FILE --client-id %s --cert FILE --key FILE", i.ClientID)
 		return nil
 	}
 	if i.CodeExpiresAt != nil {

@@ -17,7 +17,7 @@ import (
 func (c *cli) resourceCommand() *cobra.Command {
 	verbs := []*cobra.Command{c.resourceAddCommand(), c.resourceListCommand(), c.resourceRemoveCommand()}
 	for _, verb := range verbs {
-		c.profileFlag(verb, operatorProfile)
+		c.operatorFlags(verb, false)
 	}
 	return group("resource", "Register resource servers, which are what tokens are for", verbs...)
 }

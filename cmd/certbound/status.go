@@ -24,12 +24,12 @@ func (c *cli) statusCommand() *cobra.Command {
 			return c.print(s, func(w io.Writer) {
 				fields(w,
 					"issuer", s.Issuer, "trust domain", s.TrustDomain, "version", s.Version,
-					"clients", count(s.Clients), "disabled clients", count(s.DisabledClients), "resources", count(s.Resources),
+					"clients", count(s.Clients), "disabled clients", count(s.DisabledClients), "resources", count(s.Resources), "foreign CAs", count(s.Trusts),
 					"certificates", count(s.Certificates), "revoked certificates", count(s.RevokedCertificates), "open codes", count(s.OpenCodes))
 			})
 		},
 	}
-	c.profileFlag(cmd, operatorProfile)
+	c.operatorFlags(cmd, true)
 	return cmd
 }
 

@@ -108,9 +108,11 @@ func refusal(resp *http.Response, data []byte) *APIError {
 		Code        string `json:"error"`
 		Description string `json:"error_description"`
 		Hint        string `json:"hint"`
+		Scope       string `json:"scope"`
 	}
 	if isJSON(resp) && json.Unmarshal(data, &members) == nil {
 		e.Code, e.Description, e.Hint = oneLine(members.Code), oneLine(members.Description), oneLine(members.Hint)
+		e.Scope = oneLine(members.Scope)
 	}
 	return e
 }

@@ -162,6 +162,29 @@ func ReadRoots(path string) ([]*x509.Certificate, error) {
 	return roots, nil
 }
 
+// ReadCertificates returns the certificates of a PEM file, each in PEM again: nothing else that lies in the file, such as
+// a key, goes along.
+func ReadCertificates(path string) ([]string, error) {
+	certs, err := readCertificates(path)
+	if err != nil {
+		return nil, &Error{Message: err.Error(), Hint: "name a PEM file that holds certificates", Err: err}
+	}
+	blocks := make([]string, 0, len(certs))
+	for _, cert := range certs {
+		blocks = append(blocks, string(encodeCertificates([]*x509.Certificate{cert})))
+	}
+	return blocks, nil
+}
+
+// ReadFile reads a file of at most a MiB that must not be empty; errors name it.
+func ReadFile(path string) ([]byte, error) {
+	data, err := readFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, bare(err))
+	}
+	return data, nil
+}
+
 // Service is where a service is reached.
 type Service struct{ Issuer, MTLSURL, TokenEndpoint string }
 

@@ -304,11 +304,17 @@ func readFile(path string) ([]byte, error) {
 	return data, nil
 }
 
+// bare is what went wrong with a file without its name, for errors that name it themselves.
+func bare(err error) error {
+	if pathErr, ok := errors.AsType[*fs.PathError](err); ok {
+		return pathErr.Err
+	}
+	return err
+}
+
 // damaged names the file. The hint is the only way back there is: the folder is disposable, the client is not.
 func damaged(path string, err error) error {
-	if pathErr, ok := errors.AsType[*fs.PathError](err); ok {
-		err = pathErr.Err
-	}
+	err = bare(err)
 	return &Error{
 		Message: fmt.Sprintf("%s: %v", path, err),
 		Hint: "restore the file, or ask an operator for a new code (certbound client invite ID) " +

@@ -84,6 +84,8 @@ type APIError struct {
 	Status int
 	// Code is the error code, Description and Hint are for humans; each may be empty.
 	Code, Description, Hint string
+	// Scope is what the token lacks, with insufficient_scope; may be empty.
+	Scope string
 }
 
 // Error returns the description, or what is known without one.

@@ -1,0 +1,33 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"net/http"
+
+	"github.com/spf13/cobra"
+
+	"github.com/certbound/certbound/cmd/internal/admin"
+)
+
+func (c *cli) ticketsCommand() *cobra.Command {
+	reset := &cobra.Command{
+		Use:   "reset --socket DATA/admin.sock",
+		Short: "Make every TLS session ticket that is out there worthless: clients make full handshakes again",
+		Args:  arguments(0, 0),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if c.socket == "" {
+				return usagef("certbound tickets reset --socket ./certbound-data/admin.sock", "only the break-glass socket resets tickets")
+			}
+			change, err := call[admin.Change](cmd.Context(), c, http.MethodPost, "/tickets/reset", nil)
+			if err != nil {
+				return err
+			}
+			c.pending(change.AuditPending)
+			return c.print(change, line("tickets "+change.Done))
+		},
+	}
+	c.operatorFlags(reset, true)
+	return group("tickets", "Reset the keys of TLS session tickets", reset)
+}
