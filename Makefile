@@ -19,8 +19,9 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 TESTFLAGS ?=
 BENCHFLAGS ?=
 FUZZTIME ?= 5s
+MUTATEFLAGS ?=
 
-.PHONY: all build test race lint fuzz demo bench clean
+.PHONY: all build test race lint fuzz mutate demo interop bench clean
 all: build
 
 # One static binary in this folder.
@@ -46,9 +47,19 @@ lint:
 fuzz:
 	GO='$(GO)' scripts/fuzz $(FUZZTIME)
 
+# Whether the tests notice when a check of the security packages goes: every one, which takes an hour on two cores, unless
+# MUTATEFLAGS says which (go run ./scripts/mutate -h).
+mutate:
+	$(GO) run ./scripts/mutate $(MUTATEFLAGS)
+
 # The story of the README against real processes; fails unless every step does what it should.
 demo: build
 	$(GO) run ./scripts/demo -certbound ./certbound
+
+# Clients that know nothing of us get tokens and are refused: curl, golang.org/x/oauth2, npm's openid-client. Needs
+# openssl, node and npm, and for npm ci a network.
+interop: build
+	GO='$(GO)' scripts/interop/run ./certbound
 
 # Server CPU per token beside a bare reference; BENCHFLAGS=-short for a quick look, -h for the rest.
 bench: build
