@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/certbound/certbound/cmd/internal/store"
@@ -29,6 +30,7 @@ type authority struct {
 	name   string
 	mode   string // Hard, Soft or Off
 	caFile string // empty for a row
+	own    []*x509.Certificate
 
 	digest  [sha256.Size]byte // of what the certificates were read from
 	anchors *mtls.Anchors
@@ -47,7 +49,7 @@ type authority struct {
 }
 
 func (m *Manager) newAuthority(name string) *authority {
-	a := &authority{name: name}
+	a := &authority{name: name, own: m.own}
 	a.revocation = &revocation{alarm: func(err error) { m.report("trust:"+name, partStatus, err) }}
 	a.revocation.state.Store(&judge{hard: true})
 	return a
@@ -79,20 +81,32 @@ func (a *authority) setCertificates(anchors, intermediates []*x509.Certificate) 
 	if len(anchors)+len(intermediates) > maxCertificates {
 		return fmt.Errorf("more than %d certificates", maxCertificates)
 	}
+	all := slices.Concat(anchors, intermediates)
+	for _, cert := range all {
+		if a.isOwn(cert) {
+			return fmt.Errorf("the certificate of %q belongs to our own CA, which vouches only for what it keeps record of", cert.Subject)
+		}
+	}
 	made, err := mtls.NewAnchors(mtls.AnchorsConfig{Roots: anchors, Intermediates: intermediates, UsePresented: true})
 	if err != nil {
 		return err
 	}
-	a.anchors = made
-	a.issuers = append(append([]*x509.Certificate(nil), anchors...), intermediates...)
+	a.anchors, a.issuers = made, all
 	a.given.verify(a.issuers)
 	a.fetched.verify(a.issuers)
 	a.due = time.Time{} // what is fetched may have a signer now
 	return nil
 }
 
-// splitAnchors tells anchors from intermediates: the self-signed ones are anchors. Where there is none, whoever wrote
-// the file meant the authorities in it themselves.
+// isOwn reports whether a certificate has a key of our own CA, or its signature.
+func (a *authority) isOwn(cert *x509.Certificate) bool {
+	return slices.ContainsFunc(a.own, func(own *x509.Certificate) bool {
+		return bytes.Equal(own.RawSubjectPublicKeyInfo, cert.RawSubjectPublicKeyInfo) || cert.CheckSignatureFrom(own) == nil
+	})
+}
+
+// splitAnchors tells anchors from intermediates: the self-signed ones are anchors. A certificate with which an authority
+// signs its own next key has its name twice too, but is none.
 func splitAnchors(certs []*x509.Certificate) (anchors, intermediates []*x509.Certificate) {
 	for _, c := range certs {
 		if bytes.Equal(c.RawSubject, c.RawIssuer) && c.CheckSignatureFrom(c) == nil {
@@ -100,9 +114,6 @@ func splitAnchors(certs []*x509.Certificate) (anchors, intermediates []*x509.Cer
 		} else {
 			intermediates = append(intermediates, c)
 		}
-	}
-	if len(anchors) == 0 {
-		return intermediates, nil
 	}
 	return anchors, intermediates
 }

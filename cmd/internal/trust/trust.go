@@ -13,6 +13,7 @@ package trust
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -55,8 +56,8 @@ type Events interface {
 type FileTrust struct {
 	// Name is what clients call it by.
 	Name string
-	// CAFile holds its certificates in PEM. The self-signed ones are the anchors and the others intermediates; when none
-	// is self-signed, all are anchors.
+	// CAFile holds its certificates in PEM: the self-signed ones, of which there must be one, are the anchors, and the
+	// others stand between them and clients.
 	CAFile string
 	// CRLFile and CRLURL say where its revocation lists are: DER, or PEM with one or several. Both may be given; the
 	// list with the higher number counts. Every list must be signed by a certificate of CAFile.
@@ -71,9 +72,12 @@ type Config struct {
 	Store   Store
 	Fetcher *fetch.Fetcher
 	Files   []FileTrust
-	Events  Events           // may be nil
-	Logger  *slog.Logger     // nil discards
-	Now     func() time.Time // nil means time.Now
+	// OwnCAs are the certificates of our own CA. A trust that holds one of their keys, or what they signed, is refused:
+	// its clients would be judged without the inventory.
+	OwnCAs []*x509.Certificate
+	Events Events           // may be nil
+	Logger *slog.Logger     // nil discards
+	Now    func() time.Time // nil means time.Now
 }
 
 // Manager holds the trusts. It is safe for concurrent use.
@@ -83,6 +87,7 @@ type Manager struct {
 	events  Events
 	logger  *slog.Logger
 	now     func() time.Time
+	own     []*x509.Certificate
 
 	// work is held by whoever reads files or rows, or takes over a list, and never while something is fetched. It comes
 	// before mu.
@@ -114,7 +119,7 @@ func New(c Config) (*Manager, error) {
 		return nil, errors.New("trust: Store and Fetcher are required")
 	}
 	m := &Manager{
-		store: c.Store, fetcher: c.Fetcher, events: c.Events, logger: c.Logger, now: c.Now,
+		store: c.Store, fetcher: c.Fetcher, events: c.Events, logger: c.Logger, now: c.Now, own: c.OwnCAs,
 		files: make(map[string]*authority), rows: make(map[string]*authority),
 		published: make(map[string]published), epoch: 1,
 		sets: make(map[setKey]*keySet), troubles: make(map[string]map[string]string),
