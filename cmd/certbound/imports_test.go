@@ -60,8 +60,6 @@ func importTable() map[string]allowance {
 
 		"cmd/internal/config":    {outside: []string{"github.com/goccy/go-yaml/..."}},
 		"cmd/internal/audit":     {},
-		"cmd/internal/fetch":     {},
-		"cmd/internal/trust":     {ours: and("cmd/internal/store", "cmd/internal/fetch")},
 		"cmd/internal/store":     {ours: public, outside: []string{"modernc.org/sqlite/...", "github.com/jackc/pgx/v5/..."}},
 		"cmd/internal/profile":   {ours: []string{"pki", "mtls", "tokens", "tokens/client"}},
 		"cmd/internal/fetch":     {},
