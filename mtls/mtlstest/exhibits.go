@@ -23,7 +23,8 @@ func (m *museum) sound() {
 	sub := m.below(m.root, "sub")
 	m.add(Exhibit{Name: "no defect", Clause: clause, Must: Accepted, Chain: m.issue(m.root)})
 	m.add(Exhibit{Name: "no defect, behind an intermediate", Clause: clause, Must: Accepted, Chain: m.issue(sub)})
-	m.add(Exhibit{Name: "no defect, two intermediates", Clause: clause, Must: Accepted, Chain: m.issue(m.below(sub, "subsub"))})
+	m.add(Exhibit{Name: "no defect, two intermediates", Clause: clause, Must: Accepted,
+		Chain: m.issue(m.below(sub, "subsub"))})
 	m.add(Exhibit{Name: "intermediate missing", Clause: clause, Must: RefusedByAnchors, Chain: behind(m.issue(sub))})
 	m.add(Exhibit{Name: "extension unknown, not critical", Clause: "XP-04: RFC 5280, Section 4.2", Must: Accepted,
 		Chain: m.issue(m.root, poisoned(false))})
@@ -34,16 +35,21 @@ func (m *museum) dates() {
 	const clause = "XP-01: RFC 5280, Section 6.1.3 (a)(2)"
 	past := func(t *x509.Certificate) { t.NotBefore, t.NotAfter = m.now.Add(-time.Hour), m.now.Add(-time.Minute) }
 	future := func(t *x509.Certificate) { t.NotBefore, t.NotAfter = m.now.Add(time.Minute), m.now.Add(time.Hour) }
-	m.add(Exhibit{Name: "expired", Clause: clause, Must: RefusedByAnchors, Err: mtls.ErrExpired, Chain: m.issue(m.root, past)})
-	m.add(Exhibit{Name: "not yet valid", Clause: clause, Must: RefusedByAnchors, Err: mtls.ErrNotYetValid, Chain: m.issue(m.root, future)})
+	m.add(Exhibit{Name: "expired", Clause: clause, Must: RefusedByAnchors, Err: mtls.ErrExpired,
+		Chain: m.issue(m.root, past)})
+	m.add(Exhibit{Name: "not yet valid", Clause: clause, Must: RefusedByAnchors, Err: mtls.ErrNotYetValid,
+		Chain: m.issue(m.root, future)})
 	m.add(Exhibit{Name: "ends before it begins", Clause: clause, Must: RefusedByAnchors, Err: mtls.ErrNotYetValid,
 		Chain: m.forged(m.root, func(b *body) {
 			b.Validity = asn1.RawValue{FullBytes: marshal(m.tb, []time.Time{m.now.Add(time.Hour).UTC(), m.now.Add(-time.Hour).UTC()})}
 		})})
-	m.add(Exhibit{Name: "issuer expired", Clause: clause, Must: RefusedByAnchors, Chain: m.issue(m.below(m.root, "sub", past))})
-	m.add(Exhibit{Name: "issuer not yet valid", Clause: clause, Must: RefusedByAnchors, Chain: m.issue(m.below(m.root, "sub", future))})
+	m.add(Exhibit{Name: "issuer expired", Clause: clause, Must: RefusedByAnchors,
+		Chain: m.issue(m.below(m.root, "sub", past))})
+	m.add(Exhibit{Name: "issuer not yet valid", Clause: clause, Must: RefusedByAnchors,
+		Chain: m.issue(m.below(m.root, "sub", future))})
 	old := m.rootWith("old", NewKey(m.tb), past)
-	m.add(Exhibit{Name: "root expired", Clause: "XP-01: RFC 5280, Section 6.1: a root counts as a certificate here", Must: RefusedByAnchors,
+	m.add(Exhibit{Name: "root expired", Clause: "XP-01: RFC 5280, Section 6.1: a root counts as a certificate here",
+		Must:  RefusedByAnchors,
 		Chain: m.issue(old), Anchors: m.trusting(old.cert)})
 }
 
@@ -56,7 +62,8 @@ func (m *museum) signatures() {
 	m.add(Exhibit{Name: "signature broken", Clause: clause, Must: RefusedByAnchors, Chain: m.first(good, broken)})
 	other := m.issue(m.root, func(t *x509.Certificate) { t.Subject.CommonName = "mallory" })
 	altered := envelope(m.tb, good.Leaf.RawTBSCertificate, algorithmOf(m, other.Leaf), other.Leaf.Signature)
-	m.add(Exhibit{Name: "signature of another certificate", Clause: clause, Must: RefusedByAnchors, Chain: m.first(good, altered)})
+	m.add(Exhibit{Name: "signature of another certificate", Clause: clause, Must: RefusedByAnchors,
+		Chain: m.first(good, altered)})
 	m.add(Exhibit{Name: "signature empty", Clause: clause, Must: RefusedByAnchors,
 		Chain: m.first(good, envelope(m.tb, good.Leaf.RawTBSCertificate, algorithmOf(m, good.Leaf), nil))})
 	m.add(Exhibit{Name: "signed by a stranger in the issuer's name", Clause: clause, Must: RefusedByAnchors,
@@ -66,7 +73,8 @@ func (m *museum) signatures() {
 
 	rsaRoot := m.rootWith("rsa", newToyRSA(m.tb, 9))
 	trust := m.trusting(rsaRoot.cert)
-	m.add(Exhibit{Name: "no defect, signed with RSA", Clause: weak, Must: Accepted, Chain: m.issue(rsaRoot), Anchors: trust})
+	m.add(Exhibit{Name: "no defect, signed with RSA", Clause: weak, Must: Accepted,
+		Chain: m.issue(rsaRoot), Anchors: trust})
 	m.add(Exhibit{Name: "signed with RSA and SHA-1", Clause: weak, Must: RefusedByAnchors, Anchors: trust,
 		Chain: m.issue(rsaRoot, func(t *x509.Certificate) { t.SignatureAlgorithm = x509.SHA1WithRSA })})
 	m.add(Exhibit{Name: "signed with ECDSA and SHA-1", Clause: weak, Must: RefusedByAnchors,
@@ -82,7 +90,8 @@ func (m *museum) signatures() {
 		}))})
 	m.add(Exhibit{Name: "signature algorithm unknown", Clause: "XP-16: RFC 5280, Section 4.1.1.2", Must: RefusedByAnchors,
 		Chain: m.forged(m.root, func(b *body) { b.Signature = algorithm(m, oidPoison, nil) })})
-	m.add(Exhibit{Name: "signature algorithms inside and outside differ", Clause: "XP-16: RFC 5280, Section 4.1.1.2", Must: RefusedInHandshake,
+	m.add(Exhibit{Name: "signature algorithms inside and outside differ", Clause: "XP-16: RFC 5280, Section 4.1.1.2",
+		Must: RefusedInHandshake,
 		Chain: m.first(good, envelope(m.tb, good.Leaf.RawTBSCertificate,
 			algorithm(m, asn1.ObjectIdentifier{1, 2, 840, 10045, 4, 3, 3}, nil), good.Leaf.Signature))})
 }
@@ -112,45 +121,48 @@ func with(extensions ...pkix.Extension) edit {
 // issuers is XP-02, XP-03 and XP-04: who may issue, and what nobody understands.
 func (m *museum) issuers() {
 	const bit, sign, length = "XP-02: RFC 5280, Section 6.1.4 (k)", "XP-02: RFC 5280, Section 6.1.4 (n)", "XP-03: RFC 5280, Section 6.1.4 (m)"
-	for name, edit := range map[string]edit{
-		"issuer is a client": func(t *x509.Certificate) {
+	for _, tc := range []struct {
+		name, clause string
+		edit         edit
+	}{
+		{"issuer is a client", bit, func(t *x509.Certificate) {
 			t.IsCA, t.KeyUsage, t.ExtKeyUsage = false, x509.KeyUsageDigitalSignature, []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
-		},
-		"issuer without the CA bit":                 func(t *x509.Certificate) { t.IsCA = false },
-		"issuer without basic constraints":          func(t *x509.Certificate) { t.IsCA, t.BasicConstraintsValid = false, false },
-		"issuer that may sign only lists":           func(t *x509.Certificate) { t.KeyUsage = x509.KeyUsageCRLSign },
-		"issuer with an unknown critical extension": poisoned(true),
+		}},
+		{"issuer without the CA bit", bit, func(t *x509.Certificate) { t.IsCA = false }},
+		{"issuer without basic constraints", bit, func(t *x509.Certificate) { t.IsCA, t.BasicConstraintsValid = false, false }},
+		{"issuer that may sign only lists", sign, func(t *x509.Certificate) { t.KeyUsage = x509.KeyUsageCRLSign }},
+		{"issuer with an unknown critical extension", "XP-04: RFC 5280, Section 4.2", poisoned(true)},
 	} {
-		clause := bit
-		switch name {
-		case "issuer that may sign only lists":
-			clause = sign
-		case "issuer with an unknown critical extension":
-			clause = "XP-04: RFC 5280, Section 4.2"
-		}
-		m.add(Exhibit{Name: name, Clause: clause, Must: RefusedByAnchors, Chain: m.issue(m.below(m.root, "sub", edit))})
+		m.add(Exhibit{Name: tc.name, Clause: tc.clause, Must: RefusedByAnchors,
+			Chain: m.issue(m.below(m.root, "sub", tc.edit))})
 	}
 	old := m.below(m.root, "sub")
 	v1 := forge(m.tb, old.cert, sealedBy(m.root.key), func(b *body) { b.Version, b.Extensions = 0, nil })
 	m.add(Exhibit{Name: "issuer of version 1", Clause: bit, Must: RefusedByAnchors, Chain: behind(m.issue(old), v1)})
 	victim := m.issue(m.root)
 	mallory := &CA{cert: victim.Leaf, key: victim.PrivateKey.(crypto.Signer), chain: victim.Certificate, root: m.root.root}
-	m.add(Exhibit{Name: "issued by a client's own certificate, in the name of another", Clause: bit, Must: RefusedByAnchors, Chain: m.issue(mallory)})
+	m.add(Exhibit{Name: "issued by a client's own certificate, in the name of another", Clause: bit,
+		Must: RefusedByAnchors, Chain: m.issue(mallory)})
 
 	pathLength := func(n int) edit { return func(t *x509.Certificate) { t.MaxPathLen, t.MaxPathLenZero = n, true } }
-	m.add(Exhibit{Name: "path length just kept", Clause: length, Must: Accepted, Chain: m.issue(m.below(m.below(m.root, "a", pathLength(1)), "b"))})
-	m.add(Exhibit{Name: "path length exceeded", Clause: length, Must: RefusedByAnchors, Chain: m.issue(m.below(m.below(m.root, "a", pathLength(0)), "b"))})
+	m.add(Exhibit{Name: "path length just kept", Clause: length, Must: Accepted,
+		Chain: m.issue(m.below(m.below(m.root, "a", pathLength(1)), "b"))})
+	m.add(Exhibit{Name: "path length exceeded", Clause: length, Must: RefusedByAnchors,
+		Chain: m.issue(m.below(m.below(m.root, "a", pathLength(0)), "b"))})
 	short := m.rootWith("short", NewKey(m.tb), pathLength(0))
 	m.add(Exhibit{Name: "path length of the root exceeded", Clause: length, Must: RefusedByAnchors,
 		Chain: m.issue(m.below(short, "sub")), Anchors: m.trusting(short.cert)})
 
-	m.add(Exhibit{Name: "unknown critical extension", Clause: "XP-04: RFC 5280, Section 4.2", Must: RefusedByAnchors, Chain: m.issue(m.root, poisoned(true))})
+	m.add(Exhibit{Name: "unknown critical extension", Clause: "XP-04: RFC 5280, Section 4.2", Must: RefusedByAnchors,
+		Chain: m.issue(m.root, poisoned(true))})
 	odd := m.rootWith("odd", NewKey(m.tb), poisoned(true))
 	m.add(Exhibit{Name: "root with an unknown critical extension", Clause: "XP-04: RFC 5280, Section 4.2: a root counts as a certificate here",
 		Must: RefusedByAnchors, Chain: m.issue(odd), Anchors: m.trusting(odd.cert)})
 	demanding := m.below(m.root, "demanding", with(extension([]int{2, 5, 29, 36}, true, []byte{0x30, 3, 0x80, 1, 0})))
-	m.add(Exhibit{Name: "policy demanded and not asserted", Clause: "XP-07: RFC 5280, Section 6.1.5 (g)", Must: RefusedByAnchors, Chain: m.issue(demanding)})
-	m.add(Exhibit{Name: "policy demanded and not asserted, any usage", Clause: "XP-07: RFC 5280, Section 6.1.5 (g)", Must: RefusedByAnchors,
+	m.add(Exhibit{Name: "policy demanded and not asserted", Clause: "XP-07: RFC 5280, Section 6.1.5 (g)",
+		Must: RefusedByAnchors, Chain: m.issue(demanding)})
+	m.add(Exhibit{Name: "policy demanded and not asserted, any usage", Clause: "XP-07: RFC 5280, Section 6.1.5 (g)",
+		Must:  RefusedByAnchors,
 		Chain: m.issue(demanding, usage(x509.ExtKeyUsageAny))})
 	m.add(Exhibit{Name: "policy demanded and asserted", Clause: "XP-07: RFC 5280, Section 6.1.5 (g)", Must: Accepted,
 		Chain: m.issue(m.below(m.root, "demanding", with(extension([]int{2, 5, 29, 36}, true, []byte{0x30, 3, 0x80, 1, 0}), policy(m))), with(policy(m)))})
@@ -211,7 +223,8 @@ func (m *museum) nameConstraints() {
 		m.add(Exhibit{Name: tc.name, Clause: clause, Must: tc.must, Chain: m.issue(sub, tc.leaf)})
 	}
 	above := m.below(m.below(m.root, "constrained", critical(permitDNS)), "sub")
-	m.add(Exhibit{Name: "DNS name outside a constraint two above", Clause: clause, Must: RefusedByAnchors, Chain: m.issue(above, dns("bad.example"))})
+	m.add(Exhibit{Name: "DNS name outside a constraint two above", Clause: clause, Must: RefusedByAnchors,
+		Chain: m.issue(above, dns("bad.example"))})
 }
 
 func network(s string) *net.IPNet {
@@ -245,32 +258,40 @@ func usage(u ...x509.ExtKeyUsage) edit {
 // usages is XP-06, XP-07, and what a client's own certificate must be.
 func (m *museum) usages() {
 	const clause, nest = "CA-15: RFC 5280, Section 4.2.1.12", "XP-06: RFC 5280, Section 4.2.1.12"
-	m.add(Exhibit{Name: "usage for servers only", Clause: clause, Must: RefusedByAnchors, Chain: m.issue(m.root, usage(x509.ExtKeyUsageServerAuth))})
-	m.add(Exhibit{Name: "usage for e-mail only", Clause: clause, Must: RefusedByAnchors, Chain: m.issue(m.root, usage(x509.ExtKeyUsageEmailProtection))})
-	m.add(Exhibit{Name: "usage unknown", Clause: clause, Must: RefusedByAnchors, Chain: m.issue(m.root, usage(), func(t *x509.Certificate) {
-		t.UnknownExtKeyUsage = []asn1.ObjectIdentifier{oidPoison}
-	})})
+	m.add(Exhibit{Name: "usage for servers only", Clause: clause, Must: RefusedByAnchors,
+		Chain: m.issue(m.root, usage(x509.ExtKeyUsageServerAuth))})
+	m.add(Exhibit{Name: "usage for e-mail only", Clause: clause, Must: RefusedByAnchors,
+		Chain: m.issue(m.root, usage(x509.ExtKeyUsageEmailProtection))})
+	m.add(Exhibit{Name: "usage unknown", Clause: clause, Must: RefusedByAnchors,
+		Chain: m.issue(m.root, usage(), func(t *x509.Certificate) {
+			t.UnknownExtKeyUsage = []asn1.ObjectIdentifier{oidPoison}
+		})})
 	m.add(Exhibit{Name: "usage for servers and clients", Clause: clause, Must: Accepted,
 		Chain: m.issue(m.root, usage(x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth))})
 	m.add(Exhibit{Name: "usage not named", Clause: clause, Must: Accepted, Chain: m.issue(m.root, usage())})
-	m.add(Exhibit{Name: "usage any", Clause: "XP-07: RFC 5280, Section 4.2.1.12", Must: Accepted, Chain: m.issue(m.root, usage(x509.ExtKeyUsageAny))})
-	m.add(Exhibit{Name: "issuer for servers only", Clause: nest, Must: RefusedByAnchors, Chain: m.issue(m.below(m.root, "sub", usage(x509.ExtKeyUsageServerAuth)))})
+	m.add(Exhibit{Name: "usage any", Clause: "XP-07: RFC 5280, Section 4.2.1.12", Must: Accepted,
+		Chain: m.issue(m.root, usage(x509.ExtKeyUsageAny))})
+	m.add(Exhibit{Name: "issuer for servers only", Clause: nest, Must: RefusedByAnchors,
+		Chain: m.issue(m.below(m.root, "sub", usage(x509.ExtKeyUsageServerAuth)))})
 	m.add(Exhibit{Name: "issuer for servers only, two above", Clause: nest, Must: RefusedByAnchors,
 		Chain: m.issue(m.below(m.below(m.root, "sub", usage(x509.ExtKeyUsageServerAuth)), "subsub"))})
 	m.add(Exhibit{Name: "issuer for servers only, usage any below", Clause: nest, Must: RefusedByAnchors,
 		Chain: m.issue(m.below(m.root, "sub", usage(x509.ExtKeyUsageServerAuth)), usage(x509.ExtKeyUsageAny))})
-	m.add(Exhibit{Name: "issuer for clients only", Clause: nest, Must: Accepted, Chain: m.issue(m.below(m.root, "sub", usage(x509.ExtKeyUsageClientAuth)))})
+	m.add(Exhibit{Name: "issuer for clients only", Clause: nest, Must: Accepted,
+		Chain: m.issue(m.below(m.root, "sub", usage(x509.ExtKeyUsageClientAuth)))})
 
 	m.add(Exhibit{Name: "client that is an authority", Clause: "CA-15: RFC 5280, Section 4.2.1.9", Must: RefusedByAnchors,
 		Chain: m.issue(m.root, func(t *x509.Certificate) { t.IsCA = true })})
-	m.add(Exhibit{Name: "client that may not make digital signatures", Clause: "CA-15: RFC 8446, Section 4.4.2.3", Must: RefusedByAnchors,
+	m.add(Exhibit{Name: "client that may not make digital signatures", Clause: "CA-15: RFC 8446, Section 4.4.2.3",
+		Must:  RefusedByAnchors,
 		Chain: m.issue(m.root, func(t *x509.Certificate) { t.KeyUsage = x509.KeyUsageKeyEncipherment })})
 	m.add(Exhibit{Name: "key usage not named", Clause: "CA-15: RFC 8446, Section 4.4.2.3", Must: Accepted,
 		Chain: m.issue(m.root, func(t *x509.Certificate) { t.KeyUsage = 0 })})
 	root := m.rootWith("root as client", NewKey(m.tb), func(t *x509.Certificate) { t.Subject.CommonName = "client" })
 	rootChain := m.issue(root)
 	rootChain.Certificate, rootChain.PrivateKey, rootChain.Leaf = [][]byte{root.cert.Raw}, root.key, root.cert
-	m.add(Exhibit{Name: "the trusted root itself as client", Clause: "CA-15: RFC 5280, Section 4.2.1.9", Must: RefusedByAnchors,
+	m.add(Exhibit{Name: "the trusted root itself as client", Clause: "CA-15: RFC 5280, Section 4.2.1.9",
+		Must:  RefusedByAnchors,
 		Chain: rootChain, Anchors: m.trusting(root.cert)})
 }
 
@@ -279,33 +300,44 @@ func (m *museum) strangers() {
 	const trust, same, loop = "XP-10: RFC 5280, Section 6.1", "XP-08: RFC 5280, Section 6.1", "XP-09: RFC 5280, Section 6.1"
 	self := SelfSigned(m.tb, Leaf{CommonName: "client"})
 	m.add(Exhibit{Name: "self-signed", Clause: "CA-14: RFC 8705, Section 2.1", Must: RefusedByAnchors, Chain: self})
-	m.add(Exhibit{Name: "another authority", Clause: "CA-14: RFC 8705, Section 7.4", Must: RefusedByAnchors, Chain: m.issue(m.other)})
-	m.add(Exhibit{Name: "own root sent along", Clause: trust, Must: RefusedByAnchors, Chain: behind(m.issue(m.other), m.other.cert.Raw)})
-	m.add(Exhibit{Name: "the right root sent along", Clause: trust, Must: Accepted, Chain: behind(m.issue(m.root), m.root.cert.Raw)})
-	m.add(Exhibit{Name: "the trusted root behind a stranger's client", Clause: trust, Must: RefusedByAnchors, Chain: behind(m.issue(m.other), m.root.cert.Raw)})
+	m.add(Exhibit{Name: "another authority", Clause: "CA-14: RFC 8705, Section 7.4", Must: RefusedByAnchors,
+		Chain: m.issue(m.other)})
+	m.add(Exhibit{Name: "own root sent along", Clause: trust, Must: RefusedByAnchors,
+		Chain: behind(m.issue(m.other), m.other.cert.Raw)})
+	m.add(Exhibit{Name: "the right root sent along", Clause: trust, Must: Accepted,
+		Chain: behind(m.issue(m.root), m.root.cert.Raw)})
+	m.add(Exhibit{Name: "the trusted root behind a stranger's client", Clause: trust, Must: RefusedByAnchors,
+		Chain: behind(m.issue(m.other), m.root.cert.Raw)})
 
 	twin := NewCA(m.tb, "root")
-	m.add(Exhibit{Name: "issuer of the root's name with another key", Clause: same, Must: RefusedByAnchors, Chain: m.issue(twin)})
+	m.add(Exhibit{Name: "issuer of the root's name with another key", Clause: same, Must: RefusedByAnchors,
+		Chain: m.issue(twin)})
 	m.add(Exhibit{Name: "issuer of the root's name with another key, sent along", Clause: same, Must: RefusedByAnchors,
 		Chain: behind(m.issue(twin), twin.cert.Raw)})
-	m.add(Exhibit{Name: "issuer of the root's name with another key, no key identifiers", Clause: same, Must: RefusedByAnchors,
+	m.add(Exhibit{Name: "issuer of the root's name with another key, no key identifiers", Clause: same,
+		Must: RefusedByAnchors,
 		Chain: m.forged(twin, func(b *body) {
 			b.Extensions = slices.DeleteFunc(b.Extensions, func(e pkix.Extension) bool { return e.Id.Equal([]int{2, 5, 29, 35}) })
 		})})
-	m.add(Exhibit{Name: "two trusted roots of one name", Clause: same, Must: Accepted, Chain: m.issue(twin), Anchors: m.trusting(m.root.cert, twin.cert)})
+	m.add(Exhibit{Name: "two trusted roots of one name", Clause: same, Must: Accepted,
+		Chain: m.issue(twin), Anchors: m.trusting(m.root.cert, twin.cert)})
 	renamed := m.rootWith("renamed", m.root.key)
-	m.add(Exhibit{Name: "issuer of the root's key with another name", Clause: same, Must: RefusedByAnchors, Chain: behind(m.issue(renamed), renamed.cert.Raw)})
+	m.add(Exhibit{Name: "issuer of the root's key with another name", Clause: same, Must: RefusedByAnchors,
+		Chain: behind(m.issue(renamed), renamed.cert.Raw)})
 	renewed := m.rootWith("root", m.root.key)
 	m.add(Exhibit{Name: "the root's name and key in another certificate", Clause: same + ": the chain ends in the pinned one", Must: Accepted,
 		Chain: behind(m.issue(renewed), renewed.cert.Raw)})
 
 	crossed := m.below(m.root, "crossed")
 	byOther := m.belowWith(m.other, "crossed", crossed.key)
-	m.add(Exhibit{Name: "cross-signed, only the way to another root sent", Clause: loop, Must: RefusedByAnchors, Chain: behind(m.issue(crossed), byOther.cert.Raw)})
-	m.add(Exhibit{Name: "cross-signed, both ways sent", Clause: loop, Must: Accepted, Chain: behind(m.issue(crossed), byOther.cert.Raw, crossed.cert.Raw)})
+	m.add(Exhibit{Name: "cross-signed, only the way to another root sent", Clause: loop, Must: RefusedByAnchors,
+		Chain: behind(m.issue(crossed), byOther.cert.Raw)})
+	m.add(Exhibit{Name: "cross-signed, both ways sent", Clause: loop, Must: Accepted,
+		Chain: behind(m.issue(crossed), byOther.cert.Raw, crossed.cert.Raw)})
 	a, b := NewCA(m.tb, "a"), NewCA(m.tb, "b")
 	aByB, bByA := m.belowWith(b, "a", a.key), m.belowWith(a, "b", b.key)
-	m.add(Exhibit{Name: "cross-signed loop", Clause: loop, Must: RefusedByAnchors, Chain: behind(m.issue(a), aByB.cert.Raw, bByA.cert.Raw)})
+	m.add(Exhibit{Name: "cross-signed loop", Clause: loop, Must: RefusedByAnchors,
+		Chain: behind(m.issue(a), aByB.cert.Raw, bByA.cert.Raw)})
 	m.add(Exhibit{Name: "cross-signed loop with a way out", Clause: loop, Must: Accepted,
 		Chain: behind(m.issue(a), aByB.cert.Raw, bByA.cert.Raw, m.belowWith(m.root, "b", b.key).cert.Raw)})
 
@@ -314,13 +346,16 @@ func (m *museum) strangers() {
 	const second = "CA-14: RFC 8446, Section 4.4.2: only the first certificate is the client's"
 	m.add(Exhibit{Name: "leaf of another client behind mine", Clause: second, Must: RefusedBySubject,
 		Chain: behind(mine, victim.Leaf.Raw), Subject: m.subject(mtls.SubjectDN, "CN=victim")})
-	m.add(Exhibit{Name: "leaf of another client before mine", Clause: second + ", which must show its key", Must: RefusedInHandshake,
+	m.add(Exhibit{Name: "leaf of another client before mine", Clause: second + ", which must show its key",
+		Must:  RefusedInHandshake,
 		Chain: m.first(behind(mine, mine.Leaf.Raw), victim.Leaf.Raw), Subject: m.subject(mtls.SubjectDN, "CN=victim")})
 	stolen := victim
 	stolen.PrivateKey = NewKey(m.tb)
-	m.add(Exhibit{Name: "certificate of another client without its key", Clause: "CB-01: RFC 8705, Section 3", Must: RefusedInHandshake,
+	m.add(Exhibit{Name: "certificate of another client without its key", Clause: "CB-01: RFC 8705, Section 3",
+		Must:  RefusedInHandshake,
 		Chain: stolen, Subject: m.subject(mtls.SubjectDN, "CN=victim")})
-	m.add(Exhibit{Name: "key of another client, name of mine", Clause: "CA-14: RFC 8705, Section 2.1.2", Must: RefusedBySubject,
+	m.add(Exhibit{Name: "key of another client, name of mine", Clause: "CA-14: RFC 8705, Section 2.1.2",
+		Must:  RefusedBySubject,
 		Chain: m.issueTo(m.root, mine.PrivateKey.(crypto.Signer)), Subject: m.subject(mtls.SubjectDN, "CN=victim")})
 }
 
@@ -331,14 +366,17 @@ func (m *museum) sizes() {
 	for range 100 {
 		deep = m.below(deep, "deep")
 	}
-	m.add(Exhibit{Name: "a hundred intermediates", Clause: "XP-09: RFC 5280, Section 6.1", Must: RefusedInHandshake, Chain: m.issue(deep)})
+	m.add(Exhibit{Name: "a hundred intermediates", Clause: "XP-09: RFC 5280, Section 6.1", Must: RefusedInHandshake,
+		Chain: m.issue(deep)})
 	four := behind(m.issue(m.root), slices.Repeat([][]byte{m.root.cert.Raw}, 4)...)
 	m.add(Exhibit{Name: "five certificates", Clause: clause, Must: RefusedInHandshake, Chain: four})
 	names := func(n int) edit {
 		return func(t *x509.Certificate) { t.DNSNames = slices.Repeat([]string{"a.example"}, n) }
 	}
-	m.add(Exhibit{Name: "ten thousand alternative names", Clause: clause, Must: RefusedInHandshake, Chain: m.issue(m.root, names(10_000))})
-	m.add(Exhibit{Name: "a thousand alternative names", Clause: clause, Must: Accepted, Chain: m.issue(m.root, names(1000))})
+	m.add(Exhibit{Name: "ten thousand alternative names", Clause: clause, Must: RefusedInHandshake,
+		Chain: m.issue(m.root, names(10_000))})
+	m.add(Exhibit{Name: "a thousand alternative names", Clause: clause, Must: Accepted,
+		Chain: m.issue(m.root, names(1000))})
 	junk := func(n int) edit { return with(extension(oidPoison, false, marshal(m.tb, make([]byte, n)))) }
 	m.add(Exhibit{Name: "20 KiB", Clause: clause, Must: RefusedInHandshake, Chain: m.issue(m.root, junk(20<<10))})
 	m.add(Exhibit{Name: "60 KiB", Clause: clause, Must: RefusedInHandshake, Chain: m.issue(m.root, junk(60<<10))})

@@ -55,8 +55,10 @@ func (m *museum) keys() {
 	m.add(Exhibit{Name: "no defect, Ed25519", Clause: weak, Must: Accepted, Chain: m.issueTo(m.root, edwards)})
 	m.add(Exhibit{Name: "P-224 key", Clause: weak, Must: RefusedInHandshake, Chain: m.issueTo(m.root, p224)})
 	m.add(Exhibit{Name: "P-521 key", Clause: costly, Must: RefusedInHandshake, Chain: m.issueTo(m.root, p521)})
-	m.add(Exhibit{Name: "issuer with a P-521 key, sent along", Clause: costly, Must: RefusedByAnchors, Chain: m.issue(m.belowWith(m.root, "sub", p521))})
-	m.add(Exhibit{Name: "issuer with a P-224 key, sent along", Clause: weak, Must: RefusedByAnchors, Chain: m.issue(m.belowWith(m.root, "sub", p224))})
+	m.add(Exhibit{Name: "issuer with a P-521 key, sent along", Clause: costly, Must: RefusedByAnchors,
+		Chain: m.issue(m.belowWith(m.root, "sub", p521))})
+	m.add(Exhibit{Name: "issuer with a P-224 key, sent along", Clause: weak, Must: RefusedByAnchors,
+		Chain: m.issue(m.belowWith(m.root, "sub", p224))})
 	m.add(Exhibit{Name: "issuer with an RSA key below 2048 bits, sent along", Clause: weak, Must: RefusedByAnchors,
 		Chain: m.issue(m.belowWith(m.root, "sub", newToyRSA(m.tb, 6)))})
 
@@ -119,15 +121,21 @@ func (m *museum) encodings() {
 	const clause, serial = "XP-16: RFC 5280, Section 4.1", "XP-14: RFC 5280, Section 4.1.2.2"
 	good := m.issue(m.root)
 	raw := good.Leaf.Raw
-	m.add(Exhibit{Name: "an octet after the certificate", Clause: clause, Must: RefusedInHandshake, Chain: m.first(good, append(slices.Clone(raw), 0))})
-	m.add(Exhibit{Name: "certificate cut short", Clause: clause, Must: RefusedInHandshake, Chain: m.first(good, raw[:len(raw)-1])})
+	m.add(Exhibit{Name: "an octet after the certificate", Clause: clause, Must: RefusedInHandshake,
+		Chain: m.first(good, append(slices.Clone(raw), 0))})
+	m.add(Exhibit{Name: "certificate cut short", Clause: clause, Must: RefusedInHandshake,
+		Chain: m.first(good, raw[:len(raw)-1])})
 	m.add(Exhibit{Name: "certificate empty", Clause: clause, Must: RefusedInHandshake, Chain: m.first(good, []byte{})})
-	m.add(Exhibit{Name: "certificate in PEM", Clause: clause, Must: RefusedInHandshake, Chain: m.first(good, []byte("-----BEGIN CERTIFICATE-----"))})
+	m.add(Exhibit{Name: "certificate in PEM", Clause: clause, Must: RefusedInHandshake,
+		Chain: m.first(good, []byte("-----BEGIN CERTIFICATE-----"))})
 	long := slices.Concat([]byte{0x30, 0x83, 0}, raw[2:4], raw[4:]) // a length in three octets where two do
-	m.add(Exhibit{Name: "length not in its shortest form", Clause: "XP-16: X.690, Section 10.1", Must: RefusedInHandshake, Chain: m.first(good, long)})
+	m.add(Exhibit{Name: "length not in its shortest form", Clause: "XP-16: X.690, Section 10.1", Must: RefusedInHandshake,
+		Chain: m.first(good, long)})
 	indefinite := slices.Concat([]byte{0x30, 0x80}, raw[4:], []byte{0, 0})
-	m.add(Exhibit{Name: "length indefinite", Clause: "XP-16: X.690, Section 10.1", Must: RefusedInHandshake, Chain: m.first(good, indefinite)})
-	m.add(Exhibit{Name: "no certificate behind mine", Clause: clause, Must: RefusedInHandshake, Chain: behind(good, []byte{0x30, 0})})
+	m.add(Exhibit{Name: "length indefinite", Clause: "XP-16: X.690, Section 10.1", Must: RefusedInHandshake,
+		Chain: m.first(good, indefinite)})
+	m.add(Exhibit{Name: "no certificate behind mine", Clause: clause, Must: RefusedInHandshake,
+		Chain: behind(good, []byte{0x30, 0})})
 
 	for _, tc := range []struct {
 		name   string
@@ -159,7 +167,8 @@ func (m *museum) encodings() {
 	} {
 		m.add(Exhibit{Name: tc.name, Clause: clause, Must: tc.must, Chain: m.forged(m.root, tc.change)})
 	}
-	m.add(Exhibit{Name: "version 1 with alternative names", Clause: clause + ": a version without extensions has none", Must: RefusedBySubject,
+	m.add(Exhibit{Name: "version 1 with alternative names", Clause: clause + ": a version without extensions has none",
+		Must:    RefusedBySubject,
 		Subject: m.subject(mtls.SANDNS, "a.example"), Chain: m.forged(m.root, func(b *body) {
 			b.Version, b.Extensions = 0, append(b.Extensions, m.names(dnsName(m, "a.example")))
 		})})
@@ -169,11 +178,14 @@ func (m *museum) encodings() {
 			b.Serial = asn1.RawValue{FullBytes: append([]byte{asn1.TagInteger, byte(len(content))}, content...)}
 		}
 	}
-	m.add(Exhibit{Name: "serial number negative", Clause: serial, Must: RefusedInHandshake, Chain: m.forged(m.root, number(0xff))})
-	m.add(Exhibit{Name: "serial number not in its shortest form", Clause: serial, Must: RefusedInHandshake, Chain: m.forged(m.root, number(0, 1))})
+	m.add(Exhibit{Name: "serial number negative", Clause: serial, Must: RefusedInHandshake,
+		Chain: m.forged(m.root, number(0xff))})
+	m.add(Exhibit{Name: "serial number not in its shortest form", Clause: serial, Must: RefusedInHandshake,
+		Chain: m.forged(m.root, number(0, 1))})
 	const nothing = serial + ": nobody is known by a serial number here"
 	m.add(Exhibit{Name: "serial number zero", Clause: nothing, Must: Accepted, Chain: m.forged(m.root, number(0))})
-	m.add(Exhibit{Name: "serial number of 21 octets", Clause: nothing, Must: Accepted, Chain: m.forged(m.root, number(bytes.Repeat([]byte{0x55}, 21)...))})
+	m.add(Exhibit{Name: "serial number of 21 octets", Clause: nothing, Must: Accepted,
+		Chain: m.forged(m.root, number(bytes.Repeat([]byte{0x55}, 21)...))})
 }
 
 // withoutExtension leaves out the extension id-ce n.
@@ -240,10 +252,12 @@ func (m *museum) alternativeNames() {
 		m.add(Exhibit{Name: tc.name, Clause: clause, Must: tc.must, Subject: m.subject(tc.kind, tc.value),
 			Chain: m.forged(m.root, func(b *body) { b.Extensions = append(b.Extensions, m.names(tc.names...)) })})
 	}
-	m.add(Exhibit{Name: "DNS name only as the common name", Clause: clause, Must: RefusedBySubject, Subject: m.subject(mtls.SANDNS, "a.example"),
-		Chain: m.issue(m.root, func(t *x509.Certificate) { t.Subject.CommonName = "a.example" })})
-	m.add(Exhibit{Name: "e-mail only in the subject", Clause: clause, Must: RefusedBySubject, Subject: m.subject(mtls.SANEmail, "a@b.example"),
-		Chain: m.subjectOf([]attribute{{asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 1}, asn1.TagIA5String, "a@b.example"}})})
+	m.add(Exhibit{Name: "DNS name only as the common name", Clause: clause, Must: RefusedBySubject,
+		Subject: m.subject(mtls.SANDNS, "a.example"),
+		Chain:   m.issue(m.root, func(t *x509.Certificate) { t.Subject.CommonName = "a.example" })})
+	m.add(Exhibit{Name: "e-mail only in the subject", Clause: clause, Must: RefusedBySubject,
+		Subject: m.subject(mtls.SANEmail, "a@b.example"),
+		Chain:   m.subjectOf([]attribute{{asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 1}, asn1.TagIA5String, "a@b.example"}})})
 }
 
 // subjectOf returns an honest certificate with a subject of these RDNs, most significant first.
@@ -296,12 +310,15 @@ func (m *museum) subjects() {
 		{"subject without its organization", RefusedBySubject, [][]attribute{cn}},
 		{"subject empty", RefusedBySubject, nil},
 	} {
-		m.add(Exhibit{Name: tc.name, Clause: clause, Must: tc.must, Subject: m.subject(mtls.SubjectDN, "CN=a,O=b"), Chain: m.subjectOf(tc.rdns...)})
+		m.add(Exhibit{Name: tc.name, Clause: clause, Must: tc.must, Subject: m.subject(mtls.SubjectDN, "CN=a,O=b"),
+			Chain: m.subjectOf(tc.rdns...)})
 	}
-	m.add(Exhibit{Name: "subject multi-valued, as registered", Clause: clause, Must: Accepted, Subject: m.subject(mtls.SubjectDN, "CN=a+O=b"),
-		Chain: m.subjectOf(slices.Concat(o, cn))})
-	m.add(Exhibit{Name: "subject of two names for a multi-valued", Clause: clause, Must: RefusedBySubject, Subject: m.subject(mtls.SubjectDN, "CN=a+O=b"),
-		Chain: m.subjectOf(o, cn)})
+	m.add(Exhibit{Name: "subject multi-valued, as registered", Clause: clause, Must: Accepted,
+		Subject: m.subject(mtls.SubjectDN, "CN=a+O=b"),
+		Chain:   m.subjectOf(slices.Concat(o, cn))})
+	m.add(Exhibit{Name: "subject of two names for a multi-valued", Clause: clause, Must: RefusedBySubject,
+		Subject: m.subject(mtls.SubjectDN, "CN=a+O=b"),
+		Chain:   m.subjectOf(o, cn)})
 	m.add(Exhibit{Name: "subject with a type unknown here, as registered", Clause: clause, Must: Accepted,
 		Subject: m.subject(mtls.SubjectDN, oidPoison.String()+"=#0C0161"), Chain: m.subjectOf(one(oidPoison, utf8, "a"))})
 	m.add(Exhibit{Name: "subject of another client of the same authority", Clause: clause, Must: RefusedBySubject,

@@ -3,6 +3,9 @@
 
 // Package mtlstest makes certification authorities, certificates, servers and clients for tests of programs that use
 // package mtls. All are thrown away with the test; nothing of it is for production.
+//
+// Museum has certificates with one defect each, and says of each what must become of it: whoever judges certificates can
+// be walked through it.
 package mtlstest
 
 import (
