@@ -83,9 +83,18 @@ type bench struct {
 	handler http.Handler
 	store   *store.Store
 	journal *journal
+	// Who asks, and with which scopes.
+	who    string
+	scopes []string
 }
 
 func newBench(t *testing.T) *bench {
+	t.Helper()
+	return newBenchWith(t, Config{}, New)
+}
+
+// newBenchWith makes the handler of a configuration, in which what every bench has is filled in.
+func newBenchWith(t *testing.T, cfg Config, build func(Config) (http.Handler, error)) *bench {
 	t.Helper()
 	t.Parallel()
 	db, err := store.Open(t.Context(), store.Config{Path: filepath.Join(t.TempDir(), "certbound.db"), KEK: make([]byte, 32)})
@@ -97,19 +106,32 @@ func newBench(t *testing.T) *bench {
 			t.Error(err)
 		}
 	})
-	b := &bench{T: t, store: db, journal: &journal{}}
-	b.handler, err = New(Config{
-		Store: db, Authority: shop{db}, Recorder: b.journal, Issuer: testIssuer, TrustDomain: "abcdefgh.auth.example", Version: "v1",
-		Actor: func(context.Context) (string, string, string, string) { return "alice", "thumb", "192.0.2.1", "corr" },
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	b.must(db.AddResource(t.Context(), store.Resource{URI: testIssuer + Prefix, Scopes: []string{"certbound:admin"}, BuiltIn: true}))
+	b := &bench{T: t, store: db, journal: &journal{}, who: "alice", scopes: []string{ScopeAdmin}}
+	cfg.Store, cfg.Authority, cfg.Recorder, cfg.Issuer, cfg.Version = db, shop{db}, b.journal, testIssuer, "v1"
+	cfg.TrustDomain, cfg.Reserved = testTrustDomain, []string{"auth-alias.example"}
+	cfg.Actor = func(context.Context) (string, string, string, string) { return b.who, "thumb", "192.0.2.1", "corr" }
+	cfg.Scopes = func(context.Context) []string { return b.scopes }
+	b.handler, err = build(cfg)
+	b.must(err)
+	b.must(db.AddResource(t.Context(), store.Resource{URI: testIssuer + Prefix, Scopes: Scopes(), BuiltIn: true}))
 	b.must(db.AddResource(t.Context(), store.Resource{URI: "https://ledger.example", Scopes: []string{"ledger:read"}}))
-	b.post("/clients", `{"client_id":"alice","scope":"certbound:admin"}`, http.StatusCreated, nil)
+	b.enlist("alice", ScopeAdmin)
 	return b
 }
+
+// enlist registers a client of our own CA with a code, past the API.
+func (b *bench) enlist(id string, scopes ...string) {
+	b.Helper()
+	_, code, err := shop{b.store}.NewCode(id)
+	b.must(err)
+	_, err = b.store.AddClient(b.Context(), store.Client{
+		ID: id, Usage: "client", Scopes: scopes, SubjectKind: string(mtls.SANURI), SubjectValue: pki.ClientURI(testTrustDomain, id),
+	}, &code)
+	b.must(err)
+}
+
+// as lets somebody else ask.
+func (b *bench) as(who string, scopes ...string) { b.who, b.scopes = who, scopes }
 
 func (b *bench) must(err error) {
 	b.Helper()
@@ -436,5 +458,19 @@ func TestNewRefused(t *testing.T) {
 	t.Parallel()
 	if _, err := New(Config{Issuer: testIssuer, TrustDomain: "x"}); err == nil {
 		t.Error("made without a store")
+	}
+	actor := func(context.Context) (a, b, c, d string) { return }
+	whole := Config{Store: &store.Store{}, Authority: shop{}, Recorder: &journal{}, Issuer: testIssuer, TrustDomain: "x", Actor: actor}
+	if _, err := New(whole); err != nil {
+		t.Error(err)
+	}
+	if _, err := NewBreakGlass(whole); err == nil {
+		t.Error("break-glass was made without a way to reset tickets")
+	}
+	for _, approvals := range []int{-1, 3} {
+		whole.Approvals = approvals
+		if _, err := New(whole); err == nil {
+			t.Errorf("made with %d approvals", approvals)
+		}
 	}
 }

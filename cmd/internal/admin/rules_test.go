@@ -15,7 +15,10 @@ import (
 	"github.com/certbound/certbound/cmd/internal/store"
 )
 
-const testIssuer = "https://auth.example:8443"
+const (
+	testIssuer      = "https://auth.example:8443"
+	testTrustDomain = "abcdefgh.auth.example"
+)
 
 func testRules(tb testing.TB) rules {
 	tb.Helper()
@@ -164,18 +167,19 @@ func TestOperatorAccepted(t *testing.T) {
 	}
 }
 
-// Only what we can take away may hold authority: clients of our own CA.
+// Only what we can take away may hold authority: clients of our own CA, or with a certificate registered by value.
 func TestAuthorityOnlyForOwnCA(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct {
 		client  store.Client
 		refused bool
 	}{
-		"own CA":      {store.Client{AuthMethod: "tls_client_auth"}, false},
-		"foreign CA":  {store.Client{AuthMethod: "tls_client_auth", Trust: "partner"}, true},
-		"self-signed": {store.Client{AuthMethod: "self_signed_tls_client_auth"}, true},
+		"own CA":          {store.Client{AuthMethod: byCA}, false},
+		"foreign CA":      {store.Client{AuthMethod: byCA, Trust: "partner"}, true},
+		"own certificate": {store.Client{AuthMethod: byCertificate, Certificates: [][]byte{{1}}}, false},
+		"jwks_uri":        {store.Client{AuthMethod: byCertificate, JWKSURI: "https://a.example/jwks"}, true},
 	} {
-		tt.client.Scopes = []string{"certbound:admin"}
+		tt.client.Scopes = []string{ScopeAdmin}
 		if err := declared(tt.client, testResources()); (err != nil) != tt.refused {
 			t.Errorf("%s: %v", name, err)
 		}

@@ -1,0 +1,186 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package admin
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/certbound/certbound/cmd/internal/audit"
+	"github.com/certbound/certbound/mtls/mtlstest"
+)
+
+// duties are who may ask for what, written down once more: a change of the routes must be meant.
+var duties = map[string]string{
+	"GET /clients":                   "read",
+	"GET /clients/{id}":              "read",
+	"POST /clients":                  "registry grant",
+	"DELETE /clients/{id}":           "registry",
+	"POST /clients/{id}/enable":      "registry grant",
+	"POST /clients/{id}/disable":     "revoke",
+	"POST /clients/{id}/invite":      "enroll grant",
+	"PUT /clients/{id}/certificates": "registry grant",
+	"GET /resources":                 "read",
+	"POST /resources":                "registry",
+	"DELETE /resources":              "registry",
+	"GET /trusts":                    "read",
+	"GET /trusts/{id}":               "read",
+	"POST /trusts":                   "trust",
+	"PUT /trusts/{id}":               "trust",
+	"DELETE /trusts/{id}":            "trust",
+	"GET /certificates":              "read",
+	"POST /certificates/revoke":      "revoke",
+	"GET /approvals":                 "read",
+	"POST /approvals/{id}/confirm":   "grant trust",
+	"DELETE /approvals/{id}":         "grant trust",
+	"GET /status":                    "read",
+}
+
+func TestRoutesNeedScopes(t *testing.T) {
+	t.Parallel()
+	got := make(map[string]string)
+	for _, rt := range new(api).routes() {
+		scopes := strings.ReplaceAll(strings.Join(rt.scopes, " "), ScopePrefix, "")
+		got[rt.method+" "+rt.path] = scopes
+	}
+	if diff := cmp.Diff(duties, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// Every route is asked with every scope: it answers those of its table and certbound:admin, and tells the others what
+// they miss.
+func TestEveryRouteWithEveryScope(t *testing.T) {
+	b := newBench(t)
+	for _, rt := range new(api).routes() {
+		path := strings.ReplaceAll(rt.path, "{id}", "nobody")
+		for _, scope := range append(Scopes(), "ledger:read", "") {
+			b.as("bob", scope)
+			events := len(b.journal.events)
+			w := b.ask(rt.method, path)
+			if scope == ScopeAdmin || slices.Contains(rt.scopes, scope) {
+				if w.Code == http.StatusForbidden || w.Code == http.StatusMethodNotAllowed {
+					t.Errorf("%s %s with %q: %d %s", rt.method, rt.path, scope, w.Code, w.Body)
+				}
+				continue
+			}
+			if w.Code != http.StatusForbidden || !strings.Contains(w.Body.String(), `"error":"insufficient_scope"`) ||
+				!strings.Contains(w.Body.String(), `"scope":"`+rt.scopes[0]+`"`) {
+				t.Errorf("%s %s with %q: %d %s", rt.method, rt.path, scope, w.Code, w.Body)
+			}
+			want := `Bearer realm="` + testIssuer + `", error="insufficient_scope", scope="` + rt.scopes[0] + `"`
+			if got := w.Header().Get("WWW-Authenticate"); got != want {
+				t.Errorf("%s %s with %q: challenge %s", rt.method, rt.path, scope, got)
+			}
+			if len(b.journal.events) != events+1 {
+				t.Fatalf("%s %s with %q: %d records", rt.method, rt.path, scope, len(b.journal.events)-events)
+			}
+			if e := b.journal.last(t); e.Name != rt.event || e.Outcome != audit.Refused || e.Reason != "insufficient_scope" || e.Actor != "bob" {
+				t.Errorf("recorded %+v", e)
+			}
+		}
+	}
+}
+
+// ask sends a request with an empty object where a body belongs.
+func (b *bench) ask(method, path string) *httptest.ResponseRecorder {
+	body := ""
+	if method == http.MethodPost || method == http.MethodPut {
+		body = "{}"
+	}
+	r := httptest.NewRequestWithContext(b.Context(), method, Prefix+path, strings.NewReader(body))
+	r.Header.Set("Content-Type", "application/json")
+	w := httptest.NewRecorder()
+	b.handler.ServeHTTP(w, r)
+	return w
+}
+
+// Without a word about scopes the caller has them all: its token was judged before.
+func TestScopesDefault(t *testing.T) {
+	t.Parallel()
+	if diff := cmp.Diff([]string{ScopeAdmin}, new(api).scopes(t.Context())); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// What would make the caller an operator, or another operator, needs certbound:grant, whatever the route.
+func TestOperatorsNeedGrant(t *testing.T) {
+	b := newBench(t)
+	pinned, both := b.pem("pinned"), b.pem("next")
+	b.post("/clients", body("client_id", "robot", "scope", "certbound:read", "certificates", []string{pinned, both}), http.StatusCreated, nil)
+	b.post("/clients", `{"client_id":"payments"}`, http.StatusCreated, nil)
+	b.post("/clients", body("client_id", "machine", "certificates", []string{b.pem("machine")}), http.StatusCreated, nil)
+	b.enlist("olga", ScopeRead)
+	for _, tt := range []struct {
+		scopes, method, path, body string
+		missing                    string // of certbound:, or empty
+	}{
+		{"registry", "POST", "/clients", `{"client_id":"a","scope":"certbound:read"}`, "grant"},
+		{"registry", "POST", "/clients", `{"client_id":"a","scope":"ledger:read certbound:read"}`, "grant"},
+		{"registry", "POST", "/clients", `{"client_id":"a","scope":"ledger:read"}`, ""},
+		{"grant", "POST", "/clients", `{"client_id":"b","scope":"certbound:admin"}`, ""},
+		{"grant", "POST", "/clients", `{"client_id":"c"}`, "registry"},
+		{"grant", "POST", "/clients", `{"client_id":"c","scope":"certbound:read ledger:read"}`, "registry"},
+		{"grant", "POST", "/clients", `{"client_id":"c","scope":"certbound:read","dns_names":["c.example"]}`, "registry"},
+		{"grant", "POST", "/clients", `{"client_id":"c","scope":"certbound:read","ip_addresses":["198.51.100.3"]}`, "registry"},
+		{"grant", "POST", "/clients", `{"client_id":"c","scope":"certbound:read","uris":["https://c.example"]}`, "registry"},
+		{"grant registry", "POST", "/clients", `{"client_id":"c","scope":"certbound:read ledger:read","dns_names":["c.example"]}`, ""},
+		{"enroll", "POST", "/clients/payments/invite", "", ""},
+		{"grant", "POST", "/clients/payments/invite", "", "enroll"},
+		{"enroll", "POST", "/clients/olga/invite", "", "grant"},
+		{"grant", "POST", "/clients/olga/invite", "", ""},
+		{"registry", "POST", "/clients/payments/enable", "", ""},
+		{"grant", "POST", "/clients/payments/enable", "", "registry"},
+		{"registry", "POST", "/clients/olga/enable", "", "grant"},
+		{"grant", "POST", "/clients/olga/enable", "", ""},
+		{"registry", "PUT", "/clients/robot/certificates", body("certificates", []string{b.pem("mine")}), "grant"},
+		{"registry", "PUT", "/clients/robot/certificates", body("certificates", []string{pinned, b.pem("mine")}), "grant"},
+		{"registry", "PUT", "/clients/robot/certificates", body("certificates", []string{pinned}), ""}, // only takes away
+		{"grant", "PUT", "/clients/robot/certificates", body("certificates", []string{pinned, both}), ""},
+		{"registry", "PUT", "/clients/machine/certificates", body("certificates", []string{b.pem("new")}), ""},
+		{"grant", "PUT", "/clients/machine/certificates", body("certificates", []string{b.pem("new")}), "registry"},
+	} {
+		b.scopes = nil
+		for scope := range strings.FieldsSeq(tt.scopes) {
+			b.scopes = append(b.scopes, ScopePrefix+scope)
+		}
+		if tt.missing != "" {
+			b.refused(tt.method, tt.path, tt.body, http.StatusForbidden, "insufficient_scope", ScopeGrant)
+			if e := b.journal.last(t); e.Outcome != audit.Refused {
+				t.Errorf("recorded %+v", e)
+			}
+			var e ErrorBody
+			b.do(tt.method, tt.path, tt.body, http.StatusForbidden, &e)
+			if e.Scope != ScopePrefix+tt.missing {
+				t.Errorf("%s %s by %s: misses %s, want %s", tt.method, tt.path, tt.scopes, e.Scope, tt.missing)
+			}
+			continue
+		}
+		status := http.StatusOK
+		if tt.path == "/clients" || strings.HasSuffix(tt.path, "/invite") {
+			status = http.StatusCreated
+		}
+		b.do(tt.method, tt.path, tt.body, status, nil)
+	}
+}
+
+// A name with a wildcard poses as every host below it, so it needs the scope for trusts.
+func TestWildcardNeedsTrust(t *testing.T) {
+	b := newBench(t)
+	b.trust("partner", mtlstest.NewCA(t, "partner"))
+	b.as("bob", ScopeRegistry)
+	const request = `{"client_id":"any","trust":"partner","tls_client_auth_san_dns":"*.example"}`
+	var e ErrorBody
+	b.post("/clients", request, http.StatusForbidden, &e)
+	if e.Code != "insufficient_scope" || e.Scope != ScopeTrust {
+		t.Errorf("answer %+v", e)
+	}
+	b.as("bob", ScopeRegistry, ScopeTrust)
+	b.post("/clients", request, http.StatusCreated, nil)
+}
