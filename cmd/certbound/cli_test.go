@@ -5,17 +5,24 @@ package main
 
 import (
 	"bytes"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/certbound/certbound/cmd/internal/admin"
 	"github.com/certbound/certbound/cmd/internal/profile"
 	"github.com/certbound/certbound/cmd/internal/store"
+	"github.com/certbound/certbound/mtls/mtlstest"
 )
 
 func TestWantsJSON(t *testing.T) {
@@ -70,9 +77,11 @@ func TestErrorsAreTwoLines(t *testing.T) {
 		errors.New("first\nsecond\n\nthird"),
 		errors.Join(errors.New("a"), errors.New("b")),
 		fmt.Errorf("starting: %w", store.ErrLocked),
+		fmt.Errorf("starting: %w", &store.KEKError{Err: errors.New("the key is damaged"), Hint: "put it back"}),
 		fmt.Errorf("the public listener: %w", syscall.EADDRINUSE),
 		&profile.APIError{Status: 502},
 		&profile.APIError{Status: 403, Code: "insufficient_scope"},
+		&profile.APIError{Status: 403, Code: "insufficient_scope", Scope: "certbound:read"},
 		&profile.Error{Message: "broken"},
 		&profile.LapsedError{Dir: "x", ClientID: "y"},
 		usagef("", "wrong"),
@@ -113,5 +122,80 @@ func TestInspectionIsPrintable(t *testing.T) {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("no %q in %s", want, &out)
 		}
+	}
+}
+
+// An error that knows what to do about itself is not given a general hint.
+func TestOwnHints(t *testing.T) {
+	t.Parallel()
+	for want, err := range map[string]error{
+		"chmod 600 x": fmt.Errorf("a: %w", &store.KEKError{Err: fs.ErrPermission, Hint: "chmod 600 x"}),
+		"an operator with certbound:grant may give the scope certbound:read": &profile.APIError{
+			Status: 403, Code: "insufficient_scope", Scope: "certbound:read"},
+		"told": &profile.APIError{Status: 403, Code: "insufficient_scope", Scope: "certbound:read", Hint: "told"},
+	} {
+		if got := explain(err).hint; got != want {
+			t.Errorf("%v: hint %q, want %q", err, got, want)
+		}
+		if got := explain(startFailure(err)).hint; got != want {
+			t.Errorf("%v at the start: hint %q, want %q", err, got, want)
+		}
+	}
+}
+
+// What waits for a second operator is not printed as if it were done: nothing stands where a code would.
+func TestWaitingForAnotherOperator(t *testing.T) {
+	t.Parallel()
+	accepted := &profile.AcceptedError{Body: []byte(`{"id":"abc","kind":"client.add","target":"alice"}`)}
+	for name, asJSON := range map[string]bool{"text": false, "json": true} {
+		var stdout, stderr bytes.Buffer
+		c := &cli{stdout: &stdout, stderr: &stderr, json: asJSON}
+		if code := c.report(c.waits(accepted)); code != 0 {
+			t.Errorf("%s: exit %d", name, code)
+		}
+		if asJSON != strings.Contains(stdout.String(), `"id": "abc"`) || asJSON == strings.Contains(stderr.String(), "certbound approval confirm abc") {
+			t.Errorf("%s: %q, %q", name, &stdout, &stderr)
+		}
+	}
+	var stderr bytes.Buffer
+	c := &cli{stderr: &stderr}
+	if code := c.report(c.waits(&profile.AcceptedError{Body: []byte(`nonsense`)})); code != exitFailed {
+		t.Errorf("exit %d", code)
+	}
+}
+
+// A file that holds a key beside the certificates is not sent.
+func TestOnlyCertificatesAreSent(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	cert := mtlstest.SelfSigned(t, mtlstest.Leaf{})
+	key, err := x509.MarshalPKCS8PrivateKey(cert.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	block := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Leaf.Raw})
+	both := append(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}), block...)
+	file := filepath.Join(dir, "both.pem")
+	if err := os.WriteFile(file, both, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var req admin.TrustRequest
+	if err := readTrust(&req, file, ""); err == nil || !strings.Contains(err.Error(), file) || req.CA != "" {
+		t.Errorf("%v: the request holds %q", err, req.CA)
+	}
+	if pinned, err := readPinned([]string{file}); err == nil || pinned != nil {
+		t.Errorf("the request holds %q", pinned)
+	}
+	if err := os.WriteFile(file, append(block, block...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := readPinned([]string{file}); err == nil || !strings.Contains(err.Error(), "2 certificates") {
+		t.Errorf("a chain: %v", err)
+	}
+	if err := readTrust(&req, file, "http://crl.example/x"); err != nil || req.CRLURL != "http://crl.example/x" || req.CRL != nil {
+		t.Errorf("%v: %q %q", err, req.CRLURL, req.CRL)
+	}
+	if err := readTrust(&req, file, file); err != nil || len(req.CRL) != 2*len(block) {
+		t.Errorf("%v: a list of %d bytes", err, len(req.CRL))
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -27,6 +28,7 @@ import (
 
 	"github.com/certbound/certbound/cmd/internal/profile"
 	"github.com/certbound/certbound/mtls"
+	"github.com/certbound/certbound/mtls/mtlstest"
 	"github.com/certbound/certbound/tokens"
 	"github.com/certbound/certbound/tokens/client"
 	"github.com/certbound/certbound/tokens/resource"
@@ -48,11 +50,14 @@ func TestMain(m *testing.M) {
 //	crash NAME           end it by SIGKILL
 //	await FILE           wait until a file exists
 //	mtlsget, ledger      an HTTP client and a resource server, below
+//	ca, issue, …         what foreign CAs do: foreignCommands
 //
 // What a background program writes lies in $WORK/NAME.stdout and $WORK/NAME.stderr; whatever still runs at the end is
 // killed.
 func TestScripts(t *testing.T) {
 	t.Parallel()
+	commands := foreignCommands(t)
+	maps.Copy(commands, backgroundCommands())
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
 		RequireExplicitExec: true,
@@ -60,6 +65,7 @@ func TestScripts(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			running := map[string]*background{}
 			env.Values["running"] = running
+			env.Values["authorities"] = map[string]*mtlstest.CA{}
 			env.Defer(func() {
 				for _, b := range running {
 					b.kill()
@@ -67,34 +73,39 @@ func TestScripts(t *testing.T) {
 			})
 			return nil
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"serve": func(ts *testscript.TestScript, neg bool, args []string) {
-				if neg {
-					ts.Fatalf("a start that fails is: ! exec certbound serve")
-				}
-				args = append([]string{"serve", "--public", "127.0.0.1:0", "--mtls", "127.0.0.1:0", "--debug", "127.0.0.1:0"}, args...)
-				b := startBackground(ts, "server", "certbound", args)
-				ts.Setenv("ISSUER", b.ready["issuer"])
-				ts.Setenv("MTLS", b.ready["mtls"])
-				ts.Setenv("PID", fmt.Sprint(b.cmd.Process.Pid))
-			},
-			"start": func(ts *testscript.TestScript, neg bool, args []string) {
-				if neg || len(args) < 2 {
-					ts.Fatalf("usage: start NAME PROG ARG…")
-				}
-				for key, value := range startBackground(ts, args[0], args[1], args[2:]).ready {
-					ts.Setenv(args[0]+"_"+key, value)
-				}
-			},
-			"end": func(ts *testscript.TestScript, neg bool, args []string) {
-				endBackground(ts, neg, args, syscall.SIGTERM)
-			},
-			"crash": func(ts *testscript.TestScript, neg bool, args []string) {
-				endBackground(ts, neg, args, syscall.SIGKILL)
-			},
-			"await": await,
-		},
+		Cmds: commands,
 	})
+}
+
+// backgroundCommands are the commands that start and end programs.
+func backgroundCommands() map[string]func(*testscript.TestScript, bool, []string) {
+	return map[string]func(*testscript.TestScript, bool, []string){
+		"serve": func(ts *testscript.TestScript, neg bool, args []string) {
+			if neg {
+				ts.Fatalf("a start that fails is: ! exec certbound serve")
+			}
+			args = append([]string{"serve", "--public", "127.0.0.1:0", "--mtls", "127.0.0.1:0", "--debug", "127.0.0.1:0"}, args...)
+			b := startBackground(ts, "server", "certbound", args)
+			ts.Setenv("ISSUER", b.ready["issuer"])
+			ts.Setenv("MTLS", b.ready["mtls"])
+			ts.Setenv("PID", fmt.Sprint(b.cmd.Process.Pid))
+		},
+		"start": func(ts *testscript.TestScript, neg bool, args []string) {
+			if neg || len(args) < 2 {
+				ts.Fatalf("usage: start NAME PROG ARG…")
+			}
+			for key, value := range startBackground(ts, args[0], args[1], args[2:]).ready {
+				ts.Setenv(args[0]+"_"+key, value)
+			}
+		},
+		"end": func(ts *testscript.TestScript, neg bool, args []string) {
+			endBackground(ts, neg, args, syscall.SIGTERM)
+		},
+		"crash": func(ts *testscript.TestScript, neg bool, args []string) {
+			endBackground(ts, neg, args, syscall.SIGKILL)
+		},
+		"await": await,
+	}
 }
 
 // background is a program that a script has started.

@@ -64,7 +64,7 @@ func (c *cli) trustAddCommand() *cobra.Command {
 	return cmd
 }
 
-// readTrust fills a request from files. Only certificates leave the machine, whatever else lies in the file.
+// readTrust fills a request from files. A file with anything but certificates, such as a key, is refused here and not sent.
 func readTrust(req *admin.TrustRequest, ca, crl string) error {
 	if ca == "" {
 		return usagef("certbound trust add "+req.Name+" --ca FILE", "--ca is missing")

@@ -162,8 +162,8 @@ func ReadRoots(path string) ([]*x509.Certificate, error) {
 	return roots, nil
 }
 
-// ReadCertificates returns the certificates of a PEM file, each in PEM again: nothing else that lies in the file, such as
-// a key, goes along.
+// ReadCertificates returns the certificates of a PEM file, each in PEM again. A file that holds anything else, such as a
+// key, is refused.
 func ReadCertificates(path string) ([]string, error) {
 	certs, err := readCertificates(path)
 	if err != nil {
