@@ -76,12 +76,12 @@ type keySet struct {
 	url     string
 
 	mu        sync.Mutex
-	certs     map[mtls.Thumbprint]bool
-	fetched   time.Time     // when the fetch that gave certs began; zero before the first
-	attempted time.Time     // when the last fetch began
-	used      time.Time     // when somebody last asked
-	err       error         // why the last fetch failed; nil when it did not
-	underway  chan struct{} // closed when the fetch under way has ended; nil when there is none
+	certs     map[mtls.Thumbprint]bool // nil before the first fetch that succeeded
+	fetched   time.Time                // when the fetch that gave certs began
+	attempted time.Time                // when the last fetch began
+	used      time.Time                // when somebody last asked
+	err       error                    // why the last fetch failed; nil when it did not
+	underway  chan struct{}            // closed when the fetch under way has ended; nil when there is none
 }
 
 // Contains implements issuer.CertificateSet. It waits for a fetch only when memory cannot say yes.
@@ -133,15 +133,17 @@ func (k *keySet) answer(t mtls.Thumbprint, now time.Time) (bool, error) {
 	return false, nil
 }
 
-// youngerThan reports whether certs were fetched less than age ago, by the monotonic clock and by the wall clock: the
-// one stands still while the machine sleeps, the other can be set back. mu is held.
+// youngerThan reports whether certs were fetched less than age ago, by the wall clock: the monotonic one stands still
+// while the machine sleeps. A clock that was set back makes nothing fresh. mu is held.
 func (k *keySet) youngerThan(now time.Time, age time.Duration) bool {
-	return !k.fetched.IsZero() && max(now.Sub(k.fetched), now.Round(0).Sub(k.fetched.Round(0))) < age
+	since := now.Round(0).Sub(k.fetched.Round(0))
+	return k.certs != nil && since >= 0 && since < age
 }
 
 // fetch begins a fetch unless one is under way or began too recently. mu is held.
 func (k *keySet) fetch(now time.Time) {
-	if k.underway != nil || !k.attempted.IsZero() && now.Sub(k.attempted) < refetchInterval {
+	since := now.Sub(k.attempted)
+	if k.underway != nil || since >= 0 && since < refetchInterval {
 		return
 	}
 	done := make(chan struct{})
@@ -195,7 +197,7 @@ func (k *keySet) refresh(now time.Time) (idle bool) {
 	if now.Sub(k.used) >= idleAge {
 		return true
 	}
-	if !k.fetched.IsZero() && !k.youngerThan(now, refreshAge) {
+	if k.certs != nil && !k.youngerThan(now, refreshAge) {
 		k.fetch(now)
 	}
 	return false

@@ -66,12 +66,14 @@ func (s *source) update(data []byte, issuers []*x509.Certificate, now time.Time)
 		if now.Before(l.thisUpdate) {
 			return false, fmt.Errorf("the list of %q is not valid yet", l.issuer)
 		}
+		if !l.olderThan(next[key]) {
+			next[key] = l
+		}
+	}
+	for key, l := range next {
 		// Whoever can answer in the authority's place could bring an old list back, on which the latest is not.
 		if l.olderThan(s.lists[key]) {
 			return false, fmt.Errorf("the list of %q is older than the one in use", l.issuer)
-		}
-		if !l.olderThan(next[key]) {
-			next[key] = l
 		}
 	}
 	s.digest, s.lists = digest, next
@@ -145,6 +147,9 @@ func parseList(der []byte) (list, error) {
 	raw, err := x509.ParseRevocationList(der)
 	if err != nil {
 		return list{}, err
+	}
+	if len(raw.Raw) != len(der) {
+		return list{}, errors.New("something follows the revocation list")
 	}
 	return list{crl: crl, issuer: raw.Issuer.String(), thisUpdate: raw.ThisUpdate}, nil
 }
