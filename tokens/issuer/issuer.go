@@ -7,8 +7,8 @@
 // It is for programs that issue certificate-bound tokens (RFC 8705) to services; there are no users here and no
 // secrets. Server.Issue is the whole decision without HTTP; the handlers parse into it and render out of it. Clients,
 // certificates, signing keys and the journal come in through the small interfaces Registry, Keys and Recorder. A client
-// is known by a name in the certificate of an authority that vouches for it and for none but those it was tied to
-// (tls_client_auth), or by the very certificate that it registered (self_signed_tls_client_auth).
+// is known by a name in a certificate of the authority that it is tied to (tls_client_auth), or by the very certificate
+// that it registered (self_signed_tls_client_auth).
 //
 // It refuses: any token that would not be bound to the certificate of the connection, any second authentication method
 // beside that certificate, any scope or resource that was not granted, any grant that could not be recorded, and every
