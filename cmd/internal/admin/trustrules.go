@@ -55,7 +55,7 @@ func (r rules) trust(req *TrustRequest, now time.Time) (store.Trust, error) {
 // authorities reads the certificates of a foreign CA. What is self-issued is an anchor, pinned by its bytes; the rest may
 // stand between an anchor and a client.
 func (r rules) authorities(text string, now time.Time) (roots, intermediates []*x509.Certificate, err error) {
-	if err := noPrivateKey(text); err != nil {
+	if err := noPrivateKey(codeRequest, text); err != nil {
 		return nil, nil, err
 	}
 	certs, err := mtls.ParseCertificates([]byte(text))

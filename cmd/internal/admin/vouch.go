@@ -300,7 +300,7 @@ func (r rules) pinned(texts []string, allowReserved bool, now time.Time) ([][]by
 // onePEM reads exactly one certificate: of a chain only the first would be the client's, and the second would let its
 // CA pose as the client.
 func onePEM(text string) (*x509.Certificate, error) {
-	if err := noPrivateKey(text); err != nil {
+	if err := noPrivateKey(codeMetadata, text); err != nil {
 		return nil, err
 	}
 	certs, err := mtls.ParseCertificates([]byte(text))
@@ -315,11 +315,12 @@ func onePEM(text string) (*x509.Certificate, error) {
 }
 
 // noPrivateKey tells who sends us a private key that it is no longer theirs alone.
-func noPrivateKey(text string) error {
+func noPrivateKey(code, text string) error {
 	if !strings.Contains(text, "PRIVATE KEY-----") {
 		return nil
 	}
-	return invalidMetadata("discard that key, for it has left its machine, and register the certificate of a new one", "a private key was sent")
+	return &Error{Status: http.StatusBadRequest, Code: code, Description: "a private key was sent",
+		Hint: "discard that key, for it has left its machine; make a new one and send its certificate alone"}
 }
 
 func (r rules) pinnable(cert *x509.Certificate, allowReserved bool, now time.Time) error {

@@ -1,0 +1,121 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package admin
+
+import (
+	"net/http"
+	"slices"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/certbound/certbound/mtls/mtlstest"
+	"github.com/certbound/certbound/pki"
+)
+
+// newGlass is a bench of the break-glass API; resets counts what it did to the session tickets.
+func newGlass(t *testing.T) (b *bench, resets *int) {
+	t.Helper()
+	resets = new(int)
+	// Neither scopes nor a second operator can be had where nothing else works.
+	b = newBenchWith(t, Config{Approvals: 2, ResetTickets: func() { *resets++ }}, NewBreakGlass)
+	b.as("break-glass:1000")
+	return b, resets
+}
+
+func TestBreakGlass(t *testing.T) {
+	b, resets := newGlass(t)
+	b.enlist("bob", ScopeRead)
+	b.certify("bob", "7")
+	var status Status
+	b.do(http.MethodGet, "/status", "", http.StatusOK, &status)
+	if status.Certificates != 1 {
+		t.Errorf("status %+v", status)
+	}
+	var revoked Revocation
+	b.post("/certificates/revoke", `{"serial":"7","reason":"keyCompromise"}`, http.StatusOK, &revoked)
+	if e := b.journal.last(t); len(revoked.Revoked) != 1 || e.Name != "cert.revoke" || e.Actor != "break-glass:1000" {
+		t.Errorf("answer %+v, recorded %+v", revoked, e)
+	}
+	b.post("/clients/bob/disable", "", http.StatusOK, nil)
+	if e := b.journal.last(t); e.Name != "client.disable" || e.Actor != "break-glass:1000" || e.Client != "bob" {
+		t.Errorf("recorded %+v", e)
+	}
+	var made Invitation
+	b.post("/clients/alice/invite", "", http.StatusCreated, &made)
+	if _, err := pki.ParseCode(made.Code); err != nil || made.ClientID != "alice" {
+		t.Errorf("answer %+v, %v", made, err)
+	}
+	if e := b.journal.last(t); e.Name != "client.invite" || e.Actor != "break-glass:1000" || e.Client != "alice" {
+		t.Errorf("recorded %+v", e)
+	}
+	var done Change
+	b.post("/tickets/reset", "", http.StatusOK, &done)
+	if e := b.journal.last(t); *resets != 1 || e.Name != "tickets.reset" || e.Actor != "break-glass:1000" || done.Done == "" {
+		t.Errorf("%d resets, recorded %+v", *resets, e)
+	}
+}
+
+// Nothing else is answered: no route of the operators' API but the four, and no invitation of anybody but operators.
+func TestBreakGlassIsSmall(t *testing.T) {
+	b, resets := newGlass(t)
+	var got []string
+	for _, rt := range new(api).breakGlassRoutes() {
+		got = append(got, rt.method+" "+rt.path)
+	}
+	want := []string{"GET /status", "POST /certificates/revoke", "POST /clients/{id}/disable", "POST /clients/{id}/invite", "POST /tickets/reset"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	for _, rt := range new(api).routes() {
+		if slices.Contains(want, rt.method+" "+rt.path) {
+			continue
+		}
+		if w := b.ask(rt.method, rt.path); w.Code != http.StatusNotFound && w.Code != http.StatusMethodNotAllowed {
+			t.Errorf("%s %s: %d", rt.method, rt.path, w.Code)
+		}
+	}
+	b.enlist("payments")
+	b.refused(http.MethodPost, "/clients/payments/invite", "", http.StatusForbidden, "invalid_request", "enrol as an operator")
+	b.refused(http.MethodPost, "/clients/nobody/invite", "", http.StatusNotFound, "invalid_request", "")
+	b.refused(http.MethodPost, "/clients/alice/disable", "", http.StatusConflict, "invalid_request", "certbound:grant")
+	b.refused(http.MethodPost, "/tickets/reset", `{"x":1}`, http.StatusBadRequest, "invalid_request", "")
+	if *resets != 0 {
+		t.Error("reset by a bad request")
+	}
+}
+
+// What takes away holds when the journal is full; a code that could not be recorded does not leave.
+func TestBreakGlassWithoutTheRecord(t *testing.T) {
+	b, resets := newGlass(t)
+	b.enlist("bob")
+	b.certify("bob", "7")
+	b.journal.fill(true)
+	var done Change
+	b.post("/tickets/reset", "", http.StatusOK, &done)
+	if !done.AuditPending || *resets != 1 {
+		t.Errorf("answer %+v", done)
+	}
+	var revoked Revocation
+	b.post("/certificates/revoke", `{"client_id":"bob"}`, http.StatusOK, &revoked)
+	if !revoked.AuditPending || len(revoked.Revoked) != 1 {
+		t.Errorf("answer %+v", revoked)
+	}
+	done = Change{}
+	b.post("/clients/bob/disable", "", http.StatusOK, &done)
+	if !done.AuditPending {
+		t.Errorf("answer %+v", done)
+	}
+	b.refused(http.MethodPost, "/clients/alice/invite", "", http.StatusServiceUnavailable, "temporarily_unavailable", "")
+}
+
+// The operators' API does not reset tickets.
+func TestOnlyBreakGlassResetsTickets(t *testing.T) {
+	resets := 0
+	b := newBenchWith(t, Config{ResetTickets: func() { resets++ }}, New)
+	b.trust("p", mtlstest.NewCA(t, "p"))
+	if w := b.ask(http.MethodPost, "/tickets/reset"); w.Code != http.StatusNotFound || resets != 0 {
+		t.Errorf("%d, %d resets", w.Code, resets)
+	}
+}
