@@ -25,7 +25,7 @@ func (c *cli) ticketsCommand() *cobra.Command {
 				return err
 			}
 			c.pending(change.AuditPending)
-			return c.print(change, line("tickets "+change.Done))
+			return c.print(change, line(change.Done))
 		},
 	}
 	c.operatorFlags(reset, true)

@@ -5,7 +5,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"io"
 	"strings"
 
@@ -35,10 +34,10 @@ func (c *cli) whoamiCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if err := c.print(arrival, func(w io.Writer) { showArrival(w, arrival) }); err != nil {
+			if err := c.print(arrival, func(w io.Writer) { showArrival(w, arrival, visitor.ClientID) }); err != nil {
 				return err
 			}
-			if visitor.ClientID != "" && (arrival.Client == nil || !arrival.Client.Authenticates) {
+			if visitor.ClientID != "" && !arrival.As(visitor.ClientID) {
 				return &failure{exit: exitFailed, silent: true}
 			}
 			return nil
@@ -98,29 +97,47 @@ func (c *cli) service(ctx context.Context, v visit) (profile.Visitor, error) {
 	return profile.Visitor{MTLSURL: at.MTLSURL, Roots: roots}, nil
 }
 
-func showArrival(w io.Writer, a *profile.Arrival) {
-	pairs := []string{"verdict", verdictOf(a)}
-	if a.Client != nil && !a.Client.Authenticates {
+// showArrival shows what arrived; asked is the client that it was meant for, if one was named.
+func showArrival(w io.Writer, a *profile.Arrival, asked string) {
+	pairs := []string{"verdict", verdictOf(a, asked)}
+	if a.Client != nil {
 		pairs = append(pairs, "reason", quoteUnlessPlain(a.Client.Reason))
 	}
-	pairs = append(pairs, "hint", quoteUnlessPlain(a.Hint))
+	hint := a.Hint
+	if a.Certificate != nil && a.Client == nil && asked != "" {
+		// Of a client that somebody merely names, the service tells nothing.
+		hint = "an operator can compare it with what is registered: certbound client show " + asked + ", certbound trust list"
+	}
+	pairs = append(pairs, "hint", quoteUnlessPlain(hint))
 	if cert := a.Certificate; cert != nil {
 		list := func(names []string) string { return quoteUnlessPlain(strings.Join(names, " ")) }
 		pairs = append(pairs,
 			"certificate", cert.Thumbprint, "subject", quoteUnlessPlain(cert.Subject), "issuer", quoteUnlessPlain(cert.Issuer),
 			"serial", cert.Serial, "DNS names", list(cert.DNSNames), "URIs", list(cert.URIs), "IP addresses", list(cert.IPAddresses),
 			"email", list(cert.EmailAddresses), "valid", stamp(cert.NotBefore)+" to "+stamp(cert.NotAfter),
-			"from our CA", fmt.Sprint(cert.ChainToOurCA))
+			"from our CA", ourWord(cert.ChainToOurCA))
 	}
 	fields(w, append(pairs, "correlation id", quoteUnlessPlain(a.CorrelationID))...)
 }
 
-func verdictOf(a *profile.Arrival) string {
+// ourWord says whether our own CA vouches for a certificate.
+func ourWord(chain string) string {
+	if chain == "ok" {
+		return "yes"
+	}
+	return "no: " + quoteUnlessPlain(chain)
+}
+
+func verdictOf(a *profile.Arrival, asked string) string {
 	switch {
 	case a.Certificate == nil:
 		return "no certificate arrived"
+	case a.Client == nil && asked == "":
+		return "the service knows no client by this certificate alone"
 	case a.Client == nil:
-		return "it authenticates no client that the service could name"
+		return "it does NOT authenticate " + quoteUnlessPlain(asked)
+	case asked != "" && a.Client.ClientID != asked:
+		return "it does NOT authenticate " + quoteUnlessPlain(asked) + ": it is of " + quoteUnlessPlain(a.Client.ClientID)
 	case a.Client.Authenticates:
 		return "it authenticates " + quoteUnlessPlain(a.Client.ClientID)
 	}

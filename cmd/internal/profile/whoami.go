@@ -18,13 +18,14 @@ import (
 type Arrival struct {
 	// Certificate is nil when none arrived.
 	Certificate *ArrivedCertificate `json:"certificate"`
-	// Client is nil when the certificate leads to no client and none was named.
+	// Client is the client that the certificate is of, or the one that was named if it authenticates that; else nil.
 	Client        *ArrivedClient `json:"client"`
 	Hint          string         `json:"hint,omitempty"`
 	CorrelationID string         `json:"correlation_id,omitempty"`
 }
 
-// ArrivedCertificate is a certificate as the service saw it. Serial is decimal.
+// ArrivedCertificate is a certificate as the service saw it. Serial is decimal; ChainToOurCA is ok, or why the service's
+// own CA does not vouch for it, as for all certificates from elsewhere.
 type ArrivedCertificate struct {
 	Subject        string    `json:"subject"`
 	Issuer         string    `json:"issuer"`
@@ -36,7 +37,7 @@ type ArrivedCertificate struct {
 	EmailAddresses []string  `json:"email_addresses"`
 	NotBefore      time.Time `json:"not_before"`
 	NotAfter       time.Time `json:"not_after"`
-	ChainToOurCA   any       `json:"chain_to_our_ca"`
+	ChainToOurCA   string    `json:"chain_to_our_ca"`
 }
 
 // ArrivedClient says whether the certificate authenticates a client, and by which rule it does not.
@@ -44,6 +45,11 @@ type ArrivedClient struct {
 	ClientID      string `json:"client_id"`
 	Authenticates bool   `json:"authenticates"`
 	Reason        string `json:"reason,omitempty"`
+}
+
+// As reports whether the certificate authenticates that very client.
+func (a *Arrival) As(clientID string) bool {
+	return a.Client != nil && a.Client.Authenticates && a.Client.ClientID == clientID
 }
 
 // Visitor is who asks a service what it makes of a certificate.

@@ -36,6 +36,9 @@ func TestWhoami(t *testing.T) {
 	if got.Certificate.Thumbprint != mtls.ThumbprintOf(p.Certificate()).String() || got.Client.ClientID != clientID || !got.Client.Authenticates {
 		t.Errorf("%+v %+v", got.Certificate, got.Client)
 	}
+	if !got.As(clientID) || got.As("other") || (&Arrival{}).As("") || (&Arrival{Client: &ArrivedClient{ClientID: "a"}}).As("a") {
+		t.Error("it is taken for another client than it authenticates")
+	}
 	nobody := p.Visitor()
 	nobody.KeyPair, nobody.ClientID = nil, "a&b"
 	if got, err := nobody.Whoami(t.Context()); err != nil || got.Certificate != nil || got.Client != nil || got.Hint == "" {
