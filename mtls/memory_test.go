@@ -175,6 +175,9 @@ func inUse() int64 {
 //
 // It does not run beside other tests, whose memory would be counted.
 func TestRFC8446_4_4_2_HeldMemory(t *testing.T) {
+	if testing.Short() {
+		t.Skip("holds hundreds of connections: not with -short")
+	}
 	ca := mtlstest.NewCA(t, "ca")
 	roots := ca.Pool()
 	hostile := func(version uint16, sizes ...int) *tls.Config {
