@@ -64,6 +64,11 @@ type Config struct {
 	// CertificateLifetime and CodeLifetime are how long what is issued lives.
 	CertificateLifetime, CodeLifetime time.Duration
 
+	// Forked, when not nil, is called for each renewal that leaves two live children of one certificate with
+	// different keys: one of them is a thief's. SuspendOnFork disables the client then.
+	Forked        func()
+	SuspendOnFork bool
+
 	Logger *slog.Logger
 	Now    func() time.Time
 }

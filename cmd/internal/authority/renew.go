@@ -6,6 +6,7 @@ package authority
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/certbound/certbound/cmd/internal/audit"
@@ -22,7 +23,7 @@ import (
 // judged again inside the transaction that adds the child, because a revocation may come in between.
 // Errors are *tokens.Error.
 func (a *Authority) Renew(ctx context.Context, clientID string, parent *mtls.Peer, req pki.RenewRequest, from Caller) (*pki.EnrollResponse, error) {
-	cert, fresh, err := a.renew(ctx, clientID, parent, req)
+	cert, fresh, err := a.renew(ctx, clientID, parent, req, from)
 	if err != nil {
 		return nil, a.refused(ctx, "cert.renew", clientID, from, err)
 	}
@@ -41,7 +42,7 @@ func (a *Authority) Renew(ctx context.Context, clientID string, parent *mtls.Pee
 	return a.answer(cert)
 }
 
-func (a *Authority) renew(ctx context.Context, clientID string, parent *mtls.Peer, req pki.RenewRequest) (_ store.Certificate, fresh bool, _ error) {
+func (a *Authority) renew(ctx context.Context, clientID string, parent *mtls.Peer, req pki.RenewRequest, from Caller) (_ store.Certificate, fresh bool, _ error) {
 	der, err := req.Decode()
 	if err != nil {
 		return store.Certificate{}, false, malformed(err)
@@ -77,7 +78,51 @@ func (a *Authority) renew(ctx context.Context, clientID string, parent *mtls.Pee
 	if err != nil {
 		return store.Certificate{}, false, renewError(err)
 	}
-	return stored, stored.Thumbprint == cert.Thumbprint, nil
+	fresh = stored.Thumbprint == cert.Thumbprint
+	if fresh {
+		err = a.watchFork(ctx, stored, from)
+	}
+	return stored, fresh, err
+}
+
+// watchFork looks for another live child of the same parent with another key. A client has one key at a time, so two
+// parties hold the parent's: the client and a thief, and nobody can tell which renewed first. The renewal stands,
+// unless clients are to be suspended: a signal that anybody with a stolen key can raise must not lock out by default.
+func (a *Authority) watchFork(ctx context.Context, child store.Certificate, from Caller) error {
+	siblings, err := a.cfg.Store.Siblings(ctx, child.RenewedFrom, a.cfg.Now())
+	if err != nil {
+		return unavailable(err)
+	}
+	i := slices.IndexFunc(siblings, func(s store.Certificate) bool { return s.KeyHash != child.KeyHash })
+	if i < 0 {
+		return nil
+	}
+	if a.cfg.Forked != nil {
+		a.cfg.Forked()
+	}
+	a.cfg.Logger.WarnContext(ctx, "one certificate was renewed into two live ones with different keys: one of them may be a thief's",
+		"client", child.ClientID, "parent", mtls.Thumbprint(child.RenewedFrom).String(), "address", from.Address, "correlation", from.Correlation)
+	err = a.record(ctx, audit.Event{
+		Name: "renew.fork", Outcome: "granted", Client: child.ClientID, Serial: child.Serial,
+		Thumbprint: mtls.Thumbprint(child.Thumbprint).String(), Address: from.Address, Correlation: from.Correlation,
+		Detail: map[string]string{
+			"renewed_from": mtls.Thumbprint(child.RenewedFrom).String(),
+			"sibling":      mtls.Thumbprint(siblings[i].Thumbprint).String(),
+		},
+	})
+	if err != nil || !a.cfg.SuspendOnFork {
+		return err
+	}
+	if err := a.cfg.Store.DisableClient(ctx, child.ClientID); err != nil && !errors.Is(err, store.ErrLastGrantor) {
+		return unavailable(err)
+	}
+	if err := a.record(ctx, audit.Event{
+		Name: "client.suspend", Outcome: "granted", Reason: "renew_fork", Client: child.ClientID,
+		Address: from.Address, Correlation: from.Correlation,
+	}); err != nil {
+		return err
+	}
+	return refusal("invalid_client", "suspended_on_fork", "client authentication failed")
 }
 
 // renewable finds the client that may renew from this parent. The transaction judges the same again; this

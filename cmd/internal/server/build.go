@@ -18,7 +18,9 @@ import (
 	"github.com/certbound/certbound/cmd/internal/admin"
 	"github.com/certbound/certbound/cmd/internal/audit"
 	"github.com/certbound/certbound/cmd/internal/authority"
+	"github.com/certbound/certbound/cmd/internal/fetch"
 	"github.com/certbound/certbound/cmd/internal/store"
+	"github.com/certbound/certbound/cmd/internal/trust"
 	"github.com/certbound/certbound/mtls"
 	"github.com/certbound/certbound/pki/stepca"
 	"github.com/certbound/certbound/tokens"
@@ -27,7 +29,7 @@ import (
 )
 
 // scopeAdmin is all that an operator may do.
-const scopeAdmin = "certbound:admin"
+const scopeAdmin = admin.ScopeAdmin
 
 // build makes or loads keys and certificates and wires the parts. Every step is "load, or make at the
 // first start", so that a first start that was interrupted is finished by the next one.
@@ -49,19 +51,23 @@ func (s *service) build(ctx context.Context) error {
 		return fmt.Errorf("starting the certificate authority: %w", err)
 	}
 	s.onClose(ca.Close)
-	s.ca, s.root = ca, h.root
+	s.ca, s.root, s.issuing = ca, h.root, h.issuing
+	s.metrics = newMetrics(s.version, h)
 	s.authority, err = authority.New(authority.Config{
 		Store: db, CA: ca, Recorder: recorder{s.folder.journal},
 		Root: h.root, Issuing: h.issuing, IssuingKey: h.issuingKey,
 		Issuer: s.identity.issuer, TrustDomain: s.identity.trustDomain,
 		MTLSURL: s.identity.mtlsURL, TokenEndpoint: s.identity.mtlsURL + pathToken,
 		CertificateLifetime: s.cfg.Certificate.Lifetime, CodeLifetime: s.cfg.Code.Lifetime,
+		SuspendOnFork: s.cfg.Certificate.OnFork == "suspend", Forked: s.metrics.forks.Inc,
 		Logger: s.log,
 	})
 	if err != nil {
 		return err
 	}
-	s.metrics = newMetrics(s.version, h)
+	if err := s.buildTrust(h); err != nil {
+		return err
+	}
 	if err := s.buildIssuer(h); err != nil {
 		return err
 	}
@@ -71,22 +77,49 @@ func (s *service) build(ctx context.Context) error {
 	return s.bootstrapOperator(ctx)
 }
 
-// buildIssuer wires the token service to the registry, the keys and the journal.
-func (s *service) buildIssuer(h *hierarchy) error {
-	// Intermediates that a client sends are ignored: our own is known.
-	anchors, err := mtls.NewAnchors(mtls.AnchorsConfig{
-		Roots: []*x509.Certificate{h.root}, Intermediates: []*x509.Certificate{h.issuing},
+// buildTrust reads what the service believes of others. Nothing is fetched before it serves.
+func (s *service) buildTrust(h *hierarchy) error {
+	files := make([]trust.FileTrust, len(s.cfg.Trust))
+	for i, t := range s.cfg.Trust {
+		files[i] = trust.FileTrust(t)
+	}
+	var err error
+	s.trust, err = trust.New(trust.Config{
+		Store: s.folder.store, Files: files, Events: s.metrics, Logger: s.log,
+		Fetcher: fetch.New(fetch.Config{AllowedHosts: s.cfg.Fetch.AllowedHosts, AllowPrivate: s.cfg.Fetch.AllowPrivate}),
 	})
 	if err != nil {
+		return &StartError{Message: err.Error(), Hint: "put the file right, or take the trust out of the configuration"}
+	}
+	// Intermediates that a client of ours sends are ignored: our own is known.
+	own := mtls.AnchorsConfig{Roots: []*x509.Certificate{h.root}, Intermediates: []*x509.Certificate{h.issuing}}
+	if s.anchors, err = mtls.NewAnchors(own); err != nil {
 		return fmt.Errorf("anchoring our own clients: %w", err)
 	}
-	reg := newRegistry(s.folder.store, anchors, s.identity.trustDomain, s.adminResource())
-	s.issuer, err = issuer.New(issuer.Config{
+	own.Usages = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth}
+	if s.renewAnchors, err = mtls.NewAnchors(own); err != nil {
+		return fmt.Errorf("anchoring our own servers: %w", err)
+	}
+	return nil
+}
+
+// buildIssuer wires the token service to the registry, the keys and the journal.
+func (s *service) buildIssuer(h *hierarchy) error {
+	reg := newRegistry(s.folder.store, s.trust, s.anchors, s.identity.trustDomain, s.adminResource())
+	s.trust.OnChange(reg.forgetForeign)
+	s.registry = reg
+	cfg := issuer.Config{
 		Issuer: s.identity.issuer, MTLSURL: s.identity.mtlsURL,
 		Registry: reg, Keys: s.keys, Recorder: tokenRecorder{s.folder.journal}, Events: s.metrics,
 		Lifetime: s.cfg.Token.Lifetime, MaxLifetime: s.cfg.Token.MaxLifetime,
 		Scopes: reg.scopes, Logger: s.log,
-	})
+	}
+	var err error
+	if s.issuer, err = issuer.New(cfg); err != nil {
+		return err
+	}
+	cfg.Registry = renewing{reg, s.renewAnchors}
+	s.renewals, err = issuer.New(cfg)
 	return err
 }
 
@@ -108,16 +141,29 @@ func (s *service) adminHandler() (http.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
-	api, err := admin.New(admin.Config{
-		Store: s.folder.store, Authority: s.authority, Recorder: recorder{s.folder.journal},
-		Issuer: s.identity.issuer, TrustDomain: s.identity.trustDomain,
-		Reserved:  append(s.ownNames(), "operator"),
-		Endpoints: s.endpoints(), Version: s.version, Actor: actor, Logger: s.log,
-	})
+	cfg := s.adminConfig()
+	cfg.Actor, cfg.Scopes, cfg.Approvals = actor, s.operatorScopes, s.cfg.Admin.Approvals
+	api, err := admin.New(cfg)
 	if err != nil {
 		return nil, err
 	}
-	return guard.Protect(api, scopeAdmin), nil
+	return guard.Protect(api), nil // which scope a route needs is the API's own rule
+}
+
+// adminConfig is what the operators' API and the break-glass socket have in common.
+func (s *service) adminConfig() admin.Config {
+	names := make([]string, len(s.cfg.Trust))
+	for i, t := range s.cfg.Trust {
+		names[i] = t.Name
+	}
+	return admin.Config{
+		Store: s.folder.store, Authority: s.authority, Recorder: recorder{s.folder.journal},
+		Issuer: s.identity.issuer, TrustDomain: s.identity.trustDomain,
+		Reserved:  append(s.ownNames(), operatorID),
+		Endpoints: s.endpoints(), Version: s.version, Logger: s.log,
+		OwnCAs: []*x509.Certificate{s.root, s.issuing}, FileTrusts: names, TrustHealth: s.trust.Health,
+		ResetTickets: s.resetTickets,
+	}
 }
 
 // authorizeOperator holds a verified token against the registry as it is now.
@@ -130,12 +176,36 @@ func (s *service) authorizeOperator(ctx context.Context, claims *tokens.Claims, 
 		}
 		return err
 	}
-	for _, g := range client.Grants {
-		if g.Resource == s.adminResource() && slices.Contains(g.Scopes, scopeAdmin) {
-			return nil
+	if len(scopesAt(client, s.adminResource())) == 0 {
+		return &tokens.Error{Code: "insufficient_scope", Reason: "no_longer_operator", Description: "this client is not an operator", Scope: admin.ScopeRead}
+	}
+	return nil
+}
+
+// operatorScopes is what the caller of the operators' API may do: what its token says, as far as the client still
+// holds it.
+func (s *service) operatorScopes(ctx context.Context) []string {
+	claims, ok := resource.Claims(ctx)
+	if !ok {
+		return nil
+	}
+	client, err := s.registry.Client(ctx, claims.ClientID)
+	if err != nil {
+		s.log.ErrorContext(ctx, "an operator's scopes could not be read", "error", err)
+		return nil
+	}
+	held := scopesAt(client, s.adminResource())
+	return slices.DeleteFunc(slices.Clone(held), func(scope string) bool { return !claims.HasScope(scope) })
+}
+
+// scopesAt is what a client may ask for at a resource.
+func scopesAt(c *issuer.Client, resource string) []string {
+	for _, g := range c.Grants {
+		if g.Resource == resource {
+			return g.Scopes
 		}
 	}
-	return &tokens.Error{Code: "insufficient_scope", Reason: "no_longer_operator", Description: "this client is not an operator", Scope: scopeAdmin}
+	return nil
 }
 
 // endpoints are the addresses that no registered resource may equal or stand before.
@@ -220,5 +290,5 @@ func actor(ctx context.Context) (clientID, thumbprint, address, correlation stri
 
 // builtInResources are declared by us and not by operators.
 func (s *service) builtInResources() []store.Resource {
-	return []store.Resource{{URI: s.adminResource(), Scopes: []string{scopeAdmin}, BuiltIn: true}}
+	return []store.Resource{{URI: s.adminResource(), Scopes: admin.Scopes(), BuiltIn: true}}
 }

@@ -26,6 +26,8 @@ type metrics struct {
 	panics       prometheus.Counter
 	expiry       *prometheus.GaugeVec
 	renewFailed  prometheus.Counter
+	forks        prometheus.Counter
+	trustAlarms  prometheus.Counter
 }
 
 func newMetrics(version string, h *hierarchy) *metrics {
@@ -52,10 +54,14 @@ func newMetrics(version string, h *hierarchy) *metrics {
 		renewFailed: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "certbound_own_renewal_failures_total", Help: "Failed renewals of the service's own certificate or the operator's profile."}),
 	}
+	m.forks = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "certbound_renewal_forks_total", Help: "Certificates renewed into two live ones with different keys: a sign of theft."})
+	m.trustAlarms = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "certbound_trust_alarms_total", Help: "Foreign CAs, revocation lists and key sets that could not be used as they are; the log and /readyz name them."})
 	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "certbound_build_info", Help: "Always 1; the label says which version runs."}, []string{"version"})
 	m.registry.MustRegister(m.tokens, m.tokenTime, m.refusals, m.certificates, m.requests, m.requestTime,
-		m.panics, m.expiry, m.renewFailed, build,
+		m.panics, m.expiry, m.renewFailed, m.forks, m.trustAlarms, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	build.WithLabelValues(version).Set(1)
 	m.notAfter("root", h.root.NotAfter)
@@ -71,6 +77,9 @@ func (m *metrics) TokenIssued(d time.Duration) {
 
 // TokenRefused implements issuer.Events.
 func (m *metrics) TokenRefused(code, reason string) { m.refusals.WithLabelValues(code, reason).Inc() }
+
+// TrustAlarm implements trust.Events. The name goes to the log and not into a label.
+func (m *metrics) TrustAlarm(string, string) { m.trustAlarms.Inc() }
 
 func (m *metrics) certificate(kind, outcome string) {
 	m.certificates.WithLabelValues(kind, outcome).Inc()

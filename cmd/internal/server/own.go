@@ -20,13 +20,12 @@ import (
 	"github.com/certbound/certbound/cmd/internal/profile"
 	"github.com/certbound/certbound/cmd/internal/store"
 	"github.com/certbound/certbound/mtls"
+	"github.com/certbound/certbound/pki"
 )
 
 const (
 	// purposeServer names the service's own certificate among the sealed keys.
 	purposeServer = "server"
-	// serverLife is how long the service's own certificate lives; it is replaced at half of that.
-	serverLife = 7 * 24 * time.Hour
 	// libraryRetention is how long the CA library's own rows are kept; nothing of ours reads them.
 	libraryRetention = 24 * time.Hour
 	// operatorID is the client id of the first operator.
@@ -77,7 +76,7 @@ func parseOwn(row store.Key) (tls.Certificate, error) {
 // makeOwn issues and stores our own certificate.
 func (s *service) makeOwn(ctx context.Context) (tls.Certificate, error) {
 	dns, ips := splitNames(s.ownNames())
-	made, err := s.authority.ServerCertificate(ctx, s.issuerHost(), dns, ips, serverLife)
+	made, err := s.authority.ServerCertificate(ctx, s.issuerHost(), dns, ips, s.cfg.Certificate.ServerLifetime)
 	if err != nil {
 		return tls.Certificate{}, err
 	}
@@ -175,6 +174,7 @@ func (s *service) bootstrapOperator(ctx context.Context) error {
 	}
 	_, err = db.AddClient(ctx, store.Client{
 		ID: operatorID, AuthMethod: "tls_client_auth", Usage: "client",
+		SubjectKind: string(mtls.SANURI), SubjectValue: pki.ClientURI(s.identity.trustDomain, operatorID),
 		Scopes: []string{scopeAdmin}, Resources: []string{s.adminResource()}, BuiltIn: true,
 	}, nil)
 	if err != nil && !errors.Is(err, store.ErrExists) {

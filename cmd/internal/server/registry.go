@@ -31,12 +31,19 @@ type rows interface {
 	Resources(ctx context.Context) ([]store.Resource, error)
 }
 
+// foreign is what the registry asks about clients that our own CA does not vouch for.
+type foreign interface {
+	Anchors(ctx context.Context, name string) (*mtls.Anchors, issuer.Revocation, error)
+	Certificates(client store.Client) issuer.CertificateSet
+}
+
 // registry is what the token service knows of clients and certificates: the database, read through a
 // bounded cache whose entries are dropped inside the very call that changes them, so that a change is in
 // force everywhere in this process when that call returns.
 type registry struct {
 	store       rows
-	anchors     *mtls.Anchors
+	foreign     foreign       // what we believe of others
+	anchors     *mtls.Anchors // our own CA
 	trustDomain string
 	admin       string // the operators' API as a resource
 
@@ -48,9 +55,9 @@ type registry struct {
 	loaded       bool
 }
 
-func newRegistry(db *store.Store, anchors *mtls.Anchors, trustDomain, admin string) *registry {
+func newRegistry(db *store.Store, others foreign, anchors *mtls.Anchors, trustDomain, admin string) *registry {
 	r := &registry{
-		store: db, anchors: anchors, trustDomain: trustDomain, admin: admin,
+		store: db, foreign: others, anchors: anchors, trustDomain: trustDomain, admin: admin,
 		clients:      make(map[string]*issuer.Client),
 		certificates: make(map[mtls.Thumbprint]*issuer.Certificate),
 	}
@@ -68,6 +75,9 @@ func (r *registry) forget(c store.Change) {
 		clear(r.clients)
 		r.resources, r.loaded = nil, false
 	}
+	if c.Trusts {
+		clear(r.clients)
+	}
 	for _, id := range c.ClientIDs {
 		delete(r.clients, id)
 	}
@@ -75,6 +85,9 @@ func (r *registry) forget(c store.Change) {
 		delete(r.certificates, t)
 	}
 }
+
+// forgetForeign drops every client, because what others vouch for has changed.
+func (r *registry) forgetForeign() { r.forget(store.Change{Trusts: true}) }
 
 // Client implements issuer.Registry.
 func (r *registry) Client(ctx context.Context, id string) (*issuer.Client, error) {
@@ -142,19 +155,54 @@ func keep[K comparable, V any](m map[K]V, key K, value V) {
 
 // client turns a row into what the token service decides by.
 func (r *registry) client(ctx context.Context, row store.Client) (*issuer.Client, error) {
-	subject, err := mtls.ParseSubject(mtls.SANURI, pki.ClientURI(r.trustDomain, row.ID))
-	if err != nil {
-		return nil, fmt.Errorf("the subject of client %s: %w", row.ID, err)
-	}
 	resources, err := r.allResources(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return &issuer.Client{
-		ID: row.ID, Generation: row.Generation, Disabled: row.Disabled,
-		AuthMethod: row.AuthMethod, Subject: subject, Anchors: r.anchors, Inventory: true,
+	c := &issuer.Client{
+		ID: row.ID, Generation: row.Generation, Disabled: row.Disabled, AuthMethod: row.AuthMethod,
 		Grants: r.grants(row, resources), TokenLifetime: row.TokenTTL,
-	}, nil
+	}
+	if err := r.vouch(ctx, c, row); err != nil {
+		return nil, fmt.Errorf("who vouches for client %s: %w", row.ID, err)
+	}
+	return c, nil
+}
+
+// vouch fills in by what a client is recognised: its own registered certificates, a foreign authority with one
+// expectation, or our own CA, whose clients are recognised by the id that we gave them and by our inventory.
+func (r *registry) vouch(ctx context.Context, c *issuer.Client, row store.Client) (err error) {
+	switch {
+	case row.AuthMethod == issuer.SelfSignedTLSClientAuth:
+		c.Certificates = r.foreign.Certificates(row)
+	case row.Trust != "":
+		if c.Anchors, c.Revocation, err = r.foreign.Anchors(ctx, row.Trust); err != nil {
+			return err
+		}
+		c.Subject, err = mtls.ParseSubject(mtls.SubjectKind(row.SubjectKind), row.SubjectValue)
+	default:
+		c.Anchors, c.Inventory = r.anchors, true
+		c.Subject, err = mtls.ParseSubject(mtls.SANURI, pki.ClientURI(r.trustDomain, row.ID))
+	}
+	return err
+}
+
+// renewing is the registry for renewals alone: there, a certificate of our own CA may also be one for servers only,
+// which authenticates for nothing else.
+type renewing struct {
+	*registry
+	anchors *mtls.Anchors
+}
+
+// Client implements issuer.Registry.
+func (r renewing) Client(ctx context.Context, id string) (*issuer.Client, error) {
+	found, err := r.registry.Client(ctx, id)
+	if err != nil || !found.Inventory {
+		return found, err
+	}
+	c := *found
+	c.Anchors = r.anchors
+	return &c, nil
 }
 
 // grants is what the client may ask for, at each resource: its own scopes as far as the resource declares

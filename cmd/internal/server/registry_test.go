@@ -76,7 +76,7 @@ func testRegistry(tb testing.TB) (*registry, *slowRows) {
 			tb.Fatal(err)
 		}
 	}
-	r := newRegistry(db, nil, "test.internal", testAdmin)
+	r := newRegistry(db, nil, nil, "test.internal", testAdmin)
 	slow := &slowRows{Store: db}
 	r.store = slow
 	return r, slow

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"maps"
 	"mime"
 	"net/http"
 	"strings"
@@ -31,6 +32,7 @@ const (
 	pathRenew  = "/pki/renew"
 	pathRoots  = "/pki/roots.pem"
 	pathCRL    = "/crl"
+	pathWhoami = "/whoami"
 )
 
 // publicRouter serves those who have no certificate, on the listener that never asks for one.
@@ -50,6 +52,7 @@ func (s *service) mtlsRouter(operators http.Handler) http.Handler {
 	r := s.router("mtls")
 	r.Handle(pathToken, s.issuer.TokenHandler()).Name("token")
 	post(r, pathRenew, "renew", s.renew)
+	get(r, pathWhoami, "whoami", http.HandlerFunc(s.whoami))
 	r.PathPrefix(admin.Prefix + "/").Handler(operators).Name("admin")
 	s.shared(r)
 	return s.entry("mtls", r)
@@ -147,7 +150,7 @@ func (s *service) authenticateByCertificate(r *http.Request) (string, *mtls.Peer
 	if err != nil && !isNotFound(err) {
 		return "", nil, &tokens.Error{Code: "temporarily_unavailable", Reason: "internal_failure", Err: err, Description: "try again"}
 	}
-	if _, err := s.issuer.Authenticate(r.Context(), row.ClientID, peer); err != nil {
+	if _, err := s.renewals.Authenticate(r.Context(), row.ClientID, peer); err != nil {
 		return "", nil, err
 	}
 	return row.ClientID, peer, nil
@@ -188,6 +191,8 @@ func (s *service) ready(w http.ResponseWriter, r *http.Request) {
 	if !time.Now().Before(s.own.Current().Leaf.NotAfter) {
 		fail("certificate", "expired")
 	}
+	// A foreign authority in trouble is told here and costs no readiness: the last good state serves.
+	maps.Copy(checks, s.trust.Health())
 	writeJSON(w, status, checks)
 }
 

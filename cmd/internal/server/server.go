@@ -23,14 +23,19 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/certbound/certbound/cmd/internal/audit"
 	"github.com/certbound/certbound/cmd/internal/authority"
 	"github.com/certbound/certbound/cmd/internal/config"
+	"github.com/certbound/certbound/cmd/internal/trust"
 	"github.com/certbound/certbound/mtls"
 	"github.com/certbound/certbound/pki/stepca"
 	"github.com/certbound/certbound/tokens/issuer"
 )
+
+// ticketLife is how long a session ticket key seals; a ticket is accepted for at most twice that.
+const ticketLife = time.Hour
 
 // Options is what a run needs beside the configuration.
 type Options struct {
@@ -67,13 +72,18 @@ type service struct {
 	identity identity // who we are: issuer, trust domain, addresses
 	sockets  sockets
 
-	root      *x509.Certificate
-	ca        *stepca.Authority
-	keys      *keyring
-	authority *authority.Authority
-	issuer    *issuer.Server
-	metrics   *metrics
-	own       *mtls.KeyPair // our own server certificate
+	root, issuing         *x509.Certificate
+	anchors, renewAnchors *mtls.Anchors // our own CA, for clients, and for whoever renews
+	trust                 *trust.Manager
+	registry              *registry
+	renewals              *issuer.Server // judges who may renew
+	tickets               []*mtls.Tickets
+	ca                    *stepca.Authority
+	keys                  *keyring
+	authority             *authority.Authority
+	issuer                *issuer.Server
+	metrics               *metrics
+	own                   *mtls.KeyPair // our own server certificate
 
 	operatorDir string // below the data folder; empty: the operator's profile is not ours to keep
 
@@ -99,18 +109,31 @@ func (s *service) serve(ctx context.Context, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
+	publicTLS := mtls.ServerConfig(s.own, mtls.ClientCertificatesIgnored)
+	mtlsTLS := mtls.ServerConfig(s.own, mtls.ClientCertificatesRequested)
+	// Session ticket keys are as good as every client's certificate: random, in memory, for one listener.
+	s.tickets = []*mtls.Tickets{mtls.NewTickets(publicTLS), mtls.NewTickets(mtlsTLS)}
 	servers := []*running{
-		{name: "public", server: s.httpServer(s.publicRouter()), listener: s.sockets.public, tls: mtls.ServerConfig(s.own, mtls.ClientCertificatesIgnored)},
-		{name: "mtls", server: s.httpServer(s.mtlsRouter(operators)), listener: s.sockets.mtls, tls: mtls.ServerConfig(s.own, mtls.ClientCertificatesRequested)},
+		{name: "public", server: s.httpServer(s.publicRouter()), listener: s.sockets.public, tls: publicTLS},
+		{name: "mtls", server: s.httpServer(s.mtlsRouter(operators)), listener: s.sockets.mtls, tls: mtlsTLS},
 	}
 	if s.sockets.debug != nil {
 		servers = append(servers, &running{name: "debug", server: s.httpServer(s.debugRouter()), listener: s.sockets.debug})
 	}
+	socket, err := s.breakGlass()
+	if err != nil {
+		return err
+	}
+	servers = append(servers, socket)
 	background, stopBackground := context.WithCancel(context.WithoutCancel(ctx))
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer stopBackground()
 	wg.Go(func() { s.renewOwn(background) })
+	wg.Go(func() { s.trust.Run(background) })
+	for _, t := range s.tickets {
+		wg.Go(func() { t.Run(background, ticketLife) })
+	}
 
 	failed := make(chan error, len(servers))
 	for _, r := range servers {
@@ -147,6 +170,7 @@ func (s *service) announce(stdout io.Writer) error {
 	about := map[string]any{
 		"issuer": s.identity.issuer, "mtls_url": s.identity.mtlsURL,
 		"public": s.sockets.public.Addr().String(), "mtls": s.sockets.mtls.Addr().String(), "pid": os.Getpid(),
+		"socket": filepath.Join(s.cfg.Data, socketName),
 	}
 	if s.sockets.debug != nil {
 		about["debug"] = s.sockets.debug.Addr().String()
@@ -200,6 +224,13 @@ func (s *service) httpServer(h http.Handler) *http.Server {
 		WriteTimeout:      s.cfg.HTTP.WriteTimeout,
 		IdleTimeout:       s.cfg.HTTP.IdleTimeout,
 		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+	}
+}
+
+// resetTickets makes every session ticket given out so far resume nothing.
+func (s *service) resetTickets() {
+	for _, t := range s.tickets {
+		t.Reset()
 	}
 }
 
