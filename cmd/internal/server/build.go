@@ -150,18 +150,23 @@ func (s *service) adminHandler() (http.Handler, error) {
 	return guard.Protect(api), nil // which scope a route needs is the API's own rule
 }
 
-// adminConfig is what the operators' API and the break-glass socket have in common.
-func (s *service) adminConfig() admin.Config {
+// fileTrusts names the foreign authorities that the configuration's files hold.
+func (s *service) fileTrusts() []string {
 	names := make([]string, len(s.cfg.Trust))
 	for i, t := range s.cfg.Trust {
 		names[i] = t.Name
 	}
+	return names
+}
+
+// adminConfig is what the operators' API and the break-glass socket have in common.
+func (s *service) adminConfig() admin.Config {
 	return admin.Config{
 		Store: s.folder.store, Authority: s.authority, Recorder: recorder{s.folder.journal},
 		Issuer: s.identity.issuer, TrustDomain: s.identity.trustDomain,
 		Reserved:  append(s.ownNames(), operatorID),
 		Endpoints: s.endpoints(), Version: s.version, Logger: s.log,
-		OwnCAs: []*x509.Certificate{s.root, s.issuing}, FileTrusts: names, TrustHealth: s.trust.Health,
+		OwnCAs: []*x509.Certificate{s.root, s.issuing}, FileTrusts: s.fileTrusts(), TrustHealth: s.trust.Health,
 		ResetTickets: s.resetTickets,
 	}
 }
