@@ -120,7 +120,8 @@ func TestRFC8705_2_2_2_LoopbackIsNotAsked(t *testing.T) {
 	}
 }
 
-// CA-19: the address of clouds' metadata and others of the link are refused even for a host that may be private.
+// CA-19: RFC 8705, Section 2.2.2: the address of clouds' metadata and others of the link are refused even for a host
+// that may be private.
 func TestRFC8705_2_2_2_LinkLocalIsNeverAsked(t *testing.T) {
 	t.Parallel()
 	for _, host := range []string{"169.254.169.254", "[fe80::1]", "[fe80::1%25lo]", "[::ffff:169.254.169.254]", "[64:ff9b::a9fe:a9fe]",
@@ -132,7 +133,7 @@ func TestRFC8705_2_2_2_LinkLocalIsNeverAsked(t *testing.T) {
 	}
 }
 
-// CA-19: only https, and for documents with a signature of their own http too.
+// CA-19: RFC 8705, Section 2.2.2: only https, and for documents with a signature of their own http too.
 func TestRFC8705_2_2_2_Scheme(t *testing.T) {
 	t.Parallel()
 	plain := httptest.NewServer(write("list"))
@@ -153,7 +154,7 @@ func TestRFC8705_2_2_2_Scheme(t *testing.T) {
 	}
 }
 
-// CA-19: a redirect is not followed, neither within the site nor to http nor inwards.
+// CA-19: RFC 8705, Section 2.2.2: a redirect is not followed, neither within the site nor to http nor inwards.
 func TestRFC8705_2_2_2_Redirect(t *testing.T) {
 	t.Parallel()
 	for _, status := range []int{301, 302, 303, 307, 308} {
@@ -171,7 +172,7 @@ func TestRFC8705_2_2_2_Redirect(t *testing.T) {
 	}
 }
 
-// CA-19: hosts are those that the operator named, if he named any.
+// Hosts are those that the operator named, if he named any.
 func TestAllowedHosts(t *testing.T) {
 	t.Parallel()
 	s := serve(t, write("keys"))
@@ -209,8 +210,8 @@ func TestAllowedHosts(t *testing.T) {
 	}
 }
 
-// CA-19: a name that has a public address when it is looked up first and a private one when it is dialled gains
-// nothing: the dialled address is what is judged.
+// CA-19: RFC 8705, Section 2.2.2: a name that has a public address when it is looked up first and a private one when
+// it is dialled gains nothing: the dialled address is what is judged.
 func TestRFC8705_2_2_2_Rebinding(t *testing.T) {
 	t.Parallel()
 	s := serve(t, write("secret"))
@@ -290,7 +291,7 @@ func answer(query []byte, answers [][]byte, asked *atomic.Int64) []byte {
 	return append(reply, address...)
 }
 
-// CA-19: a body is read to the limit and no further, with or without an announced length.
+// CA-19: RFC 8705, Section 2.2.2: a body is read to the limit and no further, with or without an announced length.
 func TestRFC8705_2_2_2_HugeBody(t *testing.T) {
 	t.Parallel()
 	var written atomic.Int64
@@ -324,7 +325,7 @@ func TestRFC8705_2_2_2_HugeBody(t *testing.T) {
 	}
 }
 
-// CA-19: whoever is slow is cut off, be it in the header or in the body.
+// CA-19: RFC 8705, Section 2.2.2: whoever is slow is cut off, be it in the header or in the body.
 func TestRFC8705_2_2_2_SlowBody(t *testing.T) {
 	t.Parallel()
 	for _, part := range []string{"header", "body"} {
@@ -346,7 +347,7 @@ func TestRFC8705_2_2_2_SlowBody(t *testing.T) {
 	}
 }
 
-// CA-19: nothing is decompressed, so nothing can grow.
+// CA-19: RFC 8705, Section 2.2.2: nothing is decompressed, so nothing can grow.
 func TestRFC8705_2_2_2_CompressedBody(t *testing.T) {
 	t.Parallel()
 	var bomb bytes.Buffer

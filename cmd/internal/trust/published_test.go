@@ -276,8 +276,8 @@ func TestRFC8705_2_2_2_OneRefetch(t *testing.T) {
 	p.expect(t, "mine while failing", mine, "true", 3)
 }
 
-// CA-20: a certificate that is published counts after one fetch, and one that is taken back no longer than the age to
-// which a set is believed.
+// CA-20: RFC 8705, Section 2.2.2: a certificate that is published counts after one fetch, and one that is taken back
+// no longer than the age to which a set is believed.
 func TestRFC8705_2_2_2_Rotation(t *testing.T) {
 	t.Parallel()
 	old, next := mtlstest.SelfSigned(t, mtlstest.Leaf{}), mtlstest.SelfSigned(t, mtlstest.Leaf{})
@@ -299,7 +299,7 @@ func TestRFC8705_2_2_2_Rotation(t *testing.T) {
 	p.expect(t, "next", next, "true", 3)
 }
 
-// CA-20: the last good certificates outlive a failure, but not beyond their age.
+// CA-20: RFC 8705, Section 2.2.2: the last good certificates outlive a failure, but not beyond their age.
 func TestRFC8705_2_2_2_LastGood(t *testing.T) {
 	t.Parallel()
 	mine := mtlstest.SelfSigned(t, mtlstest.Leaf{})

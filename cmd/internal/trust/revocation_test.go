@@ -99,7 +99,8 @@ func TestRFC5280_6_3_Hard(t *testing.T) {
 	}
 }
 
-// XP-11: soft lets the unknown through, with one alarm however many come, but nothing that is known to be revoked.
+// XP-11: RFC 5280, Section 6.3: soft lets the unknown through, with one alarm however many come, but nothing that is
+// known to be revoked.
 func TestRFC5280_6_3_Soft(t *testing.T) {
 	t.Parallel()
 	p := newPartner(t, trust.Soft, nil)
@@ -117,7 +118,8 @@ func TestRFC5280_6_3_Soft(t *testing.T) {
 	p.health(t, "trust:partner", "ok")
 }
 
-// XP-11: a stale list says no longer who is not revoked. Who was on it stays refused, softly too.
+// XP-11: RFC 5280, Section 6.3: a stale list says no longer who is not revoked. Who was on it stays refused, softly
+// too.
 func TestRFC5280_6_3_Stale(t *testing.T) {
 	t.Parallel()
 	for mode, want := range map[string]string{trust.Hard: unknown, trust.Soft: good} {
@@ -263,7 +265,7 @@ func (p *partner) good(t *testing.T, c *x509.Certificate) []byte {
 	return p.list(t, p.ca, crl{number: 9, revoked: []*x509.Certificate{c}})
 }
 
-// XP-11: an authority whose certificate does not let it sign lists signs none.
+// XP-11: RFC 5280, Section 6.3: an authority whose certificate does not let it sign lists signs none.
 func TestRFC5280_6_3_SignerMayNotSignLists(t *testing.T) {
 	t.Parallel()
 	c, w := config(t)
@@ -285,7 +287,7 @@ func TestRFC5280_6_3_SignerMayNotSignLists(t *testing.T) {
 	}
 }
 
-// XP-11: a list of a lower number cannot take the place of the one in use (RFC 5280, Section 5.2.3), whatever it says.
+// XP-11: RFC 5280, Section 5.2.3: a list of a lower number cannot take the place of the one in use, whatever it says.
 func TestRFC5280_5_2_3_OlderList(t *testing.T) {
 	t.Parallel()
 	p := newPartner(t, trust.Hard, nil)
@@ -352,8 +354,8 @@ func sameSerial(t *testing.T, ca *mtlstest.CA, serial *big.Int) tls.Certificate 
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
 }
 
-// XP-11: every certificate of the chain but the root is judged: a revoked authority takes with it all that it issued,
-// and one whose status is unknown leaves all of it unknown.
+// XP-11: RFC 5280, Section 6.3: every certificate of the chain but the root is judged: a revoked authority takes with
+// it all that it issued, and one whose status is unknown leaves all of it unknown.
 func TestRFC5280_6_3_WholeChain(t *testing.T) {
 	t.Parallel()
 	root := mtlstest.NewCA(t, "root")
