@@ -53,6 +53,9 @@ func TestConformanceTableMatchesTests(t *testing.T) {
 		if row.status == "met" && len(row.tests) == 0 {
 			t.Errorf("%s is said to be met, but no test is named", id)
 		}
+		if row.status == "open" && len(row.tests) > 0 {
+			t.Errorf("%s is said to be open, but %v shows it", id, row.tests)
+		}
 		if row.clause == "" {
 			t.Errorf("%s has no clause", id)
 		}
@@ -150,6 +153,9 @@ func writeTable(t *testing.T, document string, listed, clauses map[string]confor
 		row.clause, row.status = cmp.Or(row.clause, found.clause), cmp.Or(row.status, "met")
 		slices.Sort(found.tests)
 		row.tests = slices.Compact(found.tests)
+		if row.status == "open" {
+			row.status = "met"
+		}
 		rows[id] = row
 	}
 	var out strings.Builder
