@@ -4,7 +4,6 @@
 package main
 
 import (
-	"io"
 	"net/http"
 
 	"github.com/spf13/cobra"
@@ -32,11 +31,12 @@ func (c *cli) clientCertsCommand() *cobra.Command {
 				return err
 			}
 			req := &admin.CertificatesRequest{Certificates: certs, AllowReserved: allowReserved}
-			client, err := call[admin.Client](cmd.Context(), c, http.MethodPut, clientPath(args[0])+"/certificates", req)
+			change, err := call[admin.Change](cmd.Context(), c, http.MethodPut, clientPath(args[0])+"/certificates", req)
 			if err != nil {
 				return err
 			}
-			return c.print(client, func(w io.Writer) { pinnedTable(w, client.Certificates) })
+			c.pending(change.AuditPending)
+			return c.print(change, line(change.ClientID+" "+change.Done))
 		},
 	}
 	cmd.Flags().StringArrayVar(&files, "cert", nil, "PEM file of a certificate that it may use from now on (repeatable)")

@@ -90,6 +90,10 @@ func TestAdd(t *testing.T) {
 	if _, err := Add(t.Context(), dir, other); err == nil {
 		t.Error("another client's profile was overwritten")
 	}
+	// Whoever replaces a profile says all of the new one: nothing of the old one is taken over.
+	if _, err := Add(t.Context(), dir, AddOptions{CertFile: next.CertFile, KeyFile: next.KeyFile, Replace: true}); err == nil {
+		t.Error("a profile was replaced by half of another")
+	}
 	other.Replace = true
 	if p, err := Add(t.Context(), dir, other); err != nil || p.ClientID() != "other" {
 		t.Error(err)

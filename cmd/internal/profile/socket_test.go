@@ -24,6 +24,10 @@ func TestSocket(t *testing.T) {
 			answerJSON(w, http.StatusNotFound, map[string]any{"error": "invalid_request", "hint": "not here"})
 			return
 		}
+		if r.URL.Path == "/admin/v1/later" {
+			answerJSON(w, http.StatusAccepted, map[string]any{"id": "abc"})
+			return
+		}
 		answerJSON(w, http.StatusOK, map[string]any{"done": "yes"})
 	})
 	s := NewSocket(path)
@@ -40,6 +44,9 @@ func TestSocket(t *testing.T) {
 	err := s.Do(t.Context(), http.MethodGet, "/clients", nil, nil)
 	if refused, ok := errors.AsType[*APIError](err); !ok || refused.Hint != "not here" {
 		t.Errorf("error %#v", err)
+	}
+	if _, ok := errors.AsType[*AcceptedError](s.Do(t.Context(), http.MethodPost, "/later", nil, nil)); !ok {
+		t.Error("what waits is taken for something else")
 	}
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
