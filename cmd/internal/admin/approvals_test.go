@@ -292,6 +292,34 @@ func TestApprovalExpires(t *testing.T) {
 	checkRefusal(t, err, codeRequest, "has expired")
 }
 
+// A row that this program did not write, or that does not fit it any more, is refused and not guessed at.
+func TestUnreadableRequestWaits(t *testing.T) {
+	b := newPair(t)
+	held := b.held(http.MethodPost, "/clients", `{"client_id":"olga","scope":"certbound:read"}`)
+	b.as("bob", ScopeAdmin)
+	b.refused(http.MethodPost, b.confirmPath(held), `{"x":1}`, http.StatusBadRequest, "invalid_request", "")
+	good := `{"target":"olga","needs":["certbound:grant"],"request":{},"shown":{}}`
+	for _, row := range []store.Pending{
+		{Kind: "client.transmute", Payload: []byte(good)},
+		{Kind: clientAdd, Payload: []byte(`{`)},
+		{Kind: clientAdd, Payload: []byte(strings.Replace(good, `"request":{}`, `"request":7`, 1))},
+	} {
+		row.RequestedBy = "alice"
+		row, err := b.store.AddPending(t.Context(), row)
+		b.must(err)
+		b.refused(http.MethodPost, "/approvals/"+row.ID+"/confirm", "", http.StatusServiceUnavailable, "temporarily_unavailable", "")
+		_, err = b.store.DropPending(t.Context(), row.ID)
+		b.must(err)
+	}
+	for _, payload := range []string{`[]`, strings.Replace(good, `"shown":{}`, `"shown":7`, 1)} {
+		row, err := b.store.AddPending(t.Context(), store.Pending{Kind: clientAdd, Payload: []byte(payload), RequestedBy: "alice"})
+		b.must(err)
+		b.refused(http.MethodGet, "/approvals", "", http.StatusServiceUnavailable, "temporarily_unavailable", "")
+		_, err = b.store.DropPending(t.Context(), row.ID)
+		b.must(err)
+	}
+}
+
 // Only so many requests wait.
 func TestTooManyWait(t *testing.T) {
 	b := newPair(t)
