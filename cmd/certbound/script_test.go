@@ -49,6 +49,7 @@ func TestMain(m *testing.M) {
 //	end NAME             end it by SIGTERM and demand that it ends cleanly; serve is called server
 //	crash NAME           end it by SIGKILL
 //	await FILE           wait until a file exists
+//	eventually [!] …     run a program again and again until it succeeds, or with ! until it fails
 //	mtlsget, ledger      an HTTP client and a resource server, below
 //	ca, issue, …         what foreign CAs do: foreignCommands
 //
@@ -104,7 +105,8 @@ func backgroundCommands() map[string]func(*testscript.TestScript, bool, []string
 		"crash": func(ts *testscript.TestScript, neg bool, args []string) {
 			endBackground(ts, neg, args, syscall.SIGKILL)
 		},
-		"await": await,
+		"await":      await,
+		"eventually": eventually,
 	}
 }
 
@@ -210,6 +212,26 @@ func await(ts *testscript.TestScript, neg bool, args []string) {
 	for !exists(name) {
 		if time.Now().After(deadline) {
 			ts.Fatalf("waited %s for %s", scriptTimeout, args[0])
+		}
+		<-ticker.C
+	}
+}
+
+// eventually runs a program until it ends as it should; the last run is the one whose output counts.
+func eventually(ts *testscript.TestScript, neg bool, args []string) {
+	fails := len(args) > 0 && args[0] == "!"
+	if fails {
+		args = args[1:]
+	}
+	if neg || len(args) == 0 {
+		ts.Fatalf("usage: eventually [!] PROG ARG…")
+	}
+	deadline := time.Now().Add(scriptTimeout)
+	ticker := time.NewTicker(100 * time.Millisecond)
+	defer ticker.Stop()
+	for (ts.Exec(args[0], args[1:]...) != nil) != fails {
+		if time.Now().After(deadline) {
+			ts.Fatalf("waited %s for %q", scriptTimeout, args)
 		}
 		<-ticker.C
 	}

@@ -106,15 +106,17 @@ func (c *cli) trustListCommand() *cobra.Command {
 func trustTable(w io.Writer, trusts []admin.Trust) {
 	var rows [][]string
 	for _, t := range trusts {
-		row := []string{t.Name, t.Source, dash(t.Revocation), dash(t.Health)}
+		row := func(anchor, expires, subject string) []string {
+			return []string{t.Name, t.Source, dash(t.Revocation), anchor, expires, subject, dash(quoteUnlessPlain(t.Health))}
+		}
 		if len(t.Anchors) == 0 {
-			rows = append(rows, append(row, "-", "-", "-"))
+			rows = append(rows, row("-", "-", "-"))
 		}
 		for _, anchor := range t.Anchors {
-			rows = append(rows, append(row[:4:4], anchor.Thumbprint, stamp(anchor.NotAfter), quoteUnlessPlain(anchor.Subject)))
+			rows = append(rows, row(anchor.Thumbprint, stamp(anchor.NotAfter), quoteUnlessPlain(anchor.Subject)))
 		}
 	}
-	table(w, "NAME SOURCE REVOCATION HEALTH ANCHOR EXPIRES SUBJECT", rows)
+	table(w, "NAME SOURCE REVOCATION ANCHOR EXPIRES SUBJECT HEALTH", rows)
 }
 
 func (c *cli) trustRemoveCommand() *cobra.Command {
