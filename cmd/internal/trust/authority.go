@@ -109,7 +109,7 @@ func (a *authority) isOwn(cert *x509.Certificate) bool {
 // signs its own next key has its name twice too, but is none.
 func splitAnchors(certs []*x509.Certificate) (anchors, intermediates []*x509.Certificate) {
 	for _, c := range certs {
-		if bytes.Equal(c.RawSubject, c.RawIssuer) && c.CheckSignatureFrom(c) == nil {
+		if c.CheckSignatureFrom(c) == nil {
 			anchors = append(anchors, c)
 		} else {
 			intermediates = append(intermediates, c)
@@ -208,7 +208,6 @@ func (m *Manager) takeRow(a *authority, row store.Trust) {
 	}
 	m.report("trust:"+a.name, partCA, a.err)
 	if a.err != nil {
-		a.anchors, a.digest = nil, [sha256.Size]byte{}
 		return
 	}
 	if a.crlURL != row.CRLURL {

@@ -4,6 +4,7 @@
 package trust_test
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -568,4 +569,50 @@ func TestRowChangesRevocation(t *testing.T) {
 	step("soft", good, func() { row.Revocation = "soft" })
 	step("a bad list", good, func() { row.CRL = []byte("x") })
 	w.health(t, "trust:p", "in the database is not used")
+}
+
+// A fetched list is dropped with its signer, and one of the new signer is fetched at once and not when it is due.
+func TestFetchedListFollowsCertificates(t *testing.T) {
+	t.Parallel()
+	old, next := mtlstest.NewCA(t, "ca"), mtlstest.NewCA(t, "ca")
+	c, w := config(t)
+	path := file(t, certs(old.Certificate()))
+	former, client := old.Issue(t, mtlstest.Leaf{}), next.Issue(t, mtlstest.Leaf{})
+	c.Files = []trust.FileTrust{{Name: "p", CAFile: path, CRLURL: w.site.url}}
+	w.start(t, c)
+	w.site.show(w.list(t, old, crl{}))
+	if err := w.Reload(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	_, revocation, _ := w.Anchors(t.Context(), "p")
+	chain := []*x509.Certificate{former.Leaf, old.Certificate()}
+	if err := revocation.Check(chain, w.clock.now()); err != nil {
+		t.Fatal(err)
+	}
+	w.site.show(w.list(t, next, crl{revoked: []*x509.Certificate{client.Leaf}}))
+	replace(t, path, certs(next.Certificate()))
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		w.Run(ctx)
+		close(done)
+	}()
+	chain = []*x509.Certificate{client.Leaf, next.Certificate()}
+	for outcome(revocation.Check(chain, w.clock.now())) != revoked {
+		select {
+		case <-t.Context().Done():
+			t.Fatal("the new list is not fetched")
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	cancel()
+	<-done
+	w.site.fail()
+	replace(t, path, certs(old.Certificate()))
+	if err := w.Reload(t.Context()); err == nil {
+		t.Error("the fetch did not fail")
+	}
+	if err := revocation.Check(chain, w.clock.now()); outcome(err) != unknown {
+		t.Errorf("a former signer's list still counts: %v", err)
+	}
 }

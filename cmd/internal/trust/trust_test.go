@@ -6,12 +6,14 @@ package trust_test
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -46,7 +48,7 @@ func badFiles(t *testing.T) map[string][]byte {
 		"DER":                       ca.Certificate().Raw,
 		"not a certificate":         pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte("x")}),
 		"an intermediate alone":     certs(ca.Intermediate(t, "below").Certificate()),
-		"longer than a file may be": append(bytes.Repeat([]byte("#\n"), 1<<19), good...),
+		"longer than a file may be": append(bytes.Clone(good), bytes.Repeat([]byte("#\n"), 1<<19)...),
 		"more than it may hold":     bytes.Repeat(good, 257),
 	}
 }
@@ -231,6 +233,13 @@ func TestRows(t *testing.T) {
 	if third, _, err := w.Anchors(t.Context(), "p"); err != nil || third == second {
 		t.Errorf("the anchors did not change with the intermediates: %v", err)
 	}
+	row.Anchors, row.Intermediates = append(row.Anchors, row.Intermediates...), nil
+	if err := w.store.ReplaceTrust(t.Context(), row); err != nil {
+		t.Fatal(err)
+	}
+	if fourth, _, err := w.Anchors(t.Context(), "p"); err != nil || len(fourth.Fingerprints()) != 2 {
+		t.Errorf("the intermediate did not become an anchor: %v", err)
+	}
 	w.health(t, "trust:p", "ok")
 	if err := w.store.RemoveTrust(t.Context(), "p"); err != nil {
 		t.Fatal(err)
@@ -241,9 +250,54 @@ func TestRows(t *testing.T) {
 	if _, there := w.Health()["trust:p"]; there {
 		t.Error("a removed trust is in Health")
 	}
-	if w.changes.Load() != 5 {
-		t.Errorf("%d changes announced, want 5", w.changes.Load())
+	if w.changes.Load() != 6 {
+		t.Errorf("%d changes announced, want 6", w.changes.Load())
 	}
+}
+
+// counted is a database that counts how often its trusts are read.
+type counted struct {
+	*store.Store
+	reads atomic.Int64
+}
+
+func (c *counted) Trusts(ctx context.Context) ([]store.Trust, error) {
+	c.reads.Add(1)
+	return c.Store.Trusts(ctx)
+}
+
+// The database is read once for each change of its trusts, not for each question, nor for other changes.
+func TestRowsAreRemembered(t *testing.T) {
+	t.Parallel()
+	c, w := config(t)
+	db := &counted{Store: w.store}
+	c.Store = db
+	w.start(t, c)
+	row := store.Trust{Name: "p", Anchors: [][]byte{mtlstest.NewCA(t, "ca").Certificate().Raw}, Revocation: "off"}
+	w.add(t, row)
+	ask := func(want int64) {
+		t.Helper()
+		for range 3 {
+			if _, _, err := w.Anchors(t.Context(), "p"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if n := db.reads.Load(); n != want {
+			t.Errorf("%d readings, want %d", n, want)
+		}
+	}
+	ask(1)
+	if err := w.store.AddResource(t.Context(), store.Resource{URI: "https://api.example", Scopes: []string{"read"}}); err != nil {
+		t.Fatal(err)
+	}
+	ask(1)
+	if n := w.changes.Load(); n != 1 {
+		t.Errorf("%d changes announced", n)
+	}
+	if err := w.store.ReplaceTrust(t.Context(), row); err != nil {
+		t.Fatal(err)
+	}
+	ask(2)
 }
 
 // A damaged row vouches for nobody, and says so.
@@ -271,6 +325,15 @@ func TestDamagedRow(t *testing.T) {
 			t.Errorf("%s: error is %v", name, err)
 		}
 		w.health(t, "trust:p", "damaged")
+		if err := w.store.RemoveTrust(t.Context(), "p"); err != nil {
+			t.Fatal(err)
+		}
+		_, _, _ = w.Anchors(t.Context(), "p")
+		if _, there := w.Health()["trust:p"]; there {
+			t.Errorf("%s: it is in Health though it was removed", name)
+		}
+		w.add(t, row)
+		_, _, _ = w.Anchors(t.Context(), "p")
 		if err := w.store.ReplaceTrust(t.Context(), store.Trust{Name: "p", Anchors: [][]byte{good}, Revocation: "off"}); err != nil {
 			t.Fatal(err)
 		}
@@ -321,6 +384,7 @@ func TestOwnCAIsNoForeignOne(t *testing.T) {
 	for name, content := range map[string][]byte{
 		"itself":       certs(own.Certificate()),
 		"among others": certs(foreign.Certificate(), own.Certificate()),
+		"its key":      certs(foreign.Certificate(), signedBy(t, foreign, own.Certificate())),
 		"below":        certs(foreign.Certificate(), own.Intermediate(t, "issuing").Certificate()),
 	} {
 		c, _ := config(t)
@@ -329,6 +393,33 @@ func TestOwnCAIsNoForeignOne(t *testing.T) {
 		if _, err := trust.New(c); err == nil || !strings.Contains(err.Error(), "our own CA") {
 			t.Errorf("%s: error is %v", name, err)
 		}
+	}
+}
+
+// signedBy returns a certificate of the same name and key that another authority signed.
+func signedBy(t *testing.T, ca *mtlstest.CA, cert *x509.Certificate) *x509.Certificate {
+	t.Helper()
+	der, err := x509.CreateCertificate(rand.Reader, cert, ca.Certificate(), cert.PublicKey, ca.Key())
+	if err != nil {
+		t.Fatal(err)
+	}
+	signed, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return signed
+}
+
+// A certificate by which an authority signs its next key has its name twice, but is no anchor.
+func TestRolloverIsNoAnchor(t *testing.T) {
+	t.Parallel()
+	old, next := mtlstest.NewCA(t, "ca"), mtlstest.NewCA(t, "ca")
+	w := newWorld(t, trust.FileTrust{Name: "p", CAFile: file(t, certs(old.Certificate(), signedBy(t, old, next.Certificate())))})
+	if anchors, _, err := w.Anchors(t.Context(), "p"); err != nil || len(anchors.Fingerprints()) != 1 {
+		t.Errorf("%v", err)
+	}
+	if err := w.judge(t, "p", next.Issue(t, mtlstest.Leaf{})); err != nil {
+		t.Error(err)
 	}
 }
 
