@@ -12,6 +12,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"math/big"
@@ -94,8 +95,8 @@ func TestRFC5280_6_3_Hard(t *testing.T) {
 		}
 		p.expect(t, good, revoked)
 		p.health(t, "trust:partner", "ok")
-		if p.changes.Load() != 1 {
-			t.Errorf("%d changes announced", p.changes.Load())
+		if err := p.Reload(t.Context()); err != nil || p.changes.Load() != 1 { // again, and nothing new
+			t.Errorf("%v, %d changes announced", err, p.changes.Load())
 		}
 	}
 }
@@ -194,6 +195,9 @@ func TestRFC5280_6_3_BadLists(t *testing.T) {
 		},
 		"other PEM too": func(p *partner, c *x509.Certificate) []byte {
 			return append(listPEM(p.good(t, c)), certs(p.ca.Certificate())...)
+		},
+		"other label": func(p *partner, c *x509.Certificate) []byte {
+			return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: p.good(t, c)})
 		},
 		"damaged signature": func(p *partner, c *x509.Certificate) []byte {
 			l := p.good(t, c)
