@@ -5,12 +5,16 @@ package main
 
 import (
 	"bytes"
+	"crypto/ecdsa"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/base64"
+	"encoding/json"
 	"encoding/pem"
 	"math/big"
 	"net"
+	"net/http"
 	"os"
 	"strings"
 	"testing"
@@ -18,6 +22,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/certbound/certbound/mtls"
 	"github.com/certbound/certbound/mtls/mtlstest"
 	"github.com/certbound/certbound/pki"
 )
@@ -28,6 +33,8 @@ import (
 //	issue CA NAME [KIND=V…]   have it issue NAME.pem and NAME.key; KIND is cn, o, dns, uri, ip, email or life (a duration)
 //	selfsign NAME [KIND=V…]   make NAME.pem and NAME.key, self-signed
 //	crl CA FILE LIFE [NAME…]  write its revocation list with NAME.pem…; it goes stale after LIFE, which may be negative
+//	keyset FILE NAME…         write a JSON Web Key Set with the certificates NAME.pem…
+//	publish CA FILE           serve FILE over https, with a certificate of CA; sets $PUBLISHED to its address
 func foreignCommands(t *testing.T) map[string]func(*testscript.TestScript, bool, []string) {
 	command := func(least int, f func(*testscript.TestScript, []string)) func(*testscript.TestScript, bool, []string) {
 		return func(ts *testscript.TestScript, neg bool, args []string) {
@@ -51,6 +58,17 @@ func foreignCommands(t *testing.T) map[string]func(*testscript.TestScript, bool,
 		}),
 		"crl": command(3, func(ts *testscript.TestScript, args []string) {
 			writeCRL(ts, authorities(ts)[args[0]], args[1], args[2], args[3:])
+		}),
+		"keyset": command(1, func(ts *testscript.TestScript, args []string) { writeKeySet(ts, args[0], args[1:]) }),
+		"publish": command(2, func(ts *testscript.TestScript, args []string) {
+			file := ts.MkAbs(args[1])
+			serve := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				content, _ := os.ReadFile(file) // what is gone is empty
+				w.Header().Set("Content-Type", "application/jwk-set+json")
+				_, _ = w.Write(content)
+			})
+			cert := authorities(ts)[args[0]].Issue(t, mtlstest.ServerLeaf())
+			ts.Setenv("PUBLISHED", mtlstest.Server(t, serve, cert, mtls.ClientCertificatesIgnored).URL+"/"+args[1])
 		}),
 	}
 }
@@ -102,6 +120,35 @@ func writePEM(ts *testscript.TestScript, name, kind string, blocks ...[]byte) {
 	ts.Check(os.WriteFile(ts.MkAbs(name), out.Bytes(), 0o600))
 }
 
+// readCertificate is the first certificate of NAME.pem.
+func readCertificate(ts *testscript.TestScript, name string) *x509.Certificate {
+	block, _ := pem.Decode([]byte(ts.ReadFile(name + ".pem")))
+	if block == nil {
+		ts.Fatalf("%s.pem holds no certificate", name)
+	}
+	cert, err := x509.ParseCertificate(block.Bytes)
+	ts.Check(err)
+	return cert
+}
+
+// writeKeySet writes the keys as RFC 8705, Section 2.2.2 wants them: with the certificate in x5c.
+func writeKeySet(ts *testscript.TestScript, file string, names []string) {
+	keys := []map[string]any{}
+	for _, name := range names {
+		cert := readCertificate(ts, name)
+		point, err := cert.PublicKey.(*ecdsa.PublicKey).Bytes()
+		ts.Check(err)
+		encode := base64.RawURLEncoding.EncodeToString
+		keys = append(keys, map[string]any{
+			"kty": "EC", "crv": "P-256", "x": encode(point[1:33]), "y": encode(point[33:]),
+			"x5c": []string{base64.StdEncoding.EncodeToString(cert.Raw)},
+		})
+	}
+	content, err := json.Marshal(map[string]any{"keys": keys})
+	ts.Check(err)
+	ts.Check(os.WriteFile(ts.MkAbs(file), content, 0o600))
+}
+
 // writeCRL numbers its lists by the clock, so that a later one counts as newer.
 func writeCRL(ts *testscript.TestScript, ca *mtlstest.CA, file, life string, names []string) {
 	lives, err := time.ParseDuration(life)
@@ -109,10 +156,7 @@ func writeCRL(ts *testscript.TestScript, ca *mtlstest.CA, file, life string, nam
 	now := time.Now()
 	var revoked []pki.Revoked
 	for _, name := range names {
-		block, _ := pem.Decode([]byte(ts.ReadFile(name + ".pem")))
-		cert, err := x509.ParseCertificate(block.Bytes)
-		ts.Check(err)
-		revoked = append(revoked, pki.Revoked{Serial: cert.SerialNumber, At: now})
+		revoked = append(revoked, pki.Revoked{Serial: readCertificate(ts, name).SerialNumber, At: now})
 	}
 	der, err := pki.CreateCRL(ca.Certificate(), ca.Key(), big.NewInt(now.UnixNano()), now.Add(min(0, lives)-time.Minute), now.Add(lives), revoked)
 	ts.Check(err)

@@ -56,7 +56,8 @@ func (i *Inspection) mismatch(p *Profile, cert *x509.Certificate) string {
 	case p.had(i.thumbprint()):
 		return "That one was this profile's until it was renewed" + renewed
 	case holder != "" && holder == owner:
-		return "Both are of the same client: the certificate was renewed, or the client enrolled again, since" + renewed
+		return "Both are of the same client: it was renewed or enrolled again since" + renewed + ". If it was not, somebody " +
+			"else renews with a stolen key: an operator sees that by certbound cert list --client " + printable(owner)
 	case holder != "":
 		return fmt.Sprintf("Yours is of the client %s: unless you took the wrong profile, the token was stolen from %s, "+
 			"and is worth nothing without the key of its certificate", printable(holder), printable(owner))

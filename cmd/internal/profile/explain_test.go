@@ -53,9 +53,9 @@ func TestExplanation(t *testing.T) {
 		"renewed": {"thumbprint_mismatch", bound(before), p, now, []string{
 			"issued to the client payments for the certificate " + thumbprint(before),
 			"Your certificate (CN=payments) is " + thumbprint(now), "this profile's until it was renewed", "get a new one"}, "stolen"},
-		"same client": {"thumbprint_mismatch", bound(foreign), p, now, []string{"of the same client", "get a new one"}, "stolen"},
+		"same client": {"thumbprint_mismatch", bound(foreign), p, now, []string{"of the same client", "get a new one", "somebody else renews with a stolen key"}, "until it was renewed"},
 		"same client by its name": {"thumbprint_mismatch", bound(foreign), p, named(clientID), []string{
-			"of the same client"}, "stolen"},
+			"of the same client", "certbound cert list --client payments"}, "worth nothing"},
 		"another client": {"thumbprint_mismatch", bound(foreign), p, named("thief"), []string{
 			"(CN=thief) is ", "Yours is of the client thief", "stolen from payments", "worth nothing"}, "renewed"},
 		"the profile's own": {"thumbprint_mismatch", bound(now), p, foreign, []string{"the certificate of the profile"}, "stolen"},
