@@ -5,7 +5,9 @@ package tokenstest_test
 
 import (
 	"net/http"
+	"reflect"
 	"testing"
+	"time"
 
 	"github.com/certbound/certbound/mtls/mtlstest"
 	"github.com/certbound/certbound/tokens"
@@ -55,5 +57,42 @@ func TestKeySetServer(t *testing.T) {
 	}
 	if response.Body.Close(); response.StatusCode != http.StatusTeapot {
 		t.Errorf("status %d", response.StatusCode)
+	}
+}
+
+// The museum is quick to build, has something for every answer, and says of each exhibit what it is.
+func TestMuseumIsCheap(t *testing.T) {
+	t.Parallel()
+	start := time.Now()
+	issuer := tokenstest.New(t)
+	exhibits := tokenstest.Museum(t, issuer, mtlstest.PeerOf(mtlstest.SelfSigned(t, mtlstest.Leaf{})))
+	t.Logf("%d exhibits in %v", len(exhibits), time.Since(start))
+	codes, reasons, raws := map[string]int{}, map[string]int{}, map[string]bool{}
+	for _, e := range exhibits {
+		codes[e.Code]++
+		reasons[e.Reason]++
+		if e.Name == "" || e.Clause == "" || e.Keys == nil || (e.Code == "") != (e.Reason == "") {
+			t.Errorf("%q lacks something: %q, %q, %q", e.Name, e.Clause, e.Code, e.Reason)
+		}
+		if !reflect.DeepEqual(e.Keys, issuer.Keys()) {
+			continue // the same token with other keys is another exhibit
+		}
+		if raws[e.Raw] {
+			t.Errorf("%q is there under another name too", e.Name)
+		}
+		raws[e.Raw] = true
+	}
+	for _, code := range []string{"", tokens.CodeInvalidToken, tokens.CodeInvalidRequest} {
+		if codes[code] == 0 {
+			t.Errorf("nothing for code %q", code)
+		}
+	}
+	for _, reason := range []string{
+		"", "malformed", "wrong_type", "algorithm_not_allowed", "unknown_key", "bad_signature", "malformed_claims", "wrong_issuer",
+		"wrong_audience", "expired", "not_yet_valid", "issued_in_future", "not_bound", "thumbprint_mismatch",
+	} {
+		if reasons[reason] == 0 {
+			t.Errorf("nothing for reason %q", reason)
+		}
 	}
 }
