@@ -137,7 +137,7 @@ func (k *keySet) answer(t mtls.Thumbprint, now time.Time) (bool, error) {
 // while the machine sleeps. A clock that was set back makes nothing fresh. mu is held.
 func (k *keySet) youngerThan(now time.Time, age time.Duration) bool {
 	since := now.Round(0).Sub(k.fetched.Round(0))
-	return k.certs != nil && since >= 0 && since < age
+	return since >= 0 && since < age
 }
 
 // fetch begins a fetch unless one is under way or began too recently. mu is held.

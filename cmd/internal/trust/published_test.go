@@ -356,6 +356,10 @@ func TestSingleFlight(t *testing.T) {
 		})
 	}
 	p.awaitHits(t, 1)
+	p.clock.move(time.Minute) // past the interval, but one is under way
+	for range 10 {
+		wg.Go(func() { _ = p.contains(t, mine) })
+	}
 	close(release)
 	wg.Wait()
 	if n := p.site.hits.Load(); n != 1 {

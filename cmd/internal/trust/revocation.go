@@ -243,7 +243,6 @@ func (j *judge) status(cert, by *x509.Certificate, now time.Time) error {
 		return fmt.Errorf("%w: serial number %d of %q", issuer.ErrRevoked, cert.SerialNumber, by.Subject)
 	}
 	// A stale list still tells who was revoked, but no longer who was not.
-	now = now.Truncate(time.Second)
 	if now.Before(l.thisUpdate) {
 		return fmt.Errorf("the list of %q is not valid yet", l.issuer)
 	}

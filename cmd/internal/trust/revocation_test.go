@@ -620,3 +620,20 @@ func TestFetchedListFollowsCertificates(t *testing.T) {
 		t.Errorf("a former signer's list still counts: %v", err)
 	}
 }
+
+// XP-13: RFC 5280, Section 6.3: authorities of one name in one trust have a list each.
+func TestRFC5280_6_3_SiblingsOfOneName(t *testing.T) {
+	t.Parallel()
+	a, b := mtlstest.NewCA(t, "Same Name"), mtlstest.NewCA(t, "Same Name")
+	ofA, ofB := a.Issue(t, mtlstest.Leaf{}), b.Issue(t, mtlstest.Leaf{})
+	c, w := config(t)
+	lists := listPEM(w.list(t, a, crl{revoked: []*x509.Certificate{ofA.Leaf}}), w.list(t, b, crl{}))
+	c.Files = []trust.FileTrust{{Name: "p", CAFile: file(t, certs(a.Certificate(), b.Certificate())), CRLFile: file(t, lists)}}
+	w.start(t, c)
+	if err := w.judge(t, "p", ofA); outcome(err) != revoked {
+		t.Errorf("error is %v", err)
+	}
+	if err := w.judge(t, "p", ofB); outcome(err) != good {
+		t.Errorf("error is %v", err)
+	}
+}
