@@ -51,7 +51,9 @@ func (c *cli) clientListCommand() *cobra.Command {
 			return c.print(clients, func(w io.Writer) {
 				rows := make([][]string, 0, len(clients))
 				for _, client := range clients {
-					rows = append(rows, []string{client.ID, clientState(client), vouchedBy(client), dash(client.Usage), dash(client.Scope), dash(names(client))})
+					rows = append(rows, []string{
+						client.ID, clientState(client), vouchedBy(client), dash(client.Usage), dash(client.Scope), dash(names(client)),
+					})
 				}
 				table(w, "ID STATE VOUCHED-BY USAGE SCOPE NAMES", rows)
 			})

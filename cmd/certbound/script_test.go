@@ -169,7 +169,10 @@ func startBackground(ts *testscript.TestScript, name, program string, args []str
 // environment is the script's own, which testscript keeps to itself: the variables that the programs look at.
 func environment(ts *testscript.TestScript) []string {
 	var env []string
-	for _, name := range []string{"PATH", "HOME", "TMPDIR", "WORK", "CERTBOUND_PROFILE", "CERTBOUND_CONFIG", "CERTBOUND_ISSUER", "CERTBOUND_CODE_LIFETIME", "CERTBOUND_CERTIFICATE_LIFETIME", "SSL_CERT_FILE"} {
+	for _, name := range []string{
+		"PATH", "HOME", "TMPDIR", "WORK", "SSL_CERT_FILE", "CERTBOUND_PROFILE", "CERTBOUND_CONFIG", "CERTBOUND_ISSUER",
+		"CERTBOUND_CODE_LIFETIME", "CERTBOUND_CERTIFICATE_LIFETIME",
+	} {
 		if value := ts.Getenv(name); value != "" {
 			env = append(env, name+"="+value)
 		}

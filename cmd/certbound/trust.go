@@ -49,7 +49,8 @@ func (c *cli) trustAddCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			c.note("clients of it are added with: certbound client add ID --trust %s and one of --subject-dn, --san-dns, --san-uri, --san-ip, --san-email", trust.Name)
+			c.note("its clients are added with: certbound client add ID --trust %s and one of --subject-dn, --san-dns, --san-uri, "+
+				"--san-ip, --san-email", trust.Name)
 			return c.print(trust, func(w io.Writer) {
 				line(trust.Name + done)(w)
 				trustTable(w, []admin.Trust{*trust})
