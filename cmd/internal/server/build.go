@@ -85,7 +85,7 @@ func (s *service) buildTrust(h *hierarchy) error {
 	}
 	var err error
 	s.trust, err = trust.New(trust.Config{
-		Store: s.folder.store, Files: files, Events: s.metrics, Logger: s.log,
+		Store: s.folder.store, Files: files, OwnCAs: []*x509.Certificate{h.root, h.issuing}, Events: s.metrics, Logger: s.log,
 		Fetcher: fetch.New(fetch.Config{AllowedHosts: s.cfg.Fetch.AllowedHosts, AllowPrivate: s.cfg.Fetch.AllowPrivate}),
 	})
 	if err != nil {

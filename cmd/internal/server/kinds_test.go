@@ -366,6 +366,17 @@ func TestTrustFileOfTheConfiguration(t *testing.T) {
 	if err := in.stop(); err != nil {
 		t.Fatal(err)
 	}
+	// Our own root as a foreign one would be a way round the inventory.
+	own, err := os.ReadFile(filepath.Join(in.data, "ca", "root.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, own, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tryStart(t, cfg); err == nil {
+		t.Error("the service started with its own root as a foreign one")
+	}
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
