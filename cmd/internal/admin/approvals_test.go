@@ -320,6 +320,13 @@ func TestUnreadableRequestWaits(t *testing.T) {
 	}
 }
 
+// What cannot be done is refused at once, and does not wait for anybody.
+func TestImpossibleDoesNotWait(t *testing.T) {
+	b := newPair(t)
+	b.refused(http.MethodPost, "/clients", `{"client_id":"bob","scope":"certbound:read"}`, http.StatusConflict, "invalid_client_metadata", "certbound client show bob")
+	b.refused(http.MethodPost, "/clients/nobody/invite", "", http.StatusNotFound, "invalid_request", "client list")
+}
+
 // Only so many requests wait.
 func TestTooManyWait(t *testing.T) {
 	b := newPair(t)
