@@ -9,12 +9,15 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"io/fs"
 	"math/big"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -245,4 +248,66 @@ func TestKeyPairWithoutFiles(t *testing.T) {
 		defer cancel()
 		kp.Watch(ctx, time.Second, nil)
 	})
+}
+
+// RFC 4343, Section 3: only the letters of ASCII have two cases; nothing else that is 32 apart is equal.
+func TestRFC4343_3_OnlyLettersFold(t *testing.T) {
+	t.Parallel()
+	for a := range byte(0x80) {
+		for b := range byte(0x80) {
+			letter := 'a' <= a|0x20 && a|0x20 <= 'z'
+			want := a == b || letter && a|0x20 == b|0x20
+			if got := equalFoldASCII(string(a), string(b)); got != want {
+				t.Errorf("%q, %q: %v", a, b, got)
+			}
+		}
+	}
+}
+
+// The bounds of an expectation: its length, and the characters of a name.
+func TestSubjectBounds(t *testing.T) {
+	t.Parallel()
+	for value, ok := range map[string]bool{
+		strings.Repeat("a", maxSubject): true, strings.Repeat("a", maxSubject+1): false,
+		"!": true, "~": true, " ": false, "a\x7f": false, "": false,
+	} {
+		if _, err := ParseSubject(SANDNS, value); (err == nil) != ok {
+			t.Errorf("%.10q of %d bytes: %v", value, len(value), err)
+		}
+	}
+}
+
+// The bounds of what a client may present are within them.
+func TestPresentedBounds(t *testing.T) {
+	t.Parallel()
+	_, leaf := issue(t, time.Now())
+	for more, ok := range map[int]bool{0: true, 1: false} {
+		chain := []*x509.Certificate{leaf, {Raw: make([]byte, MaxChainBytes-len(leaf.Raw)+more)}}
+		if err := checkPresented(chain); (err == nil) != ok {
+			t.Errorf("%d bytes more: %v", more, err)
+		}
+	}
+	if err := checkPresented([]*x509.Certificate{leaf, leaf, leaf, leaf}); err != nil {
+		t.Error(err)
+	}
+	if err := checkPresented([]*x509.Certificate{leaf, leaf, leaf, leaf, leaf}); err == nil {
+		t.Error("five certificates")
+	}
+}
+
+// The limit on bytes goes when the first request is there, and not before.
+func TestLimitIsLiftedByRequests(t *testing.T) {
+	t.Parallel()
+	for state, lifted := range map[http.ConnState]bool{
+		http.StateNew: false, http.StateActive: true, http.StateIdle: true, http.StateHijacked: true, http.StateClosed: false,
+	} {
+		client, server := net.Pipe()
+		lc := &limitedConn{Conn: server}
+		ConnState(tls.Server(lc, &tls.Config{}), state)
+		if lc.lifted.Load() != lifted {
+			t.Errorf("%v: lifted: %v", state, !lifted)
+		}
+		client.Close()
+		server.Close()
+	}
 }

@@ -171,10 +171,10 @@ func (b *breeder) text(n ast.Node) string {
 func (b *breeder) force(e ast.Expr, value bool) {
 	text := b.text(e)
 	if value {
-		b.add(e.Pos(), e.End(), "("+text+" || true)", text+" => true").call("mutantTrue")
+		b.add(e.Pos(), e.End(), "(("+text+") || true)", text+" => true").call("mutantTrue")
 		return
 	}
-	b.add(e.Pos(), e.End(), "("+text+" && false)", text+" => false").call("mutantFalse")
+	b.add(e.Pos(), e.End(), "(("+text+") && false)", text+" => false").call("mutantFalse")
 }
 
 // condition makes the mutants of a whole condition.
