@@ -245,12 +245,15 @@ func keyOwner(r row) (string, error) {
 // Revoke revokes the selected certificates at the time now for a reason (a code of RFC 5280, Section 5.3.1), together
 // with all that were renewed from them, directly or not, unless sel.Only. One that is revoked already is reported, not
 // changed, and no error; its descendants are revoked all the same. The reason keyCompromise blocks the public keys of
-// all of them. The error is ErrNotFound when a thumbprint, the serial number or the client is unknown; then nothing is
+// all of them and takes every other certificate of these keys too, also with sel.Only. The error is ErrNotFound when a thumbprint, the serial number or the client is unknown; then nothing is
 // revoked.
 func (s *Store) Revoke(ctx context.Context, sel Selection, reason int, now time.Time) (Revocation, error) {
 	var out Revocation
 	err := s.change(ctx, func(c *change) error {
 		certs, err := c.selected(sel, now)
+		if err == nil && reason == keyCompromise {
+			certs, err = c.withSameKeys(certs, sel.Only)
+		}
 		if err != nil {
 			return err
 		}
@@ -288,6 +291,43 @@ func (c *change) selected(sel Selection, now time.Time) ([]Certificate, error) {
 		}
 	}
 	return out, nil
+}
+
+// withSameKeys adds every certificate of the keys of certs, for a key that is compromised is so in all of them, and
+// what was renewed from those unless only.
+func (c *change) withSameKeys(certs []Certificate, only bool) ([]Certificate, error) {
+	seen, asked := make(map[[32]byte]bool), make(map[[32]byte]bool)
+	for _, cert := range certs {
+		seen[cert.Thumbprint] = true
+	}
+	for i := 0; i < len(certs); i++ { // certs grows
+		key := certs[i].KeyHash
+		if asked[key] {
+			continue
+		}
+		asked[key] = true
+		rows, err := c.tx.QueryContext(c.ctx, queryKeyCertificates, digest(key))
+		same, err := all(rows, err, scanCertificate)
+		if err != nil {
+			return nil, err
+		}
+		for _, twin := range same {
+			family := []Certificate{twin}
+			if !only && !seen[twin.Thumbprint] {
+				rows, err := c.tx.QueryContext(c.ctx, queryFamily, digest(twin.Thumbprint))
+				if family, err = all(rows, err, scanCertificate); err != nil {
+					return nil, err
+				}
+			}
+			for _, cert := range family {
+				if !seen[cert.Thumbprint] {
+					seen[cert.Thumbprint] = true
+					certs = append(certs, cert)
+				}
+			}
+		}
+	}
+	return certs, nil
 }
 
 // roots returns the certificates that sel names, and keeps their clients as they are until the transaction ends, so

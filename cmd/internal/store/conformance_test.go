@@ -146,6 +146,7 @@ func testStore(t *testing.T, open opener) {
 		{"revoke selections", testRevokeSelections},
 		{"revoke while renewing", testRevokeWhileRenewing},
 		{"key compromise", testKeyCompromise},
+		{"key compromise takes every certificate of the key", testKeyCompromiseTwins},
 		{"certificates are listed", testCertificateList},
 		{"resources", testResources},
 		{"keys", testKeys},
@@ -743,6 +744,33 @@ func testKeyCompromise(f *fixture) {
 	_, err = f.AddRenewal(f.ctx(), next.Thumbprint, f.cert("payments", 1, 1), f.clock.now())
 	want(f.t, err, ErrKeyBlocked)
 	want(f.t, f.AddCertificate(f.ctx(), f.cert("payments", 1, 1)), ErrKeyBlocked)
+}
+
+func testKeyCompromiseTwins(f *fixture) {
+	f.client("payments", 1)
+	first := f.enroll("payments", 1, 1, 1)
+	child := f.renew(first, 1) // a renewal keeps its key unless it is told not to
+	ok(f.t, f.Invite(f.ctx(), "payments", *f.code(2)))
+	twin := f.enroll("payments", 1, 2, 1) // the same key by another code
+	grandchild := f.renew(twin, 2)
+	ok(f.t, f.Invite(f.ctx(), "payments", *f.code(3)))
+	other := f.enroll("payments", 1, 3, 3)
+
+	// Another reason takes the one and, with Only, nothing else.
+	done, err := f.Revoke(f.ctx(), Selection{Serial: child.Serial, Only: true}, 4, f.clock.now())
+	ok(f.t, err)
+	same(f.t, serials(done.Revoked), []string{child.Serial})
+	// A compromised key is so in all its certificates, Only or not; what was renewed from them is spared by Only alone.
+	done, err = f.Revoke(f.ctx(), Selection{Serial: first.Serial, Only: true}, keyCompromise, f.clock.now())
+	ok(f.t, err)
+	same(f.t, serials(done.Revoked), []string{first.Serial, twin.Serial})
+	same(f.t, serials(done.Already), []string{child.Serial})
+	done, err = f.Revoke(f.ctx(), Selection{Serial: first.Serial}, keyCompromise, f.clock.now())
+	ok(f.t, err)
+	same(f.t, serials(done.Revoked), []string{grandchild.Serial})
+	still, err := f.Certificate(f.ctx(), other.Thumbprint)
+	ok(f.t, err)
+	same(f.t, still.RevokedAt.IsZero(), true)
 }
 
 func testCertificateList(f *fixture) {
