@@ -35,6 +35,18 @@ func (d distinguishedName) equal(e distinguishedName) bool {
 	return slices.EqualFunc(d, e, func(a, b relativeName) bool { return slices.Equal(a, b) })
 }
 
+// canonical writes what equal compares: two names are equal if and only if these are.
+func (d distinguishedName) canonical() string {
+	var b strings.Builder
+	for _, rdn := range d {
+		for _, a := range rdn {
+			fmt.Fprintf(&b, "%x:%t:%q+", a.oid, a.text, a.value)
+		}
+		b.WriteByte(',')
+	}
+	return b.String()
+}
+
 func compareAttributes(a, b attribute) int {
 	return cmp.Or(strings.Compare(a.oid, b.oid), strings.Compare(a.value, b.value))
 }

@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"crypto/x509"
 	"encoding/asn1"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -95,6 +96,33 @@ func (s Subject) Kind() SubjectKind { return s.kind }
 
 // Value returns the text as it was given to ParseSubject.
 func (s Subject) Value() string { return s.value }
+
+// Canonical returns the member and its value in one form for all spellings that Matches the same certificates: for a
+// registry that must not let two clients be recognised by one name. It is not for showing. The zero Subject has none.
+func (s Subject) Canonical() string {
+	value := s.value
+	switch s.kind {
+	case SubjectDN:
+		value = s.dn.canonical()
+	case SANDNS:
+		value = lower(value)
+	case SANEmail:
+		at := strings.LastIndexByte(value, '@') + 1
+		value = value[:at] + lower(value[at:])
+	case SANIP:
+		value = hex.EncodeToString(s.ip)
+	}
+	return string(s.kind) + "=" + value
+}
+
+// lower maps ASCII letters only, as the comparison does.
+func lower(s string) string {
+	b := []byte(s)
+	for i := range b {
+		b[i] = lowerASCII(b[i])
+	}
+	return string(b)
+}
 
 // IsZero reports whether s is the zero value, which matches nothing.
 func (s Subject) IsZero() bool { return s.kind == "" }

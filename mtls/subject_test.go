@@ -495,3 +495,41 @@ func TestSANMalformed(t *testing.T) {
 		}
 	}
 }
+
+// DR-07: RFC 4514: spellings of one name, and of no other, have one canonical form, so that a registry can tell that two
+// clients would be recognised by the same certificate.
+func TestRFC4514_CanonicalSubject(t *testing.T) {
+	t.Parallel()
+	seen := make(map[string]string)
+	for _, group := range [][][2]string{
+		{{"tls_client_auth_subject_dn", "CN=a,O=b"}, {"tls_client_auth_subject_dn", "2.5.4.3=a, o = b"}, {"tls_client_auth_subject_dn", "commonName=\\61,O=b"}},
+		{{"tls_client_auth_subject_dn", "O=b,CN=a"}},
+		{{"tls_client_auth_subject_dn", "CN=A,O=b"}},
+		{{"tls_client_auth_subject_dn", "CN=a+O=b"}, {"tls_client_auth_subject_dn", "O=b+CN=a"}},
+		{{"tls_client_auth_subject_dn", "CN=a\\,O=b"}},
+		{{"tls_client_auth_san_dns", "a.example"}, {"tls_client_auth_san_dns", "A.Example"}},
+		{{"tls_client_auth_san_uri", "https://a.example"}},
+		{{"tls_client_auth_san_uri", "HTTPS://a.example"}},
+		{{"tls_client_auth_san_ip", "2001:db8::1"}, {"tls_client_auth_san_ip", "2001:DB8:0:0::1"}},
+		{{"tls_client_auth_san_email", "a@x.example"}, {"tls_client_auth_san_email", "a@X.example"}},
+		{{"tls_client_auth_san_email", "A@x.example"}},
+	} {
+		first := ""
+		for _, member := range group {
+			subject, err := mtls.ParseSubject(mtls.SubjectKind(member[0]), member[1])
+			if err != nil {
+				t.Fatal(err)
+			}
+			if first == "" {
+				first = subject.Canonical()
+			}
+			if got := subject.Canonical(); got != first {
+				t.Errorf("%s %q: %s, want %s as %q", member[0], member[1], got, first, group[0][1])
+			}
+		}
+		if other, ok := seen[first]; ok {
+			t.Errorf("%q and %q have one form", group[0][1], other)
+		}
+		seen[first] = group[0][1]
+	}
+}

@@ -239,10 +239,13 @@ func (c *change) claimSubject(client Client) error {
 	return c.claimName("subject", string(form), client.SubjectValue, client.ID)
 }
 
-// subjectForm makes spellings of one subject equal, as far as mtls.Subject compares them so. Distinguished names are
-// compared as they are written.
+// subjectForm makes spellings of one subject equal, as far as mtls.Subject compares them so.
 func subjectForm(kind, value string) string {
 	switch mtls.SubjectKind(kind) {
+	case mtls.SubjectDN:
+		if subject, err := mtls.ParseSubject(mtls.SubjectDN, value); err == nil {
+			return subject.Canonical()
+		}
 	case mtls.SANDNS:
 		return dnsForm(value)
 	case mtls.SANIP:
