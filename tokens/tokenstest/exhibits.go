@@ -18,6 +18,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"math/big"
+	"slices"
 	"strings"
 
 	"github.com/certbound/certbound/tokens"
@@ -141,15 +142,18 @@ func (m *museum) publishedKeys() {
 	raw = input + "." + encode(string(ed25519.Sign(edKey, []byte(input))))
 	m.published("ES256 in the header, signed with an Ed25519 key that is published for ES256", clause, badSignature, raw,
 		tokens.PublicKey{ID: id, Algorithm: tokens.ES256, Key: edPublic})
+	input = m.input(with("alg", `"EdDSA"`))
+	raw = input + "." + encode(string(ed25519.Sign(edKey, []byte(input))))
+	m.published("key of Ed25519 without its last byte", clause, badSignature, raw,
+		tokens.PublicKey{ID: id, Algorithm: tokens.EdDSA, Key: edPublic[:31]})
 	for name, key := range sorted(map[string]tokens.PublicKey{
-		"for another algorithm":   {Algorithm: tokens.EdDSA, Key: m.issuer.public.Key},
-		"for no algorithm":        {Key: m.issuer.public.Key},
-		"without the key":         {Algorithm: tokens.ES256},
-		"as a secret":             {Algorithm: tokens.ES256, Key: []byte("secret")},
-		"with its private part":   {Algorithm: tokens.ES256, Key: m.issuer.key},
-		"that is another's":       {Algorithm: tokens.ES256, Key: m.stranger.public.Key},
-		"that is nil":             {Algorithm: tokens.ES256, Key: (*ecdsa.PublicKey)(nil)},
-		"of EdDSA, of wrong size": {Algorithm: tokens.EdDSA, Key: edPublic[:31]},
+		"for another algorithm": {Algorithm: tokens.EdDSA, Key: m.issuer.public.Key},
+		"for no algorithm":      {Key: m.issuer.public.Key},
+		"without the key":       {Algorithm: tokens.ES256},
+		"as a secret":           {Algorithm: tokens.ES256, Key: []byte("secret")},
+		"with its private part": {Algorithm: tokens.ES256, Key: m.issuer.key},
+		"that is another's":     {Algorithm: tokens.ES256, Key: m.stranger.public.Key},
+		"that is nil":           {Algorithm: tokens.ES256, Key: (*ecdsa.PublicKey)(nil)},
 	}) {
 		key.ID = id
 		m.published("key published "+name, clause, badSignature, m.good(), key)
@@ -299,7 +303,8 @@ func (m *museum) signatures() {
 		"r and s one": raw(big.NewInt(1), big.NewInt(1)), "r and s as high as can be": raw(highest, highest),
 		"r and s n - 1":              raw(new(big.Int).Sub(n, big.NewInt(1)), new(big.Int).Sub(n, big.NewInt(1))),
 		"r is p - n":                 raw(new(big.Int).Sub(elliptic.P256().Params().P, n), s),
-		"r and s in the other order": raw(s, r), "r of 33 bytes": append([]byte{0}, raw(r, s)...), "zero behind": append(raw(r, s), 0),
+		"r and s in the other order": raw(s, r), "r of 33 bytes": append([]byte{0}, raw(r, s)...),
+		"s of 33 bytes": slices.Concat(raw(r, s)[:32], []byte{0}, raw(r, s)[32:]), "zero behind": append(raw(r, s), 0),
 		"numbers of 48 bytes": joined(48)(r, s), "in DER": der, "last byte missing": raw(r, s)[:63], "r only": raw(r, s)[:32],
 		"one byte": {0}, "twice": append(raw(r, s), raw(r, s)...),
 	}) {
