@@ -92,7 +92,9 @@ func (j *judge) measure(ctx context.Context, p *goPackage, mutants []*mutant) (*
 		return nil, err
 	}
 	for name := range strings.FieldsSeq(string(output)) {
-		s.tests = append(s.tests, namedTest{name: name, reaches: map[int]bool{}})
+		if j.run.MatchString(name) {
+			s.tests = append(s.tests, namedTest{name: name, reaches: map[int]bool{}})
+		}
 	}
 	err = j.each(ctx, len(s.tests), func(ctx context.Context, i int) error { return j.reach(ctx, p, s.file, &s.tests[i]) })
 	slices.SortStableFunc(s.tests, func(a, b namedTest) int { return cmp.Compare(a.took, b.took) })

@@ -42,6 +42,7 @@ type options struct {
 	dir      string // of the module
 	packages []string
 	match    *regexp.Regexp
+	run      *regexp.Regexp
 	sample   int
 	seed     uint64
 	jobs     int
@@ -54,6 +55,7 @@ func main() {
 	o := options{dir: "."}
 	packages := flag.String("packages", securityPackages, "comma separated `patterns` of packages, as for go list")
 	match := flag.String("match", "", "only mutants whose line in -list matches this `regexp`")
+	tests := flag.String("run", "", "only ask the tests whose name matches this `regexp`")
 	flag.IntVar(&o.sample, "sample", 0, "only `n` mutants, chosen by -seed; 0 means all")
 	flag.Uint64Var(&o.seed, "seed", 1, "what the sample is chosen by")
 	flag.IntVar(&o.jobs, "jobs", runtime.GOMAXPROCS(0), "mutants tested at a time")
@@ -64,7 +66,11 @@ func main() {
 
 	var err error
 	o.packages = strings.Split(*packages, ",")
-	if o.match, err = regexp.Compile(*match); err != nil {
+	o.match, err = regexp.Compile(*match)
+	if err == nil {
+		o.run, err = regexp.Compile(*tests)
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "mutate:", err)
 		os.Exit(2)
 	}

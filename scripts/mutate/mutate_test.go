@@ -81,7 +81,7 @@ func module(t *testing.T, tests string) string {
 
 func optionsFor(dir string) options {
 	return options{
-		dir: dir, packages: []string{"./..."}, match: regexp.MustCompile(""), seed: 1, jobs: 2,
+		dir: dir, packages: []string{"./..."}, match: regexp.MustCompile(""), run: regexp.MustCompile(""), seed: 1, jobs: 2,
 		allow: filepath.Join(dir, "equivalent.txt"), patience: 15 * time.Second,
 	}
 }
@@ -202,7 +202,7 @@ judged/judged.go Check: s == "" => false
 		t.Fatal(err)
 	}
 	o := optionsFor(dir)
-	o.match = regexp.MustCompile(`Check: s == `)
+	o.match, o.run = regexp.MustCompile(`Check: s == `), regexp.MustCompile("Check")
 	lines, _, err = runOn(t, o)
 	if diff := cmp.Diff([]string{
 		allow + `:12: there is no such mutant: judged/judged.go Check: s == "x" => false`,

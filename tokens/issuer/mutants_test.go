@@ -16,6 +16,7 @@ import (
 	"testing/iotest"
 	"time"
 
+	"github.com/certbound/certbound/mtls"
 	"github.com/certbound/certbound/mtls/mtlstest"
 	"github.com/certbound/certbound/tokens"
 )
@@ -261,5 +262,102 @@ func TestFailuresAreLogged(t *testing.T) {
 	}
 	if n := s.events.refused.Load(); n != 0 {
 		t.Errorf("%d tokens are counted as refused, where none was asked for", n)
+	}
+}
+
+// RFC 3986, Sections 2 and 4.3: what can be a resource: an absolute URI of the characters that a URI may have.
+func TestRFC3986_4_3_Resources(t *testing.T) {
+	t.Parallel()
+	for _, s := range []string{"https://a.example", "urn:a:b", "a:/x", "https://a.example/~a?b=c"} {
+		if !isResource(s) {
+			t.Errorf("%q is none", s)
+		}
+	}
+	for _, c := range " \x1f\x7f\"\\<>#^`{|}é" {
+		if s := "https://a.example/x" + string(c); isResource(s) {
+			t.Errorf("%q is one", s)
+		}
+	}
+	for _, s := range []string{"", "a", "/x", "https:", "://x"} {
+		if isResource(s) {
+			t.Errorf("%q is one", s)
+		}
+	}
+}
+
+// RFC 9110, Section 5.6.4: a quoted-string keeps what it may hold and escapes the two that would end it.
+func TestRFC9110_5_6_4_QuotedString(t *testing.T) {
+	t.Parallel()
+	if got, want := quote("a ~\x7f\x1f\"\\é"), `"a ~\"\\"`; got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+	if got := thumbprintText(mtls.Thumbprint{}); got != "" {
+		t.Errorf("no thumbprint is %q", got)
+	}
+	one := mtls.Thumbprint{1}
+	if got := thumbprintText(one); got != one.String() {
+		t.Errorf("%q", got)
+	}
+}
+
+// RFC 8414, Section 2: each thing alone makes an issuer identifier, or a lifetime, that cannot be used; the bounds of
+// lifetimes can.
+func TestRFC8414_2_ConfigurationBounds(t *testing.T) {
+	t.Parallel()
+	good := newService(t)
+	config := Config{
+		Issuer: "https://a.example", MTLSURL: "https://a.example:9443", Registry: good.registry, Keys: good.keys, Recorder: good.journal,
+	}
+	for name, tc := range map[string]struct {
+		edit func(*Config)
+		ok   bool
+	}{
+		"as it is":            {func(*Config) {}, true},
+		"one second":          {func(c *Config) { c.Lifetime = time.Second }, true},
+		"at the bound":        {func(c *Config) { c.Lifetime, c.MaxLifetime = time.Minute, time.Minute }, true},
+		"above the bound":     {func(c *Config) { c.Lifetime, c.MaxLifetime = time.Minute+time.Second, time.Minute }, false},
+		"negative":            {func(c *Config) { c.Lifetime = -time.Second }, false},
+		"negative bound":      {func(c *Config) { c.MaxLifetime = -time.Second }, false},
+		"half a second":       {func(c *Config) { c.Lifetime = time.Second / 2 }, false},
+		"percent-encoding":    {func(c *Config) { c.Issuer = "https://a.example/%20" }, false},
+		"unusual characters":  {func(c *Config) { c.Issuer = "https://a.example/x[y" }, false},
+		"encoded for nothing": {func(c *Config) { c.Issuer = "https://a.example/%41" }, false},
+	} {
+		c := config
+		tc.edit(&c)
+		s, err := New(c)
+		if (err == nil) != tc.ok {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err != nil {
+			continue
+		}
+		w := httptest.NewRecorder() // without Scopes and Logger
+		s.MetadataHandler().ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/", nil))
+		if w.Code != http.StatusOK || strings.Contains(w.Body.String(), "scopes_supported") {
+			t.Errorf("%s: %d %s", name, w.Code, w.Body)
+		}
+	}
+}
+
+// A document that cannot be written is an error that nobody keeps, and nothing follows it; so is a token that cannot be
+// signed, and the log has it.
+func TestOwnFailures(t *testing.T) {
+	t.Parallel()
+	var log bytes.Buffer
+	s := newService(t, func(c *Config) { c.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
+	cert := s.enrol(t, "payments")
+	s.keys.published = []tokens.PublicKey{{ID: "a"}}
+	w := httptest.NewRecorder()
+	s.KeysHandler().ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, KeysPath, nil))
+	if w.Code != http.StatusInternalServerError || w.Header().Get("Cache-Control") != "no-store" ||
+		strings.Count(w.Body.String(), "\n") != 1 || w.Header().Get("Content-Type") != "application/json" {
+		t.Errorf("%d %v %s", w.Code, w.Header(), w.Body)
+	}
+	s.keys.signing.Algorithm = "none"
+	_, err := s.Issue(t.Context(), Request{GrantType: ClientCredentials, ClientID: "payments", Peer: mtlstest.PeerOf(cert)})
+	wantError(t, err, tokens.CodeServerError, "signing_failed")
+	if !strings.Contains(log.String(), "level=ERROR msg=\"request refused\"") {
+		t.Errorf("logged: %s", log.String())
 	}
 }
