@@ -215,6 +215,7 @@ func TestApprovalNeedsTheSameScopes(t *testing.T) {
 // What came to differ from what was shown is not done, and what cannot be done any more is refused.
 func TestConfirmedIsWhatWasShown(t *testing.T) {
 	b := newPair(t)
+	b.certify("bob", "901")
 	b.enlist("olga", ScopeRead)
 	enable := b.held(http.MethodPost, "/clients/olga/enable", "")
 	invite := b.held(http.MethodPost, "/clients/olga/invite", "")
@@ -235,6 +236,7 @@ func TestConfirmedIsWhatWasShown(t *testing.T) {
 func TestApprovalOfFormerOperators(t *testing.T) {
 	b := newPair(t)
 	b.enlist("carol", ScopeAdmin)
+	b.certify("carol", "902")
 	held := b.held(http.MethodPost, "/clients", `{"client_id":"olga","scope":"certbound:read"}`)
 	b.as("carol", ScopeAdmin)
 	b.do(http.MethodPost, "/clients/bob/disable", "", http.StatusOK, nil)

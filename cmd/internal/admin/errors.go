@@ -106,7 +106,7 @@ func clientError(id string, err error) *Error {
 			"certbound client show "+id+" shows what vouches for it")
 	case errors.Is(err, store.ErrLastGrantor):
 		return conflict(codeRequest, fmt.Sprintf("'%s' is the last client that may give operators' rights", id),
-			"give another one the scope "+ScopeAdmin+" or "+ScopeGrant+" first")
+			"give another one the scope "+ScopeAdmin+" or "+ScopeGrant+", and have it enrol, first")
 	case errors.Is(err, store.ErrClientDisabled):
 		return conflict(codeRequest, fmt.Sprintf("client '%s' is disabled", id), "certbound client enable "+id)
 	}

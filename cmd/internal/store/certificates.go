@@ -16,6 +16,9 @@ import (
 // keyCompromise is the reason code that blocks the public key (RFC 5280, Section 5.3.1).
 const keyCompromise = 1
 
+// cessationOfOperation is the reason code of what a removed client held.
+const cessationOfOperation = 5
+
 // entitled refuses a client that is disabled, removed, no longer the one that a generation belongs to, or one that our
 // CA does not vouch for, and keeps it as it is until the transaction ends.
 func (c *change) entitled(clientID string, generation uint64) error {

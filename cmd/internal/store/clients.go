@@ -342,7 +342,7 @@ func (s *Store) DisableClient(ctx context.Context, id string) error {
 		if client.Disabled {
 			return nil
 		}
-		if err := c.keepGrantor(client); err != nil {
+		if err := c.keepGrantor(client, s.now()); err != nil {
 			return err
 		}
 		if err := c.void(id); err != nil {
@@ -371,11 +371,11 @@ func (s *Store) setDisabled(c *change, id string, disabled bool) error {
 
 // RemoveClient removes a client, frees its names, its subject and its registered certificates, voids its open codes and
 // its requests that wait for confirmation, and takes it off the servers of all resources. Its certificates from our CA
-// stay in the inventory, but no longer under a current generation; its id stays reserved. Errors: ErrNotFound,
+// are revoked (cessationOfOperation) and stay in the inventory; its id stays reserved. Errors: ErrNotFound,
 // ErrLastGrantor.
 func (s *Store) RemoveClient(ctx context.Context, id string) error {
 	return s.changeClient(ctx, "remove", id, func(c *change, client Client) error {
-		if err := c.keepGrantor(client); err != nil {
+		if err := c.keepGrantor(client, s.now()); err != nil {
 			return err
 		}
 		if err := c.void(id); err != nil {
@@ -393,10 +393,24 @@ func (s *Store) RemoveClient(ctx context.Context, id string) error {
 		if err := c.dropServer(id); err != nil {
 			return err
 		}
+		if err := c.revokeAll(id, s.now()); err != nil {
+			return err
+		}
 		_, err := c.exec("clients", setClientRemoved, id, moment(s.now()))
 		c.changedClient(id)
 		return err
 	})
+}
+
+// revokeAll puts what a removed client still holds on the revocation list: for those who judge certificates alone.
+func (c *change) revokeAll(id string, now time.Time) error {
+	rows, err := c.tx.QueryContext(c.ctx, queryClientCertificates, id, moment(now))
+	certs, err := all(rows, err, scanCertificate)
+	if err != nil {
+		return err
+	}
+	_, err = c.revoke(certs, cessationOfOperation, now)
+	return err
 }
 
 // void takes back what the client was given to use once, and what it asked for.
@@ -422,14 +436,22 @@ func (s *Store) changeClient(ctx context.Context, verb, id string, f func(*chang
 	return nil
 }
 
-// keepGrantor refuses to lose the last enabled client that can give administrators' scopes.
-func (c *change) keepGrantor(client Client) error {
+// keepGrantor refuses to lose the last enabled client that can give administrators' scopes. One that was invited and
+// never enrolled, or whose certificates have all lapsed, cannot: it does not count as another.
+func (c *change) keepGrantor(client Client, now time.Time) error {
 	rows, err := c.tx.QueryContext(c.ctx, queryGrantors+forUpdate)
 	grantors, err := all(rows, err, func(r row) (id string, err error) { return id, r.Scan(&id) })
 	if err != nil {
 		return err
 	}
-	if len(grantors) == 1 && grantors[0] == client.ID {
+	if !slices.Contains(grantors, client.ID) {
+		return nil
+	}
+	var others int
+	if err := c.tx.QueryRowContext(c.ctx, queryAbleGrantor, client.ID, moment(now)).Scan(&others); err != nil {
+		return err
+	}
+	if others == 0 {
 		return ErrLastGrantor
 	}
 	return nil

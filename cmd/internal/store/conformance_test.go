@@ -145,6 +145,7 @@ func testStore(t *testing.T, open opener) {
 		{"revoke descendants", testRevokeDescendants},
 		{"revoke selections", testRevokeSelections},
 		{"revoke while renewing", testRevokeWhileRenewing},
+		{"removal revokes", testRemovalRevokes},
 		{"key compromise", testKeyCompromise},
 		{"key compromise takes every certificate of the key", testKeyCompromiseTwins},
 		{"certificates are listed", testCertificateList},
@@ -290,13 +291,41 @@ func testLastGrantor(f *fixture) {
 		_, err := f.AddClient(f.ctx(), Client{ID: id, Scopes: []string{"x", scope}}, nil)
 		ok(f.t, err)
 	}
+	// One who never enrolled can give nothing, so it is not another one.
+	want(f.t, f.DisableClient(f.ctx(), "admin"), ErrLastGrantor)
+	ok(f.t, f.AddCertificate(f.ctx(), f.cert("admin", 1, 1)))
+	giver := f.cert("giver", 1, 2)
+	giver.NotAfter = f.in(time.Hour)
+	ok(f.t, f.AddCertificate(f.ctx(), giver))
 	ok(f.t, f.DisableClient(f.ctx(), "admin"))
 	want(f.t, f.DisableClient(f.ctx(), "giver"), ErrLastGrantor)
 	want(f.t, f.RemoveClient(f.ctx(), "giver"), ErrLastGrantor)
 	ok(f.t, f.EnableClient(f.ctx(), "admin"))
+	f.clock.advance(time.Hour) // the giver's certificate has lapsed
+	want(f.t, f.RemoveClient(f.ctx(), "admin"), ErrLastGrantor)
+	ok(f.t, f.AddCertificate(f.ctx(), f.cert("giver", 1, 3)))
+	ok(f.t, f.DisableClient(f.ctx(), "admin"))
+	ok(f.t, f.EnableClient(f.ctx(), "admin"))
+	_, err := f.Revoke(f.ctx(), Selection{ClientID: "giver"}, 0, f.clock.now())
+	ok(f.t, err)
+	want(f.t, f.DisableClient(f.ctx(), "admin"), ErrLastGrantor)
 	ok(f.t, f.RemoveClient(f.ctx(), "giver"))
 	want(f.t, f.RemoveClient(f.ctx(), "admin"), ErrLastGrantor)
 	ok(f.t, f.RemoveClient(f.ctx(), "reader"))
+}
+
+// What a removed client held goes onto the revocation list.
+func testRemovalRevokes(f *fixture) {
+	f.client("payments", 1)
+	f.client("billing", 2)
+	first := f.enroll("payments", 1, 1, 1)
+	second := f.renew(first, 2)
+	f.enroll("billing", 1, 2, 3)
+	ok(f.t, f.RemoveClient(f.ctx(), "payments"))
+	list, err := f.RevokedCertificates(f.ctx(), f.clock.now())
+	ok(f.t, err)
+	same(f.t, serials(list), []string{first.Serial, second.Serial})
+	same(f.t, list[0].Reason, cessationOfOperation)
 }
 
 func testClientList(f *fixture) {

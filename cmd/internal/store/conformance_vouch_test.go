@@ -618,6 +618,7 @@ func testGrantorScopes(f *fixture) {
 	ok(f.t, f.add(Client{ID: "giver", Scopes: []string{scopeGrant}}))
 	want(f.t, f.RemoveClient(f.ctx(), "giver"), ErrLastGrantor)
 	ok(f.t, f.add(Client{ID: "admin", Scopes: []string{scopeAdmin}}))
+	ok(f.t, f.AddCertificate(f.ctx(), f.cert("admin", 1, 1)))
 	ok(f.t, f.RemoveClient(f.ctx(), "giver"))
 	want(f.t, f.DisableClient(f.ctx(), "admin"), ErrLastGrantor)
 	for _, id := range ids {

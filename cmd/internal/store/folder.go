@@ -19,31 +19,37 @@ import (
 )
 
 // FolderLock is held by the process that uses a data folder. The operating system releases it when the process dies.
-type FolderLock struct{ file *os.File }
+type FolderLock struct{ folder, file *os.File }
 
 // Lock takes the lock of the data folder dir, which is created (0700) when it is missing. It does not wait: the error
-// is ErrLocked when another process has it.
+// is ErrLocked when another process has it. What is locked is the folder itself: the file "lock" in it only says by whom,
+// and deleting it, as one deletes what looks stale, lets nobody in.
 func Lock(dir string) (*FolderLock, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the data folder: %w", err)
 	}
-	name := filepath.Join(dir, "lock")
-	f, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o600)
+	folder, err := os.Open(dir)
 	if err != nil {
 		return nil, fmt.Errorf("lock the data folder: %w", err)
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+	name := filepath.Join(dir, "lock")
+	f, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("lock the data folder: %w", err), folder.Close())
+	}
+	if err := syscall.Flock(int(folder.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		defer folder.Close()
 		defer f.Close()
 		if errors.Is(err, syscall.EWOULDBLOCK) {
 			return nil, fmt.Errorf("%w: %s%s", ErrLocked, dir, holder(f))
 		}
-		return nil, fmt.Errorf("lock %s: %w", name, err)
+		return nil, fmt.Errorf("lock %s: %w", dir, err)
 	}
 	// The number only helps whoever reads the error; the lock does not depend on it.
 	if f.Truncate(0) == nil {
 		_, _ = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
 	}
-	return &FolderLock{f}, nil
+	return &FolderLock{folder, f}, nil
 }
 
 func holder(f *os.File) string {
@@ -55,8 +61,8 @@ func holder(f *os.File) string {
 	return fmt.Sprintf(" (process %d)", pid)
 }
 
-// Unlock releases the folder. The file stays: removing it would let two processes lock two files of one name.
-func (l *FolderLock) Unlock() error { return l.file.Close() }
+// Unlock releases the folder. The file stays.
+func (l *FolderLock) Unlock() error { return errors.Join(l.file.Close(), l.folder.Close()) }
 
 // KEKSource says where the key-encryption key comes from; the zero value is the file "kek" in the data folder.
 type KEKSource struct {

@@ -308,6 +308,10 @@ func TestLock(t *testing.T) {
 	if !strings.Contains(err.Error(), dir) || !strings.Contains(err.Error(), fmt.Sprint(os.Getpid())) {
 		t.Errorf("error %q names neither folder nor process", err)
 	}
+	// Deleting what looks like a stale file lets nobody in.
+	ok(t, os.Remove(filepath.Join(dir, "lock")))
+	_, err = Lock(dir)
+	want(t, err, ErrLocked)
 	ok(t, first.Unlock())
 	second, err := Lock(dir)
 	ok(t, err)

@@ -47,7 +47,11 @@ const (
 	setClientRemoved  = `UPDATE clients SET removed_at = $2, updated_at = $2, grantor = FALSE, version = NULL WHERE id = $1`
 	setCertificates   = `UPDATE clients SET certificates = $2, updated_at = $3, version = NULL WHERE id = $1`
 	queryGrantors     = `SELECT id FROM clients WHERE grantor AND removed_at IS NULL AND NOT disabled`
-	queryLastExpiry   = `SELECT max(not_after) FROM certificates WHERE client_id = $1`
+	queryAbleGrantor  = `SELECT count(*) FROM clients WHERE grantor AND removed_at IS NULL AND NOT disabled AND id <> $1
+		AND (EXISTS (SELECT 1 FROM certificates c WHERE c.client_id = clients.id AND c.generation = clients.generation
+				AND c.revoked_at IS NULL AND c.not_after > $2)
+			OR EXISTS (SELECT 1 FROM client_certificates p WHERE p.client_id = clients.id))`
+	queryLastExpiry = `SELECT max(not_after) FROM certificates WHERE client_id = $1`
 
 	insertName    = `INSERT INTO client_names (kind, name, client_id) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`
 	queryNameUser = `SELECT client_id FROM client_names WHERE kind = $1 AND name = $2`
