@@ -6,11 +6,13 @@ package mtls
 import (
 	"bytes"
 	"context"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/asn1"
 	"encoding/hex"
 	"encoding/pem"
 	"errors"
@@ -162,8 +164,8 @@ func TestRFC5280_4_1_2_4_MalformedNames(t *testing.T) {
 	}
 }
 
-// pairFiles writes a key pair into a new folder.
-func pairFiles(t *testing.T) (certFile, keyFile string, certPEM []byte) {
+// pairInFiles writes a key pair into a new folder.
+func pairInFiles(t *testing.T) (certFile, keyFile string, certPEM []byte) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -195,7 +197,7 @@ func writeFile(t *testing.T, name string, data []byte) {
 // What could not be read is told as that, and not as something that was read and is bad.
 func TestKeyPairFilesNotRead(t *testing.T) {
 	t.Parallel()
-	certFile, keyFile, certPEM := pairFiles(t)
+	certFile, keyFile, certPEM := pairInFiles(t)
 	missing, folder := filepath.Join(t.TempDir(), "missing"), t.TempDir()
 	for name, files := range map[string][2]string{
 		"no certificate": {missing, keyFile}, "no key": {certFile, missing},
@@ -231,7 +233,7 @@ func TestKeyPairFilesNotRead(t *testing.T) {
 // A pair without files says so, and is watched in vain without complaint to nobody.
 func TestKeyPairWithoutFiles(t *testing.T) {
 	t.Parallel()
-	certFile, keyFile, _ := pairFiles(t)
+	certFile, keyFile, _ := pairInFiles(t)
 	loaded, err := LoadKeyPair(certFile, keyFile)
 	if err != nil {
 		t.Fatal(err)
@@ -309,5 +311,48 @@ func TestLimitIsLiftedByRequests(t *testing.T) {
 		}
 		client.Close()
 		server.Close()
+	}
+}
+
+// What is not of the characters of its string type is not taken for text.
+func TestStringTypesHeldToTheirCharacters(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		tag   int
+		bytes string
+		text  bool
+	}{
+		"printable":            {asn1.TagPrintableString, "a\x7f", true},
+		"printable, not ASCII": {asn1.TagPrintableString, "a\x80", false},
+		"IA5, not ASCII":       {asn1.TagIA5String, "\xff", false},
+		"BMP":                  {asn1.TagBMPString, "\x00a", true},
+		"BMP, half":            {asn1.TagBMPString, "\x00a\x00", false},
+		"BMP, surrogate":       {asn1.TagBMPString, "\xd8\x00", false},
+		"Teletex":              {asn1.TagT61String, "a", false},
+	} {
+		a := decodeValue(asn1.RawValue{Tag: tc.tag, Bytes: []byte(tc.bytes), FullBytes: []byte("full")})
+		if a.text != tc.text || !tc.text && a.value != "full" {
+			t.Errorf("%s: %+v", name, a)
+		}
+	}
+}
+
+// strangeSigner has a public key of a kind of its own.
+type strangeSigner struct{ crypto.Signer }
+
+func (strangeSigner) Public() crypto.PublicKey { return struct{}{} }
+
+// A key that cannot be compared with the certificate's is not the certificate's.
+func TestKeyPairOfStrangeKey(t *testing.T) {
+	t.Parallel()
+	certFile, keyFile, _ := pairInFiles(t)
+	kp, err := LoadKeyPair(certFile, keyFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	strange := *kp.Current()
+	strange.PrivateKey = strangeSigner{strange.PrivateKey.(crypto.Signer)}
+	if err := kp.Replace(strange); err == nil {
+		t.Error("replaced")
 	}
 }

@@ -136,7 +136,7 @@ func TestThumbprintZeroMatchesNothing(t *testing.T) {
 	}
 }
 
-// FuzzParseThumbprint: what is accepted prints back identical.
+// FuzzParseThumbprint: what is accepted prints back identical, and what is printed of any hash is accepted as that.
 func FuzzParseThumbprint(f *testing.F) {
 	f.Add(appendixAThumbprint)
 	f.Add(appendixAThumbprint + "=")
@@ -150,6 +150,10 @@ func FuzzParseThumbprint(f *testing.F) {
 		}
 		if (err == nil) == got.IsZero() {
 			t.Errorf("ParseThumbprint(%q) = %v, %v", s, got, err)
+		}
+		want := mtls.Thumbprint(sha256.Sum256([]byte(s)))
+		if got, err := mtls.ParseThumbprint(want.String()); err != nil || got != want {
+			t.Errorf("ParseThumbprint(%q) = %v, %v", want, got, err)
 		}
 	})
 }

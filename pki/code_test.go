@@ -235,6 +235,12 @@ func FuzzEnrollmentCode(f *testing.F) {
 	f.Add(rawCode(1, "https://a"))
 	f.Add(rawCode(1, "https://[::1]:1/x%20y"))
 	f.Add(codePrefix)
+	// What each check of its own keeps out, and the property would not hold for.
+	f.Add(rawCode(2, "https://a"))
+	f.Add(rawCode(1, "http://a"))
+	f.Add(rawCode(1, "https://a/"+strings.Repeat("a", MaxCodeLength)))
+	f.Add(strings.TrimSuffix(rawCode(1, "https://a"), "A") + "B")
+	f.Add(rawCode(1, "https://a") + "AAAA")
 	f.Fuzz(func(t *testing.T, s string) {
 		c, err := ParseCode(s)
 		if err != nil {
