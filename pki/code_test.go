@@ -239,7 +239,8 @@ func FuzzEnrollmentCode(f *testing.F) {
 	f.Add(rawCode(2, "https://a"))
 	f.Add(rawCode(1, "http://a"))
 	f.Add(rawCode(1, "https://a/"+strings.Repeat("a", MaxCodeLength)))
-	f.Add(strings.TrimSuffix(rawCode(1, "https://a"), "A") + "B")
+	f.Add(strings.TrimPrefix(rawCode(1, "https://a"), codePrefix))
+	f.Add(strings.Replace(rawCode(1, "https://a"), "AAAA", "AAAB", 1))
 	f.Add(rawCode(1, "https://a") + "AAAA")
 	f.Fuzz(func(t *testing.T, s string) {
 		c, err := ParseCode(s)
