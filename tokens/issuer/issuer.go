@@ -314,6 +314,13 @@ func (s *Server) setDefaults() error {
 	return nil
 }
 
+// CheckIdentifier says why raw cannot be an issuer identifier, nil when it can: for a program that wants to know before
+// it has anything else (RFC 8414, Section 2).
+func CheckIdentifier(raw string) error {
+	_, err := parseIssuer(raw)
+	return err
+}
+
 // parseIssuer holds a URL to RFC 8414, Section 2: https, a host, no query, no fragment; and to a path that every router
 // leaves alone.
 func parseIssuer(raw string) (*url.URL, error) {

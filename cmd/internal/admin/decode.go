@@ -44,7 +44,7 @@ func readBody(w http.ResponseWriter, r *http.Request, v any) error {
 		return &Error{Status: http.StatusUnsupportedMediaType, Code: codeRequest,
 			Description: "the body is not declared as application/json", Hint: "send Content-Type: application/json"}
 	}
-	return decodeStrict(raw, v)
+	return Decode(raw, v)
 }
 
 func bodyReadError(err error) error {
@@ -55,8 +55,9 @@ func bodyReadError(err error) error {
 	return invalidRequest("the body could not be read", "send it again", err)
 }
 
-// decodeStrict is readBody without HTTP.
-func decodeStrict(raw []byte, v any) error {
+// Decode reads one JSON object into v, a pointer to a struct, as strictly as this API reads its bodies: every member named
+// exactly as v declares it, none twice, nothing behind the object. The error is an *Error.
+func Decode(raw []byte, v any) error {
 	const hint = "send one JSON object with the members that the API documents"
 	if !utf8.Valid(raw) {
 		return invalidRequest("the body is not UTF-8", hint, nil)

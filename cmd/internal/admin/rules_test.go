@@ -312,7 +312,7 @@ func TestDecodeStrict(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			err := decodeStrict([]byte(tt.body), new(ResourceRequest))
+			err := Decode([]byte(tt.body), new(ResourceRequest))
 			if tt.want == "" {
 				if err != nil {
 					t.Fatal(err)

@@ -72,6 +72,7 @@ type Log struct {
 	prefix string  // of the ids of this segment's events
 	next   uint64
 	line   []byte // reused: only one line is built at a time
+	failed error  // of the last Record; nil after one that succeeded
 	now    func() time.Time
 }
 
@@ -123,6 +124,7 @@ func (l *Log) Record(_ context.Context, e Event) error {
 	}
 	l.line = l.appendEvent(l.line, &e)
 	n, err := l.file.Write(l.line)
+	l.failed = err
 	if err == nil {
 		l.size += int64(n)
 		l.torn = false
@@ -130,6 +132,16 @@ func (l *Log) Record(_ context.Context, e Event) error {
 	}
 	l.takeBack(n)
 	return fmt.Errorf("record %s: %w", e.Name, err)
+}
+
+// Err returns why the last Record failed, or nil: for readiness. A closed journal is ErrClosed.
+func (l *Log) Err() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.file == nil {
+		return ErrClosed
+	}
+	return l.failed
 }
 
 // takeBack removes the n bytes of a line that could not be written whole. If even that fails, the next line begins on

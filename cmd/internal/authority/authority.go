@@ -22,6 +22,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/certbound/certbound/cmd/internal/audit"
@@ -78,6 +79,8 @@ type Authority struct {
 	cfg   Config
 	roots string // PEM, handed out with every certificate
 
+	revocations atomic.Uint64 // counts what may have made the list old
+
 	mu  sync.Mutex
 	crl crlState
 }
@@ -98,7 +101,9 @@ func New(cfg Config) (*Authority, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Authority{cfg: cfg, roots: encodePEM(cfg.Root)}, nil
+	a := &Authority{cfg: cfg, roots: encodePEM(cfg.Root)}
+	cfg.Store.OnChange(a.changed)
+	return a, nil
 }
 
 // RootsPEM returns the root certificate as PEM, as served at /pki/roots.pem.

@@ -22,8 +22,9 @@ const (
 
 // crlState is the list as last signed.
 type crlState struct {
-	der  []byte
-	made time.Time
+	der         []byte
+	made        time.Time
+	revocations uint64 // how many had been seen when its entries were read
 }
 
 // Revoke takes certificates away, with everything renewed from them unless the selection says only. It
@@ -31,11 +32,18 @@ type crlState struct {
 // by it. The caller records it.
 func (a *Authority) Revoke(ctx context.Context, s store.Selection, reason pki.Reason) (store.Revocation, error) {
 	r, err := a.cfg.Store.Revoke(ctx, s, int(reason), a.cfg.Now())
-	// The next reader signs a new list, also when it is unknown whether a failed commit took effect.
-	a.mu.Lock()
-	a.crl = crlState{}
-	a.mu.Unlock()
+	if err != nil {
+		a.revocations.Add(1) // it is unknown whether a failed commit took effect
+	}
 	return r, err
+}
+
+// changed notes that something was revoked, by whatever way, so that the next reader of the list signs a new one. It is
+// called inside the writing transaction and must not wait for a reader, who may be waiting for the database.
+func (a *Authority) changed(c store.Change) {
+	if c.Revoked {
+		a.revocations.Add(1)
+	}
 }
 
 // CRL returns the DER of the current revocation list (RFC 5280, Section 5). It signs a new one after a
@@ -43,8 +51,8 @@ func (a *Authority) Revoke(ctx context.Context, s store.Selection, reason pki.Re
 func (a *Authority) CRL(ctx context.Context) ([]byte, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	now := a.cfg.Now()
-	if a.crl.der != nil && now.Sub(a.crl.made) < crlRefresh && !now.Before(a.crl.made) {
+	now, revocations := a.cfg.Now(), a.revocations.Load()
+	if a.crl.der != nil && a.crl.revocations == revocations && now.Sub(a.crl.made) < crlRefresh && !now.Before(a.crl.made) {
 		return a.crl.der, nil
 	}
 	rows, err := a.cfg.Store.RevokedCertificates(ctx, now)
@@ -67,6 +75,6 @@ func (a *Authority) CRL(ctx context.Context) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("signing the revocation list: %w", err)
 	}
-	a.crl = crlState{der: der, made: now}
+	a.crl = crlState{der: der, made: now, revocations: revocations}
 	return der, nil
 }

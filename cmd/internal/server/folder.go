@@ -60,6 +60,9 @@ func (s *service) open(ctx context.Context) error {
 	}
 	s.onClose(lock.Unlock)
 	database := filepath.Join(data, "certbound.db")
+	if err := checkNotLost(data, database); err != nil {
+		return err
+	}
 	kek, err := store.LoadKEK(data, database, store.KEKSource{Value: os.Getenv("CERTBOUND_KEK"), File: s.cfg.KEKFile})
 	if err != nil {
 		return err
@@ -85,6 +88,23 @@ func (s *service) open(ctx context.Context) error {
 		return err
 	}
 	return s.identify(ctx)
+}
+
+// checkNotLost refuses to begin anew where an installation has been: without its database, everything that is out there
+// would be of another CA. The folders it looks for are made after the database, so a first start that died has none.
+func checkNotLost(data, database string) error {
+	if _, err := os.Stat(database); !errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	for _, name := range []string{"ca", "audit", "admin"} {
+		if _, err := os.Stat(filepath.Join(data, name)); err == nil {
+			return &StartError{
+				Message: fmt.Sprintf("the database %s is missing, but %s shows that there was one", database, filepath.Join(data, name)),
+				Hint:    "put the database back from a backup; to begin anew, choose another folder with --data",
+			}
+		}
+	}
+	return nil
 }
 
 // bind listens. Port 0 means "any, and from then on the same", so that what clients were told stays true

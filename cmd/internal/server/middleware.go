@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"crypto/rand"
 	"encoding/base64"
+	"io"
 	"net"
 	"net/http"
 	"runtime/debug"
@@ -18,8 +19,13 @@ import (
 	"github.com/certbound/certbound/tokens/issuer"
 )
 
-// maxBody bounds every request's body before anything reads it; handlers bound theirs further.
-const maxBody = 128 << 10
+// maxBody bounds every request's body before anything reads it; handlers bound theirs further. The largest that one
+// takes is a foreign CA with its revocation list.
+const maxBody = 1<<20 + 4<<10
+
+// maxDrain is how much of a body that nobody wanted is read before an HTTP/2 answer leaves: some clients lose the
+// answer when their stream is reset while they still send.
+const maxDrain = 512 << 10
 
 // entry is the first of ours to see a request: it bounds the body, gives the request its correlation id,
 // and turns a panic into an answer instead of a cut connection.
@@ -27,7 +33,8 @@ func (s *service) entry(listener string, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		correlation := newCorrelation()
 		w.Header()[issuer.CorrelationHeader] = []string{correlation}
-		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+		body := r.Body
+		r.Body = http.MaxBytesReader(w, body, maxBody)
 		ctx := issuer.WithAddress(r.Context(), host(r.RemoteAddr))
 		r = r.WithContext(issuer.WithCorrelationID(ctx, correlation))
 		sw := &statusWriter{ResponseWriter: w}
@@ -51,6 +58,9 @@ func (s *service) entry(listener string, next http.Handler) http.Handler {
 			})
 		}()
 		next.ServeHTTP(sw, r)
+		if r.ProtoMajor == 2 {
+			_, _ = io.CopyN(io.Discard, body, maxDrain) // whatever comes of it, the answer stands
+		}
 	})
 }
 

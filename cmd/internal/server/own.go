@@ -136,6 +136,9 @@ func (s *service) renewOwn(ctx context.Context) {
 
 func (s *service) nextLook(now time.Time) time.Duration {
 	next := halfLife(s.own.Current().Leaf)
+	if !s.operatorDue.IsZero() && s.operatorDue.Before(next) {
+		next = s.operatorDue
+	}
 	return max(time.Second, min(next.Sub(now), 10*time.Minute))
 }
 
@@ -201,7 +204,7 @@ func (s *service) refreshOperator(ctx context.Context) error {
 	dir := filepath.Join(s.cfg.Data, s.operatorDir)
 	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
 		s.log.Warn("the operator's profile was moved away: it is no longer kept fresh", "folder", dir)
-		s.operatorDir = ""
+		s.operatorDir, s.operatorDue = "", time.Time{}
 		return nil
 	}
 	p, err := profile.Open(dir)
@@ -211,6 +214,7 @@ func (s *service) refreshOperator(ctx context.Context) error {
 	case err != nil:
 		return fmt.Errorf("reading the operator's profile: %w", err)
 	case time.Now().Before(halfLife(p.Certificate())):
+		s.operatorDue = halfLife(p.Certificate())
 		return nil
 	}
 	client, err := s.folder.store.Client(ctx, operatorID)
@@ -221,6 +225,7 @@ func (s *service) refreshOperator(ctx context.Context) error {
 	// there is nothing to keep fresh, and no reason not to start.
 	if err != nil || client.Disabled || !client.BuiltIn {
 		s.log.Warn("the first operator is disabled or removed: its profile is not kept fresh", "folder", dir)
+		s.operatorDue = time.Time{}
 		return nil
 	}
 	return s.writeOperator(ctx, dir)
@@ -231,6 +236,7 @@ func (s *service) writeOperator(ctx context.Context, dir string) error {
 	if err != nil {
 		return err
 	}
+	s.operatorDue = halfLife(cert.Leaf)
 	chain := make([]*x509.Certificate, 0, len(cert.Certificate))
 	for _, der := range cert.Certificate {
 		c, err := x509.ParseCertificate(der)

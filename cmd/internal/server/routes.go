@@ -6,7 +6,6 @@ package server
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"io"
 	"maps"
 	"mime"
@@ -179,7 +178,7 @@ func (s *service) crl(w http.ResponseWriter, r *http.Request) {
 func (s *service) ready(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), 2*time.Second)
 	defer cancel()
-	checks := map[string]string{"serving": "ok", "database": "ok", "certificate": "ok"}
+	checks := map[string]string{"serving": "ok", "database": "ok", "journal": "ok", "certificate": "ok"}
 	status := http.StatusOK
 	fail := func(name, why string) { checks[name], status = why, http.StatusServiceUnavailable }
 	if s.draining.Load() {
@@ -187,6 +186,9 @@ func (s *service) ready(w http.ResponseWriter, r *http.Request) {
 	}
 	if _, err := s.folder.store.Version(ctx); err != nil {
 		fail("database", "unreachable")
+	}
+	if s.folder.journal.Err() != nil {
+		fail("journal", "cannot be written: nothing is granted")
 	}
 	if !time.Now().Before(s.own.Current().Leaf.NotAfter) {
 		fail("certificate", "expired")
@@ -196,6 +198,9 @@ func (s *service) ready(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, status, checks)
 }
 
+// maxEnrollBody bounds a request for a certificate: the greatest one in base64, and its envelope.
+const maxEnrollBody = 64 << 10
+
 // readJSON reads one JSON object of known members and nothing behind it.
 func readJSON(w http.ResponseWriter, r *http.Request, into any) error {
 	malformed := func(reason, description string) error {
@@ -204,13 +209,12 @@ func readJSON(w http.ResponseWriter, r *http.Request, into any) error {
 	if media, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || media != "application/json" {
 		return malformed("content_type", "the body must be application/json")
 	}
-	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, 64<<10))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(into); err != nil {
-		return malformed("malformed_json", "the body is not the JSON object that this path expects")
+	raw, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxEnrollBody))
+	if err != nil {
+		return malformed("body_unreadable", "the body is too large or could not be read")
 	}
-	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return malformed("malformed_json", "there is something behind the JSON object")
+	if err := admin.Decode(raw, into); err != nil {
+		return malformed("malformed_json", "the body is not the JSON object that this path expects")
 	}
 	return nil
 }

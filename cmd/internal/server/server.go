@@ -50,6 +50,9 @@ func Run(ctx context.Context, cfg config.Config, opt Options) (err error) {
 	if opt.Logger == nil {
 		opt.Logger = slog.New(slog.DiscardHandler)
 	}
+	if err := Check(cfg); err != nil {
+		return err
+	}
 	s := &service{cfg: cfg, log: opt.Logger, version: opt.Version}
 	defer func() { err = errors.Join(err, s.close()) }()
 	if err := s.open(ctx); err != nil {
@@ -85,7 +88,8 @@ type service struct {
 	metrics               *metrics
 	own                   *mtls.KeyPair // our own server certificate
 
-	operatorDir string // below the data folder; empty: the operator's profile is not ours to keep
+	operatorDir string    // below the data folder; empty: the operator's profile is not ours to keep
+	operatorDue time.Time // when that profile wants a new certificate
 
 	draining atomic.Bool
 	closers  []func() error

@@ -398,6 +398,7 @@ func (c *change) revoke(certs []Certificate, reason int, now time.Time) (Revocat
 		}
 		cert.RevokedAt, cert.Reason = asStored(now), reason
 		out.Revoked = append(out.Revoked, cert)
+		c.what.Revoked = true
 		c.what.Thumbprints = append(c.what.Thumbprints, cert.Thumbprint)
 	}
 	return out, nil

@@ -309,6 +309,7 @@ type Key struct {
 type Change struct {
 	ClientIDs   []string
 	Thumbprints [][32]byte
+	Revoked     bool // some of Thumbprints were revoked
 	Resources   bool
 	Trusts      bool
 	Version     int64 // of the state, after the change

@@ -1,0 +1,82 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/certbound/certbound/cmd/internal/config"
+	"github.com/certbound/certbound/cmd/internal/store"
+	"github.com/certbound/certbound/mtls"
+	"github.com/certbound/certbound/pki"
+	"github.com/certbound/certbound/tokens/issuer"
+)
+
+// Check says why Run would refuse a configuration, as far as that shows without the data folder: it reads files that the
+// configuration names and changes nothing. Run asks it before it stores anything, because what the first start stores
+// binds the installation.
+func Check(cfg config.Config) error {
+	for _, u := range []struct{ what, value string }{{"issuer", cfg.Issuer}, {"mtls_url", cfg.MTLSURL}} {
+		if u.value == "" {
+			continue
+		}
+		if err := issuer.CheckIdentifier(u.value); err != nil {
+			return &StartError{
+				Message: fmt.Sprintf("the %s %q cannot be used: %v", u.what, u.value, err),
+				Hint:    "use an address such as https://tokens.example:8443, in plain form",
+			}
+		}
+		if err := checkHost(hostOf(u.value)); err != nil {
+			return err
+		}
+	}
+	for _, name := range cfg.Hosts {
+		if err := checkHost(name); err != nil {
+			return err
+		}
+	}
+	if cfg.KEKFile != "" {
+		if _, err := store.LoadKEK(cfg.Data, filepath.Join(cfg.Data, "certbound.db"), store.KEKSource{File: cfg.KEKFile}); err != nil {
+			return err
+		}
+	}
+	for _, t := range cfg.Trust {
+		if err := checkTrustFile(t); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkHost refuses what our own certificate cannot name.
+func checkHost(name string) error {
+	if _, err := netip.ParseAddr(name); err == nil {
+		return nil
+	}
+	if err := pki.CheckDNSName(strings.ToLower(strings.TrimSuffix(name, "."))); err != nil {
+		return &StartError{
+			Message: fmt.Sprintf("%q cannot be a name of the service: %v", name, err),
+			Hint:    "use a host name of letters, digits and hyphens, or an address",
+		}
+	}
+	return nil
+}
+
+func checkTrustFile(t config.Trust) error {
+	data, err := os.ReadFile(t.CAFile)
+	if err == nil {
+		_, err = mtls.ParseCertificates(data)
+	}
+	if err != nil {
+		return &StartError{
+			Message: fmt.Sprintf("the CA file %s of the trust %q cannot be used: %v", t.CAFile, t.Name, err),
+			Hint:    "give it the CA's certificates in PEM",
+		}
+	}
+	return nil
+}

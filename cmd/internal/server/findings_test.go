@@ -1,0 +1,233 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/certbound/certbound/cmd/internal/audit"
+	"github.com/certbound/certbound/cmd/internal/profile"
+	"github.com/certbound/certbound/pki"
+)
+
+// A folder whose database is gone is not begun anew: that would be another CA under the same name. Nothing in it is
+// changed, so that the database put back makes it whole again.
+func TestLostDatabaseIsNotReplaced(t *testing.T) {
+	t.Parallel()
+	cfg := testConfig(t, t.TempDir())
+	in := start(t, cfg)
+	in.addLedger()
+	cert := in.enrolled("payments")
+	if err := in.stop(); err != nil {
+		t.Fatal(err)
+	}
+	root, err := os.ReadFile(filepath.Join(cfg.Data, "ca", "root.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	database, away := filepath.Join(cfg.Data, "certbound.db"), filepath.Join(t.TempDir(), "certbound.db")
+	if err := os.Rename(database, away); err != nil {
+		t.Fatal(err)
+	}
+	for _, gone := range []string{"", "admin", "ca"} { // also when more than the database went
+		if gone != "" {
+			if err := os.Rename(filepath.Join(cfg.Data, gone), filepath.Join(filepath.Dir(away), gone)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := tryStart(t, cfg); err == nil || !strings.Contains(err.Error(), database) {
+			t.Fatalf("without the database and %q: %v", gone, err)
+		}
+		if _, err := os.Stat(database); !os.IsNotExist(err) {
+			t.Fatalf("a database was made: %v", err)
+		}
+		if gone != "" {
+			if err := os.Rename(filepath.Join(filepath.Dir(away), gone), filepath.Join(cfg.Data, gone)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := os.Rename(away, database); err != nil {
+		t.Fatal(err)
+	}
+	if now, err := os.ReadFile(filepath.Join(cfg.Data, "ca", "root.pem")); err != nil || !bytes.Equal(now, root) {
+		t.Errorf("the root changed: %v", err)
+	}
+	again := start(t, cfg)
+	wantToken(t, again.token(again.client(&cert), "payments"))
+}
+
+// What Run would refuse, Check refuses before anything is stored, so that a mistake in the issuer binds nothing.
+func TestCheckRefusesWhatRunWould(t *testing.T) {
+	t.Parallel()
+	for _, issuer := range []string{
+		"https://h.example/te%20n", "https://h.example/a//b", "https://h.example/a/../b", "https://lo_cal:1", "https://h.example/?x",
+	} {
+		cfg := testConfig(t, t.TempDir())
+		cfg.Issuer = issuer
+		if err := Check(cfg); err == nil {
+			t.Errorf("%s was found good", issuer)
+		}
+		if _, err := tryStart(t, cfg); err == nil {
+			t.Errorf("%s was served", issuer)
+		}
+		if entries, err := os.ReadDir(cfg.Data); err != nil || len(entries) > 0 {
+			t.Errorf("%s left %v in the data folder, %v", issuer, entries, err)
+		}
+	}
+	cfg := testConfig(t, t.TempDir())
+	cfg.Hosts = []string{"Tokens.Example.", "192.0.2.7"}
+	if err := Check(cfg); err != nil {
+		t.Errorf("good names: %v", err)
+	}
+	cfg.Hosts = []string{"*.example"}
+	if Check(cfg) == nil {
+		t.Error("a wildcard name was found good")
+	}
+	cfg.Hosts, cfg.KEKFile = nil, filepath.Join(t.TempDir(), "none")
+	if Check(cfg) == nil {
+		t.Error("a missing key-encryption key was found good")
+	}
+}
+
+// A service that can grant nothing is not ready.
+func TestReadinessKnowsTheJournal(t *testing.T) {
+	t.Parallel()
+	s := &service{cfg: testConfig(t, t.TempDir()), log: discard()}
+	t.Cleanup(func() { _ = s.close() }) // the journal is closed already, which is the point
+	if err := s.open(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.build(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ready := func() (int, string) {
+		w := httptest.NewRecorder()
+		s.ready(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/readyz", nil))
+		return w.Code, w.Body.String()
+	}
+	if code, body := ready(); code != http.StatusOK || !strings.Contains(body, `"journal":"ok"`) {
+		t.Errorf("at first: %d %s", code, body)
+	}
+	if err := s.folder.journal.Close(); err != nil {
+		t.Fatal(err)
+	}
+	_ = s.folder.journal.Record(context.Background(), audit.Event{Name: "test"})
+	if code, body := ready(); code != http.StatusServiceUnavailable || strings.Contains(body, `"journal":"ok"`) {
+		t.Errorf("without a journal: %d %s", code, body)
+	}
+}
+
+// The operator's profile is renewed at half of its own life, however short that is, while the service runs.
+func TestOperatorProfileIsKeptFresh(t *testing.T) {
+	t.Parallel()
+	cfg := testConfig(t, t.TempDir())
+	cfg.Certificate.Lifetime = 6 * time.Second
+	in := start(t, cfg)
+	dir := filepath.Join(in.data, "admin")
+	serial := func() string {
+		p, err := profile.Open(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p.Certificate().SerialNumber.String()
+	}
+	first := serial()
+	deadline := time.Now().Add(20 * time.Second)
+	for serial() == first {
+		if time.Now().After(deadline) {
+			t.Fatal("the profile was not renewed")
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	in.mustOperate(http.MethodGet, "/clients", nil, nil)
+}
+
+// A member in another letter case, or one that stands twice, is not what was signed over and is refused.
+func TestEnroll_MembersAreExact(t *testing.T) {
+	t.Parallel()
+	in := start(t, testConfig(t, t.TempDir()))
+	in.addLedger()
+	code := in.addClient("payments")
+	good, err := json.Marshal(pki.NewEnrollRequest(code, in.issuer, newCSR(t, newKey(t))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, body := range map[string]string{
+		"letter case": strings.Replace(string(good), `"id"`, `"ID"`, 1),
+		"twice":       strings.Replace(string(good), `{"id"`, `{"id":"AAAAAAAAAAA","id"`, 1),
+	} {
+		res, err := in.client(nil).Post(in.issuer+pathEnroll, "application/json", strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		res.Body.Close()
+		if res.StatusCode != http.StatusBadRequest {
+			t.Errorf("%s: status %d, want 400", name, res.StatusCode)
+		}
+	}
+	res, err := in.client(nil).Post(in.issuer+pathEnroll, "application/json", bytes.NewReader(good))
+	if err != nil {
+		t.Fatal(err)
+	}
+	res.Body.Close()
+	if res.StatusCode != http.StatusOK {
+		t.Errorf("the exact request: status %d", res.StatusCode)
+	}
+}
+
+// Over HTTP/2 a refusal arrives whole although its request's body was not wanted.
+func TestRefusalsOfLongBodiesArrive(t *testing.T) {
+	t.Parallel()
+	in := start(t, testConfig(t, t.TempDir()))
+	c := in.client(nil)
+	for range 5 {
+		res, err := c.Post(in.mtls+pathToken, "application/x-www-form-urlencoded", io.LimitReader(zeros{}, 300<<10))
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(res.Body)
+		res.Body.Close()
+		if err != nil || res.ProtoMajor != 2 || res.StatusCode != http.StatusRequestEntityTooLarge || !bytes.Contains(body, []byte(`"invalid_request"`)) {
+			t.Errorf("HTTP/%d: status %d, %v: %s", res.ProtoMajor, res.StatusCode, err, body)
+		}
+	}
+}
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) {
+	clear(p)
+	return len(p), nil
+}
+
+// EC-10: RFC 5280, Section 5: what a removed client held is on the next revocation list.
+func TestRFC5280_5_RemovedClientIsOnTheList(t *testing.T) {
+	t.Parallel()
+	in := start(t, testConfig(t, t.TempDir()))
+	in.addLedger()
+	cert := in.enrolled("payments")
+	_ = in.get(in.issuer + pathCRL) // one from before is cached
+	in.mustOperate(http.MethodDelete, "/clients/payments", nil, nil)
+	list, err := pki.ParseCRL([]byte(in.get(in.issuer + pathCRL)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if list.Len() != 1 {
+		t.Errorf("%d entries, want the removed client's certificate", list.Len())
+	}
+	if revoked, ok, err := list.Revoked(cert.Leaf); !ok || err != nil || revoked.Reason != pki.CessationOfOperation {
+		t.Errorf("on the list: %t, %v, %v", ok, revoked.Reason, err)
+	}
+}
