@@ -949,7 +949,7 @@ func testChanges(f *fixture) {
 	same(f.t, last(), Change{Thumbprints: [][32]byte{cert.Thumbprint}, Version: 2})
 	_, err := f.Revoke(f.ctx(), Selection{Serial: cert.Serial}, 0, f.clock.now())
 	ok(f.t, err)
-	same(f.t, last(), Change{Thumbprints: [][32]byte{cert.Thumbprint}, Version: 3})
+	same(f.t, last(), Change{Thumbprints: [][32]byte{cert.Thumbprint}, Revoked: true, Version: 3})
 	ok(f.t, f.AddResource(f.ctx(), Resource{URI: "https://r.example"}))
 	same(f.t, last(), Change{Resources: true, Version: 4})
 	ok(f.t, f.RemoveResource(f.ctx(), "https://r.example"))
