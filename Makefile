@@ -47,7 +47,7 @@ lint:
 fuzz:
 	GO='$(GO)' scripts/fuzz $(FUZZTIME)
 
-# Whether the tests notice when a check of the security packages goes: every one, which takes an hour on two cores, unless
+# Whether the tests notice when a check of the security packages goes: every one, which takes a quarter of an hour, unless
 # MUTATEFLAGS says which (go run ./scripts/mutate -h).
 mutate:
 	$(GO) run ./scripts/mutate $(MUTATEFLAGS)
