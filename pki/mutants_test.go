@@ -4,6 +4,8 @@
 package pki
 
 import (
+	"crypto/x509"
+	"math/big"
 	"strings"
 	"testing"
 )
@@ -88,6 +90,45 @@ func TestRFC5280_5_2_ListExtensions(t *testing.T) {
 		_, err := ParseCRL(make([]byte, size))
 		if err == nil || strings.Contains(err.Error(), "longer") != want {
 			t.Errorf("%d bytes: %v", size, err)
+		}
+	}
+}
+
+// RFC 5280, Section 4.1.2.2: a serial number is positive, of 64 bits at least and 20 octets at most.
+func TestRFC5280_4_1_2_2_SerialBounds(t *testing.T) {
+	t.Parallel()
+	power := func(bits uint) *big.Int { return new(big.Int).Lsh(big.NewInt(1), bits) }
+	for name, tc := range map[string]struct {
+		serial *big.Int
+		ok     bool
+	}{
+		"none": {nil, false}, "0": {new(big.Int), false}, "negative": {new(big.Int).Neg(power(100)), false},
+		"63 bits": {power(62), false}, "64 bits": {power(63), true}, "159 bits": {power(158), true}, "160 bits": {power(159), false},
+	} {
+		if err := checkSerial(&x509.Certificate{SerialNumber: tc.serial}); (err == nil) != tc.ok {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// RFC 2986, Section 4.1: the empty subject is the two bytes of the empty SEQUENCE and no others.
+func TestRFC2986_4_1_EmptySubject(t *testing.T) {
+	t.Parallel()
+	for der, want := range map[string]bool{"\x30\x00": true, "\x31\x00": false, "\x30\x01": false, "\x30\x00\x00": false, "\x30": false, "": false} {
+		if isEmptySequence([]byte(der)) != want {
+			t.Errorf("%x: %v", der, !want)
+		}
+	}
+}
+
+// RFC 8017 and RFC 5758: every signature with SHA-2 is accepted and none with less.
+func TestSignatureAlgorithms(t *testing.T) {
+	t.Parallel()
+	for a := range x509.PureEd25519 + 2 {
+		name := a.String()
+		want := strings.Contains(name, "SHA256") || strings.Contains(name, "SHA384") || strings.Contains(name, "SHA512") || a == x509.PureEd25519
+		if want = want && !strings.HasPrefix(name, "DSA"); isGoodSignature(a) != want {
+			t.Errorf("%v: %v", a, !want)
 		}
 	}
 }
