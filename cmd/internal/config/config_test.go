@@ -202,8 +202,8 @@ func TestFileProblems(t *testing.T) {
 		{"twice in a section", "log:\n  level: info\n  level: warn\n", `:3: the key "log.level" is already in line 2`},
 		{"section twice", "log:\n  level: info\nlog:\n  format: json\n", `:3: the key "log" is already in line 1`},
 		{"number for a string", "data: 7\n", ":1: data: must be a string, not a number; put it in double quotes"},
-		{"nothing for a string", "\n\ndata:\n", ":3: data: must be a string, not nothing"},
-		{"list for a string", "data: [a]\n", ":1: data: must be a string, not a list"},
+		{"nothing for a string", "\n\ndata:\n", ":3: data: must be a string, not nothing; write a value, or leave the key out"},
+		{"list for a string", "data: [a]\n", ":1: data: must be a string, not a list; write the one value, as text in double quotes"},
 		{"number for a duration", "token:\n  lifetime: 600\n", ":2: token.lifetime: must be a duration, not a number; write it like 10m"},
 		{"bad duration", "token:\n  lifetime: soon\n", ":2: token.lifetime: not a duration: write it like 10m"},
 		{"string for a list", "hosts: a.example\n", ":1: hosts: must be a list, not a string; write it like [a.example, b.example]"},
@@ -310,6 +310,7 @@ func TestRFC8414_2_IssuerForm(t *testing.T) {
 		"https://x.example#", "https://x.example#f", "https://u@x.example", "https://u:p@x.example", "https://x.example/",
 		"https://x.example/a/", "HTTPS://x.example", "https://X.example", "https://x.example:", "https://x.example:0",
 		"https://x.example:65536", "https://x.example:08", "https://x y.example", "https://*.example", "https://x.example\n",
+		"https://h/te%20n", "https://h/a//b", "https://h/a/../b", "https://h/./a", "https://h//", "https://lo_cal:1", "https://10.256",
 		"https://é.example", "//x.example", "https://x.example/%zz", "https://x..example", "https://" + strings.Repeat("a.", 300) + "example",
 	} {
 		if _, err := Load("", nil, Overrides{Issuer: &bad}); err == nil {
@@ -338,6 +339,7 @@ func TestValidate(t *testing.T) {
 		"hosts  ":                     func(c *Config) { c.Hosts = []string{""} },
 		"hosts   ":                    func(c *Config) { c.Hosts = []string{"a", "a"} },
 		"hosts    ":                   func(c *Config) { c.Hosts = make([]string, maxHosts+1) },
+		"hosts      ":                 func(c *Config) { c.Hosts = []string{"lo_cal"} },
 		"hosts     ":                  func(c *Config) { c.Hosts = []string{"fe80::1%eth0"} },
 		"trust_domain":                func(c *Config) { c.TrustDomain = "Example" },
 		"trust_domain ":               func(c *Config) { c.TrustDomain = "spiffe://x" },

@@ -147,7 +147,7 @@ func set(s setting, n ast.Node) (what, hint string) {
 	case *string:
 		text, ok := text(n)
 		if !ok {
-			return "must be a string, not " + kind(n), "put it in double quotes"
+			return "must be a string, not " + kind(n), asString(n)
 		}
 		*v = text
 	case *int:
@@ -236,12 +236,23 @@ func setList(dst *[]string, n ast.Node) (what, hint string) {
 	for _, item := range sequence.Values {
 		text, ok := text(item)
 		if !ok {
-			return fmt.Sprintf("line %d must be a string, not %s", line(item), kind(item)), "put it in double quotes"
+			return fmt.Sprintf("line %d must be a string, not %s", line(item), kind(item)), asString(item)
 		}
 		out = append(out, text)
 	}
 	*dst = out
 	return "", ""
+}
+
+// asString says what makes a string of a node that is none.
+func asString(n ast.Node) string {
+	switch n.Type() {
+	case ast.NullType:
+		return "write a value, or leave the key out"
+	case ast.IntegerType, ast.FloatType, ast.InfinityType, ast.NanType, ast.BoolType:
+		return "put it in double quotes"
+	}
+	return "write the one value, as text in double quotes"
 }
 
 // text returns the text of a string, whether plain, quoted or a block.

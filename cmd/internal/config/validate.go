@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -143,10 +144,14 @@ func checkURL(text string) (what, hint string) {
 		return fmt.Sprintf("%q names no host, or an empty port", text), like
 	case !strings.HasPrefix(text, "https://"+strings.ToLower(u.Host)):
 		return fmt.Sprintf("%q has capitals in its scheme or host", text), "write both in small letters"
-	case checkHost(u.Hostname()) != "":
-		return fmt.Sprintf("the host of %q is neither a DNS name nor an address", text), like
+	case checkServedName(u.Hostname()) != "":
+		return fmt.Sprintf("the host of %q %s", text, checkServedName(u.Hostname())), like
 	case u.Port() != "" && !validPort(u.Port(), 1):
 		return fmt.Sprintf("%q has a port that does not exist", text), "ports go from 1 to 65535"
+	case strings.Contains(text, "%"):
+		return fmt.Sprintf("%q has percent-encoding", text), "leave it out: routers and clients would not agree on its form"
+	case u.Path != "" && path.Clean(u.Path) != strings.TrimSuffix(u.Path, "/") && u.Path != "/":
+		return fmt.Sprintf("%q has an empty, . or .. segment in its path", text), "write the path as it is after they are resolved"
 	}
 	return "", ""
 }
@@ -186,12 +191,28 @@ func (k *checker) checkHosts() {
 		return
 	}
 	for i, host := range k.config.Hosts {
-		if what := checkHost(host); what != "" {
+		if what := checkServedName(host); what != "" {
 			k.fail("hosts", fmt.Sprintf("%q %s", host, what), "name hosts without port, such as tokens.example or 192.0.2.1")
 		} else if slices.Contains(k.config.Hosts[:i], host) {
 			k.fail("hosts", fmt.Sprintf("%q is named twice", host), "name it once")
 		}
 	}
+}
+
+// checkServedName says what keeps host from standing in our own certificate. That is stricter than what can be looked up: a
+// name there has no underscores, and does not end like an address.
+func checkServedName(host string) string {
+	if what := checkHost(host); what != "" {
+		return what
+	}
+	if _, err := netip.ParseAddr(host); err == nil {
+		return ""
+	}
+	last := host[strings.LastIndexByte(host, '.')+1:]
+	if strings.Contains(host, "_") || strings.Trim(last, "0123456789") == "" {
+		return "is neither a DNS name that a certificate can carry nor an address"
+	}
+	return ""
 }
 
 // checkHost says what keeps host from being a DNS name or an address.
