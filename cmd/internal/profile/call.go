@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -151,12 +152,12 @@ func (p *Profile) explain(err error) error {
 			p.info.ClientID, p.dir)
 		if p.External() {
 			told.Hint = fmt.Sprintf("certbound whoami --profile %s shows which certificate arrives and whether it is accepted; "+
-				"an operator can tell what is registered (certbound client show %s)", p.dir, p.info.ClientID)
+				"an operator can tell what is registered (certbound client show %s)", ShellWord(p.dir), p.info.ClientID)
 			return &told
 		}
 		told.Hint = fmt.Sprintf("it may be revoked, or the client disabled; an operator can tell "+
 			"(certbound client show %[1]s) and give a new code (certbound client invite %[1]s), "+
-			"then: certbound enroll - --profile %[2]s", p.info.ClientID, p.dir)
+			"then: certbound enroll - --profile %[2]s", p.info.ClientID, ShellWord(p.dir))
 		return &told
 	}
 	return refused
@@ -181,9 +182,24 @@ func unreachable(issuer string, err error) error {
 	}
 	return &Error{
 		Message: fmt.Sprintf("cannot talk to the service at %s: %v", issuer, err),
-		Hint:    "check that it runs there and can be reached from this machine, then run the command again",
+		Hint:    reachHint(err),
 		Err:     err,
 	}
+}
+
+// reachHint tells a service that is not there from one that is not the right one.
+func reachHint(err error) string {
+	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
+		return "the roots of the profile, or of --root, do not vouch for what answers there: it may be another service, or a " +
+			"profile or data folder that was restored; compare with DATA/ca/root.pem of its machine"
+	}
+	if _, ok := errors.AsType[x509.HostnameError](err); ok {
+		return "its certificate is for other names: call it by one of them, or have it started with --host NAME"
+	}
+	if invalid, ok := errors.AsType[x509.CertificateInvalidError](err); ok && invalid.Reason == x509.Expired {
+		return "compare the clocks of both machines; the service renews its own certificate while it runs"
+	}
+	return "check that it runs there and can be reached from this machine, then run the command again"
 }
 
 func unexpected(issuer string, err error) error {

@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -40,8 +41,9 @@ type EnrollOptions struct {
 //
 // If it is interrupted, the same call with the same code finishes the work with the same key: the key lies in the
 // folder's pending subfolder or, while the client id that names the folder is not known, in
-// .certbound-enroll-<id of the code> in the working directory. A code is never redeemed for a folder that already
-// holds a foreign profile, when the folder was named.
+// .certbound-enroll-<id of the code> in the working directory. Once the service has refused the code, no call can finish
+// it, so nothing is left behind. A code is never redeemed for a folder that already holds a foreign profile, when the
+// folder was named.
 func Enroll(ctx context.Context, o EnrollOptions) (*Profile, error) {
 	code, err := pki.ParseCode(strings.TrimSpace(o.Code))
 	if err != nil {
@@ -57,6 +59,7 @@ func Enroll(ctx context.Context, o EnrollOptions) (*Profile, error) {
 		}
 	}
 	desk := newDesk(code, o.Dir)
+	_, missing := os.Lstat(desk.dir)
 	unlock, err := lock(ctx, desk.dir)
 	if err != nil {
 		return nil, err
@@ -64,6 +67,7 @@ func Enroll(ctx context.Context, o EnrollOptions) (*Profile, error) {
 	defer unlock()
 	files, err := redeem(ctx, code, desk)
 	if err != nil {
+		desk.clear(refusedForGood(err), errors.Is(missing, fs.ErrNotExist))
 		return nil, err
 	}
 	files.Replace = o.Replace
@@ -114,6 +118,26 @@ func (d desk) finish(ctx context.Context, f Files) (*Profile, error) {
 		return nil, folderError(home, err)
 	}
 	return Open(home)
+}
+
+// refusedForGood reports whether the service judged the code or the request itself, so that asking again is in vain.
+func refusedForGood(err error) bool {
+	refused, ok := errors.AsType[*APIError](err)
+	return ok && refused.Status >= 400 && refused.Status < 500 &&
+		(refused.Code == "invalid_grant" || refused.Code == "invalid_request")
+}
+
+// clear takes away what no later run can use: the key when it will never be certified, and the folder when this run made
+// it and nothing is in it. What cannot be removed does no harm.
+func (d desk) clear(refused, made bool) {
+	if refused {
+		_ = os.Remove(d.key)
+	}
+	_ = os.Remove(filepath.Join(d.dir, pendingDir)) // only when it is empty
+	left, err := os.ReadDir(d.dir)
+	if err == nil && (made || d.temporary) && len(left) == 1 && left[0].Name() == lockFile {
+		_ = os.RemoveAll(d.dir)
+	}
 }
 
 // redeem talks to the service: root, metadata, certificate, each verified by the one before.

@@ -341,6 +341,76 @@ func TestEnrollRefusesWrongAnswers(t *testing.T) {
 	}
 }
 
+// A code that was refused for good leaves no key behind, and no folder that was not there before. A code that may still be
+// good keeps the key that it may have been redeemed with.
+func TestRefusedEnrolmentLeavesNothing(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	s.invite()
+	for name, test := range map[string]struct {
+		status int
+		code   string
+		kept   bool
+	}{
+		"refused":      {http.StatusBadRequest, "invalid_grant", false},
+		"forbidden":    {http.StatusForbidden, "invalid_grant", false},
+		"bad request":  {http.StatusBadRequest, "invalid_request", false},
+		"too often":    {http.StatusTooManyRequests, "slow_down", true},
+		"down":         {http.StatusServiceUnavailable, "temporarily_unavailable", true},
+		"broken":       {http.StatusInternalServerError, "invalid_request", true},
+		"not the code": {http.StatusNotFound, "", true},
+	} {
+		answering(t, s, test.status, test.code)
+		dir := filepath.Join(t.TempDir(), "profile")
+		_, err := Enroll(t.Context(), EnrollOptions{Code: s.invite(), Dir: dir})
+		if refused, ok := errors.AsType[*APIError](err); !ok || refused.Status != test.status {
+			t.Errorf("%s: %v", name, err)
+		}
+		keys, _ := filepath.Glob(filepath.Join(dir, pendingDir, "*.pem"))
+		_, missing := os.Lstat(dir)
+		if (len(keys) == 1) != test.kept || test.kept != (missing == nil) {
+			t.Errorf("%s: keys %v, folder: %v", name, keys, missing)
+		}
+		there := t.TempDir()
+		if err := os.Mkdir(filepath.Join(there, pendingDir), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		other := filepath.Join(there, pendingDir, rekeyFile)
+		if err := os.WriteFile(other, []byte("x"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, _ = Enroll(t.Context(), EnrollOptions{Code: s.invite(), Dir: there})
+		keys, _ = filepath.Glob(filepath.Join(there, pendingDir, "enroll-*.pem"))
+		if _, err := os.Lstat(other); err != nil || (len(keys) == 1) != test.kept {
+			t.Errorf("%s: in a folder that was there: keys %v, the renewal's: %v", name, keys, err)
+		}
+	}
+}
+
+// A service that cannot be reached leaves no empty folder behind; one that was there stays.
+func TestEnrollUnreachableLeavesNothing(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	code := s.invite()
+	_ = s.public.HTTP.Close()
+	there := t.TempDir()
+	for dir, stays := range map[string]bool{there: true, filepath.Join(t.TempDir(), "new"): false} {
+		_, err := Enroll(t.Context(), EnrollOptions{Code: code, Dir: dir})
+		wantHint(t, err)
+		if _, err := os.Lstat(dir); stays != (err == nil) {
+			t.Errorf("%s: %v", dir, err)
+		}
+	}
+}
+
+// answering makes enrolment answer with a refusal.
+func answering(t *testing.T, s *service, status int, code string) {
+	t.Helper()
+	s.set(func() {
+		s.refuse = func(w http.ResponseWriter) { answerJSON(w, status, map[string]any{"error": code}) }
+	})
+}
+
 // Nothing is sent where a redirect points, least of all the redemption.
 func TestEnrollFollowsNoRedirect(t *testing.T) {
 	t.Parallel()

@@ -66,10 +66,10 @@ func (o AddOptions) files(dir string) (Files, error) {
 	if f.Issuer == "" || f.ClientID == "" || rootFile == "" {
 		return Files{}, &Error{
 			Message: fmt.Sprintf("there is no profile in %s yet, so issuer, root and client id are needed", dir),
-			Hint:    fmt.Sprintf("certbound profile add %s --issuer URL --root FILE --client-id ID --cert FILE --key FILE", dir),
+			Hint:    fmt.Sprintf("certbound profile add %s --issuer URL --root FILE --client-id ID --cert FILE --key FILE", ShellWord(dir)),
 		}
 	}
-	if err := checkClientID(f.ClientID); err != nil {
+	if err := CheckClientID(f.ClientID); err != nil {
 		return Files{}, &Error{Message: err.Error(), Hint: "name the client by the id that it is registered with", Err: err}
 	}
 	if f.Roots, err = ReadRoots(rootFile); err != nil {
@@ -206,5 +206,5 @@ func Discover(ctx context.Context, issuer string, roots []*x509.Certificate) (Se
 
 // newFilesHint says how a profile of an existing certificate gets the next one.
 func newFilesHint(dir string) string {
-	return fmt.Sprintf("get a new certificate where this one came from, then: certbound profile add %s --cert FILE --key FILE", dir)
+	return fmt.Sprintf("get a new certificate where this one came from, then: certbound profile add %s --cert FILE --key FILE", ShellWord(dir))
 }

@@ -19,7 +19,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -28,7 +27,6 @@ import (
 	"time"
 
 	"github.com/certbound/certbound/mtls"
-	"github.com/certbound/certbound/pki"
 )
 
 const (
@@ -210,7 +208,16 @@ func loadOnce(dir string) (*Profile, error) {
 	if err != nil {
 		return nil, damaged(certPath, err)
 	}
-	return &Profile{dir: dir, info: i, roots: roots, keyPair: pair, key: key}, nil
+	return &Profile{dir: dir, info: i, roots: roots, keyPair: pair, key: key, exposed: exposure(keyPath)}, nil
+}
+
+// exposure says that others than the owner can read a key; empty when they cannot. Mounted secrets may have no other mode.
+func exposure(path string) string {
+	found, err := os.Stat(path)
+	if err != nil || found.Mode().Perm()&0o077 == 0 {
+		return ""
+	}
+	return fmt.Sprintf("the private key %s can be read by other users (mode %04o): chmod 600 %s", path, found.Mode().Perm(), ShellWord(path))
 }
 
 func readInfo(dir string) (info, error) {
@@ -223,6 +230,9 @@ func readInfo(dir string) (info, error) {
 			Err:     err,
 		}
 	}
+	if errors.Is(err, syscall.ENOTDIR) {
+		return info{}, notAFolder(dir, err)
+	}
 	if err != nil {
 		return info{}, damaged(path, err)
 	}
@@ -230,7 +240,7 @@ func readInfo(dir string) (info, error) {
 	if err := json.Unmarshal(data, &i); err != nil {
 		return info{}, damaged(path, errors.New("is not valid JSON"))
 	}
-	if err := checkClientID(i.ClientID); err != nil {
+	if err := CheckClientID(i.ClientID); err != nil {
 		return info{}, damaged(path, err)
 	}
 	locations := map[string]string{"issuer": i.Issuer, "mtls_url": i.MTLSURL, "token_endpoint": i.TokenEndpoint}
@@ -240,14 +250,6 @@ func readInfo(dir string) (info, error) {
 		}
 	}
 	return i, nil
-}
-
-// checkClientID permits, besides ids of our own kind, the SPIFFE ids that clients of foreign CAs may be registered by.
-func checkClientID(id string) error {
-	if u, err := url.Parse(id); err == nil && u.Scheme == "spiffe" && u.Host != "" && len(id) <= 2048 {
-		return nil
-	}
-	return pki.CheckClientID(id)
 }
 
 func readCertificates(path string) ([]*x509.Certificate, error) {
@@ -323,9 +325,20 @@ func damaged(path string, err error) error {
 	}
 }
 
+func notAFolder(dir string, err error) error {
+	return &Error{
+		Message: fmt.Sprintf("the profile %s is a file, or lies below one", dir),
+		Hint:    "a profile is a folder: name that, or one that is not there yet",
+		Err:     err,
+	}
+}
+
 func folderError(dir string, err error) error {
 	if err == nil {
 		return nil
+	}
+	if errors.Is(err, syscall.ENOTDIR) {
+		return notAFolder(dir, err)
 	}
 	return &Error{
 		Message: fmt.Sprintf("cannot write the profile %s: %v", dir, err),

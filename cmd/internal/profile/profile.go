@@ -28,6 +28,7 @@ import (
 	"context"
 	"crypto"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"net/url"
 	"strings"
@@ -75,7 +76,7 @@ func (e *LapsedError) Hint() string {
 		return newFilesHint(e.Dir)
 	}
 	return fmt.Sprintf("ask an operator for a new code (certbound client invite %s), "+
-		"then: certbound enroll - --profile %s", e.ClientID, e.Dir)
+		"then: certbound enroll - --profile %s", e.ClientID, ShellWord(e.Dir))
 }
 
 // APIError is a refusal by the service, in the form that all its endpoints answer with.
@@ -106,6 +107,7 @@ type Profile struct {
 	info    info
 	roots   []*x509.Certificate
 	keyPair *mtls.KeyPair
+	exposed string // who else can read the key; empty: nobody
 
 	mu  sync.Mutex // serialises renewals of this value; the folder's lock serialises processes
 	key crypto.Signer
@@ -133,6 +135,18 @@ func Open(dir string) (*Profile, error) {
 	}
 	return p, nil
 }
+
+// Read reads a profile folder as Open does, without judging the certificate's dates: for whoever only looks at it.
+func Read(dir string) (*Profile, error) { return load(dir) }
+
+// Lapsed returns the *LapsedError of a profile whose certificate has expired by now, else nil.
+func (p *Profile) Lapsed(now time.Time) *LapsedError {
+	lapsed, _ := errors.AsType[*LapsedError](p.checkDates(now))
+	return lapsed
+}
+
+// Warning says in one line that other users can read the private key; empty when they cannot.
+func (p *Profile) Warning() string { return p.exposed }
 
 func (p *Profile) checkDates(now time.Time) error {
 	leaf := p.Certificate()

@@ -42,6 +42,7 @@ type service struct {
 	spoil    func(*pki.EnrollResponse)                // changes an answer before it leaves
 	drop     int                                      // so many answers get lost after the work was done
 	redirect string                                   // where enrolment is sent
+	refuse   func(http.ResponseWriter)                // how enrolment is refused
 	issuer   string                                   // in metadata and answers
 	admin    func(http.ResponseWriter, *http.Request) // the admin API
 	token    func(http.ResponseWriter, *http.Request) // the token endpoint
@@ -123,6 +124,10 @@ func (s *service) enroll(w http.ResponseWriter, r *http.Request) {
 	s.note("enroll")
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.refuse != nil {
+		s.refuse(w)
+		return
+	}
 	if s.redirect != "" {
 		http.Redirect(w, r, s.redirect, http.StatusTemporaryRedirect)
 		return
