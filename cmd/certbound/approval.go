@@ -93,6 +93,7 @@ func (c *cli) printConfirmed(id string, answer json.RawMessage) error {
 	}
 	c.pending(members.AuditPending)
 	if c.json {
+		c.codeRemedy(&members.Invitation)
 		return c.print(answer, nil)
 	}
 	if members.AuthMethod != "" {

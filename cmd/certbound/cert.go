@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/certbound/certbound/cmd/internal/admin"
+	"github.com/certbound/certbound/cmd/internal/profile"
 )
 
 func (c *cli) certCommand() *cobra.Command {
@@ -28,6 +29,9 @@ func (c *cli) certListCommand() *cobra.Command {
 		Use: "list", Short: "List all certificates, oldest first", Args: arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			query := url.Values{}
+			if err := clientFlag("--client", client); err != nil {
+				return err
+			}
 			if client != "" {
 				query.Set("client_id", client)
 			}
@@ -62,6 +66,12 @@ func (c *cli) certRevokeCommand() *cobra.Command {
 			if (len(args) == 1) == (req.ClientID != "") {
 				return usagef("usage: "+cmd.UseLine(), "name either one certificate or --client")
 			}
+			if err := clientFlag("--client", req.ClientID); err != nil {
+				return err
+			}
+			if err := checkReason(req.Reason); err != nil {
+				return err
+			}
 			if len(args) == 1 {
 				name(&req, args[0])
 			}
@@ -78,6 +88,14 @@ func (c *cli) certRevokeCommand() *cobra.Command {
 	flags.StringVar(&req.Reason, "reason", "", "reason of RFC 5280, such as keyCompromise, which also bars the key for ever")
 	flags.BoolVar(&req.Only, "only", false, "leave certificates alone that were renewed from it")
 	return cmd
+}
+
+func checkReason(reason string) error {
+	known := profile.Reasons()
+	if reason == "" || slices.ContainsFunc(known, func(name string) bool { return strings.EqualFold(name, reason) }) {
+		return nil
+	}
+	return usagef("use one of "+strings.Join(known, ", "), "%q is not a reason", reason)
 }
 
 // thumbprintMark stands before a thumbprint that would otherwise look like a flag.

@@ -4,6 +4,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -25,21 +26,50 @@ type cli struct {
 	output  string
 	profile string
 	socket  string
+
+	remedy string // what to do when what was asked for is done but its output is lost; empty: ask again
+}
+
+// output is standard output. It remembers that it could not be written, because what prints does not tell: tables, help,
+// and an encoder whose error looks like any other.
+type output struct {
+	to  io.Writer
+	err error
+}
+
+func (o *output) Write(b []byte) (int, error) {
+	if o.err != nil {
+		return 0, o.err
+	}
+	var n int
+	n, o.err = o.to.Write(b)
+	return n, o.err
 }
 
 // run is the program without its process: it returns the exit code.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer, env func(string) (string, bool)) int {
 	// The format is needed to report that the command line is wrong, so it is looked for before the line is parsed.
-	c := &cli{stdin: stdin, stdout: stdout, stderr: stderr, env: env, json: wantsJSON(args)}
+	out := &output{to: stdout}
+	c := &cli{stdin: stdin, stdout: out, stderr: stderr, env: env, json: wantsJSON(args)}
 	root := c.root()
 	root.SetArgs(markThumbprints(args))
 	root.SetIn(stdin)
-	root.SetOut(stdout)
+	root.SetOut(out)
 	root.SetErr(stderr)
-	if err := root.ExecuteContext(ctx); err != nil {
+	err := root.ExecuteContext(ctx)
+	if out.err != nil {
+		err = c.unwritten(out.err) // whatever else went wrong: nobody saw it
+	}
+	if err != nil {
 		return c.report(err)
 	}
 	return 0
+}
+
+// unwritten says that what was asked for did not reach whoever asked.
+func (c *cli) unwritten(err error) error {
+	return failf(cmp.Or(c.remedy, "make room where the output goes, or send it elsewhere, and run it again"),
+		"the output could not be written: %v", err)
 }
 
 // wantsJSON finds -o json in any spelling of the flag; the last one counts.
@@ -62,11 +92,25 @@ func wantsJSON(args []string) bool {
 	return format == "json"
 }
 
+const rootHelp = `Tokens bound to certificates: issue them, hold them, check them.
+
+What was asked for goes to standard output, explanations and errors to standard error; with -o json both are JSON.
+
+Exit codes, of every verb:
+
+  0  it was done, or waits for a second operator; of inspect and whoami, also that the answer is yes
+  1  it was refused or failed, or its output could not be written
+  2  the command line is wrong: nothing was done and nothing sent. That is so for flags and arguments that do not fit
+     together and for values that no service could take: an id that is none, --usage, --ip, --reason, --revocation,
+     --token-ttl, and the flags of serve. Names, URIs and scopes are judged by the service, and codes, tokens and files
+     are no part of the command line: what is wrong with them is 1.`
+
 func (c *cli) root() *cobra.Command {
 	root := group("certbound", "Tokens bound to certificates: issue them, hold them, check them",
 		c.serveCommand(), c.clientCommand(), c.resourceCommand(), c.trustCommand(), c.approvalCommand(), c.enrollCommand(),
 		c.profileCommand(), c.renewCommand(), c.tokenCommand(), c.inspectCommand(), c.whoamiCommand(), c.certCommand(),
 		c.statusCommand(), c.ticketsCommand(), c.configCommand(), c.versionCommand())
+	root.Long = rootHelp
 	root.SilenceErrors, root.SilenceUsage = true, true
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usagef(cmd.CommandPath()+" --help lists its flags", "%v", err)
@@ -145,7 +189,7 @@ func table(w io.Writer, heading string, rows [][]string) {
 	for _, row := range rows {
 		fmt.Fprintln(tw, strings.Join(row, "\t"))
 	}
-	_ = tw.Flush() // as with every print, a closed standard output is nobody's business
+	_ = tw.Flush() // output remembers what could not be written
 }
 
 // fields writes name and value pairs in two columns; pairs without a value are left out.

@@ -5,12 +5,14 @@ package main
 
 import (
 	"net/http"
+	"net/netip"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/certbound/certbound/cmd/internal/admin"
+	"github.com/certbound/certbound/cmd/internal/profile"
 )
 
 // registration are the flags of client add. Who vouches for the client is decided by them: our own CA unless they say
@@ -18,7 +20,7 @@ import (
 type registration struct {
 	dns, ips, uris, scopes, resources []string
 	usage                             string
-	tokenTTL                          time.Duration
+	tokenTTL                          string
 	allowReserved                     bool
 
 	trust   string
@@ -46,7 +48,7 @@ func (r *registration) register(cmd *cobra.Command) {
 	flags.StringVar(&r.jwksURI, "jwks-uri", "", "self-signed: where it publishes its certificates as a JWK Set")
 	flags.StringArrayVar(&r.scopes, "scope", nil, "scope that it may ask for (repeatable)")
 	flags.StringArrayVar(&r.resources, "resource", nil, "resource that it may ask for (repeatable; default: every one that declares its scopes)")
-	flags.DurationVar(&r.tokenTTL, "token-ttl", 0, "life of its tokens, 1s to 1h (default: the service's)")
+	flags.StringVar(&r.tokenTTL, "token-ttl", "", "life of its tokens, 1s to 1h, such as 10m (default: the service's)")
 	flags.BoolVar(&r.allowReserved, "allow-reserved", false, "permit names like localhost, for demonstrations on one machine")
 }
 
@@ -62,19 +64,49 @@ func (r *registration) request(cmd *cobra.Command, id string) (*admin.ClientRequ
 	if r.ownCA() {
 		req.Usage = r.usage
 	}
-	var err error
-	if req.Certificates, err = readPinned(r.certs); err != nil {
+	if err := r.values(); err != nil {
 		return nil, err
 	}
-	if !cmd.Flags().Changed("token-ttl") {
-		return req, nil
+	if cmd.Flags().Changed("token-ttl") {
+		seconds, err := tokenTTL(r.tokenTTL)
+		if err != nil {
+			return nil, err
+		}
+		req.TokenTTLSeconds = &seconds
 	}
-	if r.tokenTTL < time.Second || r.tokenTTL > time.Hour || r.tokenTTL%time.Second != 0 {
-		return nil, usagef("use whole seconds, from --token-ttl 1s to --token-ttl 1h", "a token cannot live %s", r.tokenTTL)
+	var err error
+	req.Certificates, err = readPinned(r.certs)
+	return req, err
+}
+
+// values refuses what no service could take.
+func (r *registration) values() error {
+	for _, ip := range r.ips {
+		if _, err := netip.ParseAddr(ip); err != nil {
+			return usagef("use one host's IPv4 or IPv6 address; names go to --dns", "--ip %q is no address", ip)
+		}
 	}
-	seconds := int64(r.tokenTTL / time.Second)
-	req.TokenTTLSeconds = &seconds
-	return req, nil
+	if r.subject.ip != "" {
+		if _, err := netip.ParseAddr(r.subject.ip); err != nil {
+			return usagef("use one host's IPv4 or IPv6 address", "--san-ip %q is no address", r.subject.ip)
+		}
+	}
+	if profile.CheckUsage(r.usage) != nil {
+		return usagef("use --usage client, server or both", "%q is not a usage", r.usage)
+	}
+	return nil
+}
+
+// tokenTTL reads how long tokens live, in seconds.
+func tokenTTL(text string) (int64, error) {
+	ttl, err := time.ParseDuration(text)
+	if err != nil {
+		return 0, usagef("write it like --token-ttl 10m or --token-ttl 1h", "--token-ttl %q is no duration", text)
+	}
+	if ttl < time.Second || ttl > time.Hour || ttl%time.Second != 0 {
+		return 0, usagef("use whole seconds, from --token-ttl 1s to --token-ttl 1h", "a token cannot live %s", ttl)
+	}
+	return int64(ttl / time.Second), nil
 }
 
 func (r *registration) ownCA() bool { return r.trust == "" && len(r.certs) == 0 && r.jwksURI == "" }
@@ -120,7 +152,7 @@ func (c *cli) clientAddCommand() *cobra.Command {
 			"    --subject-dn, --san-dns, --san-uri, --san-ip, --san-email\n" +
 			"  --cert FILE or --jwks-uri URL      itself: self-signed certificates, pinned by their bytes\n\n" +
 			scopesHelp(),
-		Args: arguments(1, 1),
+		Args: clientID,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			req, err := r.request(cmd, args[0])
 			if err != nil {

@@ -21,7 +21,7 @@ func (c *cli) clientCertsCommand() *cobra.Command {
 		Long: "Replace the registered certificates of a self-signed client.\n\n" +
 			"What is not named here is accepted no more. To rotate, name the old one and the new one, have the client change\n" +
 			"over, then name the new one alone.",
-		Args: arguments(1, 1),
+		Args: clientID,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(files) == 0 {
 				return usagef("usage: "+cmd.UseLine(), "--cert is missing")

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/certbound/certbound/cmd/internal/config"
+	"github.com/certbound/certbound/cmd/internal/server"
 )
 
 func (c *cli) configCommand() *cobra.Command {
@@ -20,6 +21,9 @@ func (c *cli) configCommand() *cobra.Command {
 			cfg, err := flags.load(c, cmd)
 			if err != nil {
 				return err
+			}
+			if err := server.Check(cfg); err != nil {
+				return startFailure(err)
 			}
 			result := struct {
 				Valid  bool   `json:"valid"`

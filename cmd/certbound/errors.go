@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"strings"
 	"syscall"
 
@@ -89,10 +90,21 @@ func translate(err error) *failure {
 		f.hint = start.Hint
 	}
 	if kek, ok := errors.AsType[*store.KEKError](err); ok {
-		f.hint = kek.Hint
+		f.hint = cmp.Or(missingKEK(kek), kek.Hint)
 	}
 	f.hint = cmp.Or(f.hint, causeHint(err))
 	return f
+}
+
+// missingKEK says how to make the file of a key-encryption key that was configured and is not there; empty for any other
+// trouble with one.
+func missingKEK(kek *store.KEKError) string {
+	missing, ok := errors.AsType[*fs.PathError](kek)
+	if !ok || !errors.Is(missing, fs.ErrNotExist) {
+		return ""
+	}
+	return "put the file back that belongs to this database, or for a new service make one: (umask 077; head -c 32 /dev/urandom | base64 >" +
+		profile.ShellWord(missing.Path) + ")"
 }
 
 // causeHint knows what to do about causes that can come from anywhere.

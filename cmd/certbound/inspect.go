@@ -58,8 +58,12 @@ func (c *cli) inspect(ctx context.Context, raw, certFile string) (*profile.Inspe
 	var cert *x509.Certificate
 	var err error
 	if dir := c.profileDir(""); dir != "" {
-		if p, err = profile.Open(dir); err != nil {
+		if p, err = profile.Read(dir); err != nil {
 			return nil, err
+		}
+		c.warn(p)
+		if lapsed := p.Lapsed(time.Now()); lapsed != nil {
+			c.note("note: %s; %s", lapsed.Error(), lapsed.Hint())
 		}
 		cert = p.Certificate()
 	}
@@ -78,7 +82,11 @@ func showInspection(w io.Writer, result *profile.Inspection) {
 	}
 	pairs := []string{"verdict", verdict, "in words", result.Explanation}
 	if cert := result.Certificate; cert != nil {
-		pairs = append(pairs, "certificate", cert.Subject+" "+cert.Thumbprint+" until "+stamp(cert.NotAfter))
+		until := " until "
+		if time.Now().After(cert.NotAfter) {
+			until = " expired at "
+		}
+		pairs = append(pairs, "certificate", cert.Subject+" "+cert.Thumbprint+until+stamp(cert.NotAfter))
 	}
 	if owner, ok := result.Claims["client_id"].(string); ok {
 		pairs = append(pairs, "belongs to", claimText("client_id", owner))

@@ -36,6 +36,9 @@ type operators interface {
 func (c *cli) operatorFlags(cmd *cobra.Command, breakGlass bool) {
 	c.profileFlag(cmd, operatorProfile)
 	cmd.Flags().StringVar(&c.socket, "socket", "", "call the break-glass socket of the service, DATA/admin.sock, instead")
+	if !breakGlass {
+		_ = cmd.Flags().MarkHidden("socket") // it is defined in the line above
+	}
 	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
 		switch {
 		case !cmd.Flags().Changed("socket"):
@@ -46,7 +49,7 @@ func (c *cli) operatorFlags(cmd *cobra.Command, breakGlass bool) {
 			return usagef("leave one of the two out", "--socket needs no profile")
 		case !breakGlass:
 			return usagef("it answers status, cert revoke, client disable, client invite of an operator, and tickets reset; "+
-				"for the rest: certbound client invite OPERATOR --socket "+c.socket+", then certbound enroll -",
+				"for the rest: certbound client invite OPERATOR --socket "+profile.ShellWord(c.socket)+", then certbound enroll -",
 				"the break-glass socket does not answer %s", cmd.CommandPath())
 		}
 		return nil
@@ -60,7 +63,7 @@ func (c *cli) operator() (operators, error) {
 		return profile.NewSocket(c.socket), nil
 	}
 	dir := c.profileDir(operatorProfile)
-	p, err := profile.Open(dir)
+	p, err := c.open(dir)
 	if errors.Is(err, fs.ErrNotExist) && dir == operatorProfile {
 		return nil, failf("run it in the folder where certbound serve was started, or name the operator's profile with --profile DATA/admin", "%v", err)
 	}
@@ -76,7 +79,7 @@ func (c *cli) openProfile(ctx context.Context) (*profile.Profile, error) {
 	if dir == "" {
 		return nil, noProfile()
 	}
-	p, err := profile.Open(dir)
+	p, err := c.open(dir)
 	if err != nil {
 		return nil, err
 	}
@@ -85,6 +88,23 @@ func (c *cli) openProfile(ctx context.Context) (*profile.Profile, error) {
 		c.note("note: the profile could not be renewed and is valid until %s: %s", stamp(p.Certificate().NotAfter), oneLine(err.Error()))
 	}
 	return p, nil
+}
+
+// open opens a profile and warns when others can read its key. That is no reason to refuse: a mounted secret may have no
+// other mode.
+func (c *cli) open(dir string) (*profile.Profile, error) {
+	p, err := profile.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	c.warn(p)
+	return p, nil
+}
+
+func (c *cli) warn(p *profile.Profile) {
+	if text := p.Warning(); text != "" {
+		c.note("warning: %s", text)
+	}
 }
 
 func noProfile() error {
@@ -105,6 +125,7 @@ func (c *cli) waits(accepted *profile.AcceptedError) error {
 	}
 	c.note("%s of %s waits for a second operator until %s: certbound approval confirm %s",
 		approval.Kind, approval.Target, stamp(approval.ExpiresAt), approval.ID)
+	c.remedy = "it waits for a second operator: certbound approval list shows it"
 	if err := c.print(approval, func(io.Writer) {}); err != nil {
 		return err
 	}
@@ -125,6 +146,9 @@ func call[Out any](ctx context.Context, c *cli, method, path string, in any) (*O
 	}
 	if err != nil {
 		return nil, err
+	}
+	if method != http.MethodGet {
+		c.remedy = "it is done nevertheless: look at it instead of asking for it again"
 	}
 	return out, nil
 }
@@ -159,8 +183,16 @@ func (c *cli) pending(pending bool) {
 	}
 }
 
+// codeRemedy says how a code that nobody saw is replaced.
+func (c *cli) codeRemedy(i *admin.Invitation) {
+	if i.Code != "" {
+		c.remedy = "the code is lost, all else is done; for a new code: certbound client invite " + profile.ShellWord(i.ClientID)
+	}
+}
+
 // printCode prints exactly the code, so that it can be piped to the one who enrols, and explains it on standard error.
 func (c *cli) printCode(i *admin.Invitation) error {
+	c.codeRemedy(i)
 	if c.json {
 		return c.print(i, nil)
 	}

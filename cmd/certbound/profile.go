@@ -26,14 +26,18 @@ func (c *cli) profileAddCommand() *cobra.Command {
 			if o.CertFile == "" || o.KeyFile == "" {
 				return usagef("usage: "+cmd.UseLine(), "--cert and --key are needed")
 			}
+			if err := clientFlag("--client-id", o.ClientID); err != nil {
+				return err
+			}
 			p, err := profile.Add(cmd.Context(), args[0], o)
 			if err != nil {
 				return err
 			}
 			id := holderOf(p)
+			c.remedy = "it is done nevertheless: the profile is in " + p.Dir()
 			if p.External() {
 				c.note("the certificate is valid until %s and does not renew itself; whether it is accepted: certbound whoami --profile %s",
-					stamp(id.NotAfter), p.Dir())
+					stamp(id.NotAfter), profile.ShellWord(p.Dir()))
 			}
 			return c.print(id, line("profile of "+id.ClientID+" at "+id.Issuer+" in "+id.Profile))
 		},

@@ -5,8 +5,6 @@ package main
 
 import (
 	"github.com/spf13/cobra"
-
-	"github.com/certbound/certbound/cmd/internal/profile"
 )
 
 func (c *cli) renewCommand() *cobra.Command {
@@ -18,7 +16,7 @@ func (c *cli) renewCommand() *cobra.Command {
 			if dir == "" {
 				return noProfile()
 			}
-			p, err := profile.Open(dir)
+			p, err := c.open(dir)
 			if err != nil {
 				return err
 			}
@@ -26,6 +24,7 @@ func (c *cli) renewCommand() *cobra.Command {
 				return err
 			}
 			id := holderOf(p)
+			c.remedy = "it is done nevertheless: the profile is in " + p.Dir()
 			return c.print(id, line("renewed "+id.ClientID+" until "+stamp(id.NotAfter)))
 		},
 	}

@@ -4,6 +4,8 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"io"
 	"net/http"
 	"net/url"
@@ -12,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/certbound/certbound/cmd/internal/admin"
+	"github.com/certbound/certbound/cmd/internal/profile"
 )
 
 func (c *cli) resourceCommand() *cobra.Command {
@@ -44,9 +47,7 @@ func (c *cli) resourceListCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "list", Short: "List all resources", Args: arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			resources, err := collect(cmd.Context(), c, "/resources", url.Values{}, func(p *admin.ResourceList) ([]admin.Resource, string) {
-				return p.Resources, p.Next
-			})
+			resources, err := c.resources(cmd.Context())
 			if err != nil {
 				return err
 			}
@@ -61,6 +62,12 @@ func (c *cli) resourceListCommand() *cobra.Command {
 	}
 }
 
+func (c *cli) resources(ctx context.Context) ([]admin.Resource, error) {
+	return collect(ctx, c, "/resources", url.Values{}, func(p *admin.ResourceList) ([]admin.Resource, string) {
+		return p.Resources, p.Next
+	})
+}
+
 func (c *cli) resourceRemoveCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "remove URI", Short: "Remove a resource that no client names any more", Args: arguments(1, 1),
@@ -68,10 +75,23 @@ func (c *cli) resourceRemoveCommand() *cobra.Command {
 			path := "/resources?" + url.Values{"uri": {args[0]}}.Encode()
 			change, err := call[admin.Change](cmd.Context(), c, http.MethodDelete, path, nil)
 			if err != nil {
-				return err
+				return stillUsed(err)
 			}
 			c.pending(change.AuditPending)
 			return c.print(change, line(change.Resource+" "+change.Done))
 		},
 	}
+}
+
+// stillUsed says what becomes of the clients of a resource in use: a client's scopes and resources do not change, so those
+// that are still needed have to find their scopes elsewhere.
+func stillUsed(err error) error {
+	refused, ok := errors.AsType[*profile.APIError](err)
+	if !ok || refused.Status != http.StatusConflict || refused.Code != "invalid_request" {
+		return err
+	}
+	told := *refused
+	told.Hint = "certbound client show ID tells why: one that holds a scope which no other resource declares may stay once another does " +
+		"(certbound resource add); one that names the resource has to be removed, and added again without it where it is still needed"
+	return &told
 }

@@ -67,8 +67,13 @@ func (c *cli) trustAddCommand() *cobra.Command {
 
 // readTrust fills a request from files. A file with anything but certificates, such as a key, is refused here and not sent.
 func readTrust(req *admin.TrustRequest, ca, crl string) error {
+	switch req.Revocation {
+	case "", "hard", "soft", "off":
+	default:
+		return usagef("use --revocation hard, soft or off", "%q is not a way to treat revocation", req.Revocation)
+	}
 	if ca == "" {
-		return usagef("certbound trust add "+req.Name+" --ca FILE", "--ca is missing")
+		return usagef("certbound trust add "+profile.ShellWord(req.Name)+" --ca FILE", "--ca is missing")
 	}
 	certs, err := profile.ReadCertificates(ca)
 	if err != nil {

@@ -26,6 +26,9 @@ func (c *cli) whoamiCommand() *cobra.Command {
 			"service. The exit code is 0 when the certificate authenticates the client that it was meant for.",
 		Args: arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := clientFlag("--client-id", v.clientID); err != nil {
+				return err
+			}
 			visitor, err := c.visitor(cmd.Context(), v)
 			if err != nil {
 				return err
