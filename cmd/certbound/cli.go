@@ -94,7 +94,8 @@ func wantsJSON(args []string) bool {
 
 const rootHelp = `Tokens bound to certificates: issue them, hold them, check them.
 
-What was asked for goes to standard output, explanations and errors to standard error; with -o json both are JSON.
+What was asked for goes to standard output, explanations and errors to standard error. With -o json answers and errors
+are JSON, and nothing is explained.
 
 Exit codes, of every verb:
 

@@ -199,3 +199,48 @@ func TestOnlyCertificatesAreSent(t *testing.T) {
 		t.Errorf("%v: a list of %d bytes", err, len(req.CRL))
 	}
 }
+
+// A client may have tokens for what it names, or for all that declares its scopes, and for the operators' API in any case.
+func TestReach(t *testing.T) {
+	t.Parallel()
+	resources := []admin.Resource{
+		{Resource: "own", Scope: admin.ScopeAdmin + " " + admin.ScopeRead, BuiltIn: true}, {Resource: "a", Scope: "r w"}, {Resource: "b", Scope: "r"},
+	}
+	for want, client := range map[string]admin.Client{
+		"own":   {Scope: admin.ScopeRead},
+		"a b":   {Scope: "r"},
+		"a":     {Scope: "w"},
+		"b":     {Scope: "r", Resources: []string{"b"}},
+		"b own": {Scope: "r " + admin.ScopeAdmin, Resources: []string{"b"}},
+		"":      {},
+	} {
+		if got := strings.Join(reach(client, resources), " "); got != want {
+			t.Errorf("%+v reaches %q, want %q", client, got, want)
+		}
+	}
+}
+
+// full is an output without room.
+type full struct{}
+
+func (full) Write([]byte) (int, error) { return 0, syscall.ENOSPC }
+
+// Whatever prints, it is noticed in one place that it could not; a lost code can be replaced.
+func TestLostOutput(t *testing.T) {
+	t.Parallel()
+	for name, asJSON := range map[string]bool{"text": false, "json": true} {
+		out := &output{to: full{}}
+		c := &cli{stdout: out, stderr: &bytes.Buffer{}, json: asJSON}
+		answer := json.RawMessage(`{"client_id":"alice","auth_method":"tls_client_auth","code":"cb1.x"}`)
+		_ = c.printConfirmed("abc", answer) // what it says is not what counts
+		if !errors.Is(out.err, syscall.ENOSPC) || !strings.Contains(c.remedy, "certbound client invite alice") {
+			t.Errorf("%s: %v, remedy %q", name, out.err, c.remedy)
+		}
+	}
+	out := &output{to: full{}}
+	c := &cli{stdout: out}
+	table(out, "A B", [][]string{{"1", "2"}})
+	if f := explain(c.unwritten(out.err)); f.exit != exitFailed || !strings.Contains(f.hint, "run it again") {
+		t.Errorf("%+v", f)
+	}
+}

@@ -54,7 +54,7 @@ func (c *cli) enrollCommand() *cobra.Command {
 			}
 			id := holderOf(p)
 			c.remedy = "it is done nevertheless: the profile is in " + p.Dir()
-			c.note("the certificate is valid until %s; certbound renew and every verb that uses the profile renew it", stamp(id.NotAfter))
+			c.note("the certificate is valid until %s; certbound renew and the verbs that call the service with it renew it", stamp(id.NotAfter))
 			return c.print(id, line("enrolled "+id.ClientID+" at "+id.Issuer+" into "+id.Profile))
 		},
 	}

@@ -7,7 +7,7 @@
 //
 // The rules of its user interface: what was asked for goes to standard output and nothing else does, so that every verb
 // can stand in a pipe; explanations go to standard error. An error is one line that says what was wrong and one that says
-// what to do about it, never a page of usage. With -o json both streams carry JSON. The exit code is 0 when it was done,
+// what to do about it, never a page of usage. With -o json both streams carry JSON (but the log of serve). The exit code is 0 when it was done,
 // 1 when it was refused or failed or its output could not be written, 2 when the command line was wrong and nothing was sent.
 package main
 

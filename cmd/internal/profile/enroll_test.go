@@ -403,6 +403,22 @@ func TestEnrollUnreachableLeavesNothing(t *testing.T) {
 	}
 }
 
+// A run without a folder that kept its key clears it away when the code turns out to be void.
+func TestRefusedAfterLostAnswer(t *testing.T) {
+	s := newService(t)
+	t.Chdir(t.TempDir())
+	code := s.invite()
+	s.set(func() { s.drop = 1 })
+	_, err := Enroll(t.Context(), EnrollOptions{Code: code})
+	wantHint(t, err)
+	s.invite()
+	_, err = Enroll(t.Context(), EnrollOptions{Code: code})
+	wantHint(t, err)
+	if left, err := os.ReadDir("."); err != nil || len(left) != 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
 // answering makes enrolment answer with a refusal.
 func answering(t *testing.T, s *service, status int, code string) {
 	t.Helper()
