@@ -61,6 +61,10 @@ type Config struct {
 	Authorize func(context.Context, *tokens.Claims, *mtls.Peer) error
 
 	Events Events // may be nil
+
+	// Refused is told of each refusal before its answer leaves, for a server that keeps a record of them; the response
+	// header CorrelationHeader is set by then. It must not write to the response. May be nil.
+	Refused func(r *http.Request, refusal *tokens.Error, correlationID string)
 }
 
 // Guard refuses requests that do not carry a token bound to their connection. Safe for concurrent use.
@@ -71,6 +75,7 @@ type Guard struct {
 	certificate func(*http.Request) (*mtls.Peer, error)
 	authorize   func(context.Context, *tokens.Claims, *mtls.Peer) error
 	events      Events
+	refused     func(*http.Request, *tokens.Error, string)
 }
 
 // New returns a Guard. The error says which field cannot be used.
@@ -85,6 +90,7 @@ func New(c Config) (*Guard, error) {
 		certificate: c.Certificate,
 		authorize:   c.Authorize,
 		events:      c.Events,
+		refused:     c.Refused,
 	}
 	if g.realm == "" {
 		g.realm = c.Verifier.Audience()
@@ -248,6 +254,9 @@ func (g *Guard) refuse(w http.ResponseWriter, r *http.Request, err error) {
 		slog.String("correlation_id", header.Get(CorrelationHeader)))
 	if g.events != nil {
 		g.events.RequestRefused(refusal.Code, refusal.Reason)
+	}
+	if g.refused != nil {
+		g.refused(r, refusal, header.Get(CorrelationHeader))
 	}
 	if status < http.StatusInternalServerError {
 		header.Set("WWW-Authenticate", g.challenge(refusal))

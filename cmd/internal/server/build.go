@@ -136,7 +136,7 @@ func (s *service) adminHandler() (http.Handler, error) {
 		return nil, err
 	}
 	guard, err := resource.New(resource.Config{
-		Verifier: verifier, Realm: s.identity.issuer, Logger: s.log, Authorize: s.authorizeOperator,
+		Verifier: verifier, Realm: s.identity.issuer, Authorize: s.authorizeOperator, Refused: s.operatorRefused,
 	})
 	if err != nil {
 		return nil, err
@@ -168,6 +168,28 @@ func (s *service) adminConfig() admin.Config {
 		Endpoints: s.endpoints(), Version: s.version, Logger: s.log,
 		OwnCAs: []*x509.Certificate{s.root, s.issuing}, FileTrusts: s.fileTrusts(), TrustHealth: s.trust.Health,
 		ResetTickets: s.resetTickets,
+	}
+}
+
+// operatorRefused records what the guard of the operators' API refused. Whoever has no operator's token can be anybody, so
+// the log is told at debug level only: the journal has it.
+func (s *service) operatorRefused(r *http.Request, refusal *tokens.Error, correlation string) {
+	e := audit.Event{
+		Name: "admin.request", Outcome: audit.Refused, Reason: refusal.Reason,
+		Address: issuer.Address(r.Context()), Correlation: correlation,
+	}
+	if peer, err := mtls.PeerFromRequest(r); err == nil {
+		e.Thumbprint = peer.Thumbprint().String()
+	}
+	s.record(r.Context(), e)
+	s.log.DebugContext(r.Context(), "an operator's request was refused", "reason", refusal.Reason, "cause", refusal.Err, "correlation", correlation)
+}
+
+// record records what gives nothing by itself: when that fails, the decision stands all the same.
+func (s *service) record(ctx context.Context, e audit.Event) {
+	e.Time = time.Now()
+	if err := s.folder.journal.Record(ctx, e); err != nil {
+		s.log.ErrorContext(ctx, "a decision could not be recorded", "event", e.Name, "error", err)
 	}
 }
 

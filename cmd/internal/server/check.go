@@ -40,8 +40,8 @@ func Check(cfg config.Config) error {
 			return err
 		}
 	}
-	if cfg.KEKFile != "" {
-		if _, err := store.LoadKEK(cfg.Data, filepath.Join(cfg.Data, "certbound.db"), store.KEKSource{File: cfg.KEKFile}); err != nil {
+	if source := kekSource(cfg); source != (store.KEKSource{}) { // the one in the data folder is made at the first start
+		if _, err := store.LoadKEK(cfg.Data, filepath.Join(cfg.Data, "certbound.db"), source); err != nil {
 			return err
 		}
 	}
@@ -51,6 +51,11 @@ func Check(cfg config.Config) error {
 		}
 	}
 	return nil
+}
+
+// kekSource says where the key-encryption key comes from; the zero value is the data folder.
+func kekSource(cfg config.Config) store.KEKSource {
+	return store.KEKSource{Value: os.Getenv("CERTBOUND_KEK"), File: cfg.KEKFile}
 }
 
 // checkHost refuses what our own certificate cannot name.

@@ -231,3 +231,55 @@ func TestRFC5280_5_RemovedClientIsOnTheList(t *testing.T) {
 		t.Errorf("on the list: %t, %v, %v", ok, revoked.Reason, err)
 	}
 }
+
+// Every refusal has a line in the journal that the answer's correlation id finds: also those that the guard of the
+// operators' API makes, those of unreadable requests, and every use of the socket.
+func TestEveryRefusalIsOnRecord(t *testing.T) {
+	t.Parallel()
+	in := start(t, testConfig(t, t.TempDir()))
+	in.addLedger()
+	cert := in.enrolled("payments")
+	c := in.client(&cert)
+	do := func(method, address, contentType, authorization, body string) *http.Response {
+		t.Helper()
+		req, err := http.NewRequestWithContext(t.Context(), method, address, strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Content-Type", contentType)
+		if authorization != "" {
+			req.Header.Set("Authorization", authorization)
+		}
+		res, err := c.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		res.Body.Close()
+		return res
+	}
+	token := in.token(c, "payments").Token
+	for name, res := range map[string]*http.Response{
+		"no operator's token":    do(http.MethodGet, in.mtls+"/admin/v1/clients", "application/json", "", ""),
+		"a forged one":           do(http.MethodGet, in.mtls+"/admin/v1/clients", "application/json", "Bearer a.b.c", ""),
+		"another audience's":     do(http.MethodGet, in.mtls+"/admin/v1/clients", "application/json", "Bearer "+token, ""),
+		"an unreadable enrol":    do(http.MethodPost, in.mtls+pathEnroll, "application/json", "", "{"),
+		"an unreadable renewal":  do(http.MethodPost, in.mtls+pathRenew, "text/plain", "", "{}"),
+		"a form that is no form": do(http.MethodPost, in.mtls+pathToken, "application/json", "", "{}"),
+	} {
+		id := res.Header.Get("X-Correlation-Id")
+		if res.StatusCode < 400 || id == "" || !strings.Contains(in.journal(), `"correlation":"`+id+`"`) {
+			t.Errorf("%s: status %d, correlation %q, on record %t", name, res.StatusCode, id, strings.Contains(in.journal(), id))
+		}
+	}
+	res, err := in.socketClient().Get("http://certbound/admin/v1/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	res.Body.Close()
+	if id := res.Header.Get("X-Correlation-Id"); id == "" || !strings.Contains(in.journal(), id) {
+		t.Errorf("a look through the socket (%d) is not on record", res.StatusCode)
+	}
+	if strings.Contains(in.journal(), token) {
+		t.Error("a token in the journal")
+	}
+}

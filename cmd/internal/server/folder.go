@@ -63,7 +63,7 @@ func (s *service) open(ctx context.Context) error {
 	if err := checkNotLost(data, database); err != nil {
 		return err
 	}
-	kek, err := store.LoadKEK(data, database, store.KEKSource{Value: os.Getenv("CERTBOUND_KEK"), File: s.cfg.KEKFile})
+	kek, err := store.LoadKEK(data, database, kekSource(s.cfg))
 	if err != nil {
 		return err
 	}

@@ -20,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/certbound/certbound/cmd/internal/audit"
 	"github.com/certbound/certbound/cmd/internal/config"
 	"github.com/certbound/certbound/cmd/internal/store"
 	"github.com/certbound/certbound/cmd/internal/trust"
@@ -253,7 +254,16 @@ func TestBreakGlass(t *testing.T) {
 // Whoever is neither the service's user nor root is refused, and so is a caller of whom the kernel says nothing.
 func TestBreakGlassIsForOurself(t *testing.T) {
 	t.Parallel()
-	s := &service{log: discard()}
+	journal, err := audit.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := journal.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	s := &service{log: discard(), folder: &folder{journal: journal}}
 	reached := false
 	h := s.onlyOurself(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { reached = true }))
 	for name, tc := range map[string]struct {

@@ -6,6 +6,7 @@ package server
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"maps"
 	"mime"
@@ -16,6 +17,7 @@ import (
 	"github.com/gorilla/mux"
 
 	"github.com/certbound/certbound/cmd/internal/admin"
+	"github.com/certbound/certbound/cmd/internal/audit"
 	"github.com/certbound/certbound/cmd/internal/authority"
 	"github.com/certbound/certbound/mtls"
 	"github.com/certbound/certbound/pki"
@@ -127,6 +129,12 @@ func (s *service) certify(w http.ResponseWriter, r *http.Request, into any, kind
 	answer func(context.Context, authority.Caller) (*pki.EnrollResponse, error)) {
 	ctx := context.WithoutCancel(r.Context()) // who hangs up must not leave a redeemed code without its record
 	res, err := (*pki.EnrollResponse)(nil), readJSON(w, r, into)
+	if unreadable, ok := errors.AsType[*tokens.Error](err); ok {
+		s.record(ctx, audit.Event{
+			Name: "cert." + kind, Outcome: audit.Refused, Reason: unreadable.Reason,
+			Address: issuer.Address(ctx), Correlation: issuer.CorrelationID(ctx),
+		})
+	}
 	if err == nil {
 		res, err = answer(ctx, authority.Caller{Address: issuer.Address(ctx), Correlation: issuer.CorrelationID(ctx)})
 	}

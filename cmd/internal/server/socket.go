@@ -14,6 +14,7 @@ import (
 	"strconv"
 
 	"github.com/certbound/certbound/cmd/internal/admin"
+	"github.com/certbound/certbound/cmd/internal/audit"
 	"github.com/certbound/certbound/tokens/issuer"
 )
 
@@ -71,6 +72,20 @@ func socketContext(ctx context.Context, c net.Conn) context.Context {
 	return context.WithValue(ctx, callerUIDKey{}, uid)
 }
 
+// recordSocket records every use of the socket, also a look at the status. It must work without a journal, so a record
+// that cannot be written keeps nobody out.
+func (s *service) recordSocket(r *http.Request, uid int, allowed bool) {
+	e := audit.Event{
+		Name: "break-glass", Outcome: audit.Granted, Actor: "break-glass:" + strconv.Itoa(uid),
+		Correlation: issuer.CorrelationID(r.Context()),
+		Detail:      map[string]string{"method": r.Method, "path": r.URL.Path},
+	}
+	if !allowed {
+		e.Outcome, e.Reason = audit.Refused, "another_user"
+	}
+	s.record(r.Context(), e)
+}
+
 // callerUID is the user at the other end of the socket, -1 when the kernel did not say.
 func callerUID(ctx context.Context) int {
 	if uid, ok := ctx.Value(callerUIDKey{}).(int); ok {
@@ -90,7 +105,9 @@ func ignoreMissing(err error) error {
 func (s *service) onlyOurself(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		uid := callerUID(r.Context())
-		if uid < 0 || uid != 0 && uid != os.Geteuid() {
+		allowed := uid == 0 || uid == os.Geteuid()
+		s.recordSocket(r, uid, allowed)
+		if !allowed {
 			refuse(w, http.StatusForbidden, "access_denied", "this socket is for the user that runs the service")
 			return
 		}
