@@ -10,6 +10,9 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
+	"runtime"
 	"syscall"
 )
 
@@ -26,9 +29,26 @@ func NewSocket(path string) *Socket {
 		Timeout:       callTimeout,
 		CheckRedirect: noRedirect,
 		Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", path)
+			return dialSocket(ctx, path)
 		}},
 	}}
+}
+
+// longestSocketPath is what fits into a socket's address, without its final NUL.
+const longestSocketPath = 107
+
+// dialSocket connects to the socket at path. Where the path is longer than an address holds it goes through the open
+// folder, as the service did when it made the socket; only Linux has such a way.
+func dialSocket(ctx context.Context, path string) (net.Conn, error) {
+	if len(path) > longestSocketPath && runtime.GOOS == "linux" {
+		dir, err := os.Open(filepath.Dir(path))
+		if err != nil {
+			return nil, err
+		}
+		defer dir.Close()
+		path = fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), filepath.Base(path))
+	}
+	return new(net.Dialer).DialContext(ctx, "unix", path)
 }
 
 // Close closes the connections.

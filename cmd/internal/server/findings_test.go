@@ -283,3 +283,25 @@ func TestEveryRefusalIsOnRecord(t *testing.T) {
 		t.Error("a token in the journal")
 	}
 }
+
+// A data folder whose path is longer than a socket's address has its break-glass socket all the same, and the client
+// that the command line uses reaches it.
+func TestBreakGlassAtALongPath(t *testing.T) {
+	t.Parallel()
+	data := filepath.Join(t.TempDir(), strings.Repeat("long", 40))
+	in := start(t, testConfig(t, data))
+	socket := profile.NewSocket(filepath.Join(data, socketName))
+	defer socket.Close()
+	var status struct {
+		Issuer string `json:"issuer"`
+	}
+	if err := socket.Do(t.Context(), http.MethodGet, "/status", nil, &status); err != nil || status.Issuer != in.issuer {
+		t.Errorf("through the socket: %q, %v", status.Issuer, err)
+	}
+	if err := in.stop(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(data, socketName)); !os.IsNotExist(err) {
+		t.Errorf("the socket after the stop: %v", err)
+	}
+}
