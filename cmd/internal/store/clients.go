@@ -436,19 +436,42 @@ func (s *Store) changeClient(ctx context.Context, verb, id string, f func(*chang
 	return nil
 }
 
+// Grantors counts the clients that can give administrators' scopes now: those that hold certbound:admin or
+// certbound:grant, are enabled, and have a certificate, from our CA or registered by value, that is valid now, not
+// revoked, good for clients and of a key that is not blocked.
+func (s *Store) Grantors(ctx context.Context) (int, error) {
+	n, err := countGrantors(s.read.QueryRowContext(ctx, countAbleGrantors, moment(s.now())))
+	if err != nil {
+		return 0, fmt.Errorf("count who may give scopes: %w", err)
+	}
+	return n, nil
+}
+
+func countGrantors(r row) (n int, err error) { return n, r.Scan(&n) }
+
+// grantors is Grantors in a transaction, until whose end no other one can take a grantor away.
+func (c *change) grantors(now time.Time) (int, error) {
+	if _, err := c.lockGrantors(); err != nil {
+		return 0, err
+	}
+	return countGrantors(c.tx.QueryRowContext(c.ctx, countAbleGrantors, moment(now)))
+}
+
+// lockGrantors returns the enabled holders of a scope that gives scopes, able to use it or not.
+func (c *change) lockGrantors() ([]string, error) {
+	rows, err := c.tx.QueryContext(c.ctx, lockGrantors+forUpdate)
+	return all(rows, err, func(r row) (id string, err error) { return id, r.Scan(&id) })
+}
+
 // keepGrantor refuses to lose the last enabled client that can give administrators' scopes. One that was invited and
 // never enrolled, or whose certificates have all lapsed, cannot: it does not count as another.
 func (c *change) keepGrantor(client Client, now time.Time) error {
-	rows, err := c.tx.QueryContext(c.ctx, queryGrantors+forUpdate)
-	grantors, err := all(rows, err, func(r row) (id string, err error) { return id, r.Scan(&id) })
-	if err != nil {
+	holders, err := c.lockGrantors()
+	if err != nil || !slices.Contains(holders, client.ID) {
 		return err
 	}
-	if !slices.Contains(grantors, client.ID) {
-		return nil
-	}
-	var others int
-	if err := c.tx.QueryRowContext(c.ctx, queryAbleGrantor, client.ID, moment(now)).Scan(&others); err != nil {
+	others, err := countGrantors(c.tx.QueryRowContext(c.ctx, countOtherGrantors, moment(now), client.ID))
+	if err != nil {
 		return err
 	}
 	if others == 0 {

@@ -133,6 +133,8 @@ func testStore(t *testing.T, open opener) {
 		{"client names are unique", testNames},
 		{"removed ids stay reserved", testReserved},
 		{"last grantor stays", testLastGrantor},
+		{"who can grant", testGrantors},
+		{"registered certificates of grantors", testPinnedGrantor},
 		{"clients are listed", testClientList},
 		{"parallel redemptions", testParallelRedemptions},
 		{"parallel redemptions with one key", testParallelSameKey},

@@ -34,8 +34,14 @@ func newOwnKey(t *testing.T) ownKey {
 // cert returns a self-signed certificate with this serial number, DER.
 func (k ownKey) cert(t *testing.T, serial int64) []byte {
 	t.Helper()
+	return k.certOf(t, serial, start, start.AddDate(1, 0, 0))
+}
+
+// certOf is cert with these dates.
+func (k ownKey) certOf(t *testing.T, serial int64, from, to time.Time) []byte {
+	t.Helper()
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(serial), Subject: pkix.Name{CommonName: "own"}, NotBefore: start, NotAfter: start.AddDate(1, 0, 0),
+		SerialNumber: big.NewInt(serial), Subject: pkix.Name{CommonName: "own"}, NotBefore: from, NotAfter: to,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, k.Public(), k)
 	ok(t, err)

@@ -19,7 +19,8 @@ const (
 
 // SetClientCertificates replaces the certificates (DER, 1 to 8, each once) that a client registered by value. To rotate,
 // register both, then only the new one. Errors: ErrNotFound, ErrNotPinned (another kind of client), a
-// CertificateTakenError, ErrKeyTaken, ErrKeyBlocked.
+// CertificateTakenError, ErrKeyTaken, ErrKeyBlocked, and ErrLastGrantor when nobody could give administrators' scopes
+// any more because none of the new ones is valid now.
 func (s *Store) SetClientCertificates(ctx context.Context, id string, certificates [][]byte) error {
 	return s.changeClient(ctx, "set the certificates of", id, func(c *change, client Client) error {
 		if client.AuthMethod != methodSelfSigned || client.JWKSURI != "" {
@@ -28,16 +29,31 @@ func (s *Store) SetClientCertificates(ctx context.Context, id string, certificat
 		if len(certificates) == 0 {
 			return errors.New("a client with its own certificate needs one")
 		}
-		if _, err := c.link(deletePinned, id); err != nil {
+		before, err := c.grantors(s.now())
+		if err != nil {
 			return err
 		}
-		if err := c.claimCertificates(id, certificates); err != nil {
+		if err := s.setCertificates(c, id, certificates); err != nil {
 			return err
 		}
-		_, err := c.exec("clients", setCertificates, id, ders(certificates), moment(s.now()))
-		c.changedClient(id)
+		after, err := c.grantors(s.now())
+		if err == nil && before > 0 && after == 0 {
+			err = ErrLastGrantor
+		}
 		return err
 	})
+}
+
+func (s *Store) setCertificates(c *change, id string, certificates [][]byte) error {
+	if _, err := c.link(deletePinned, id); err != nil {
+		return err
+	}
+	if err := c.claimCertificates(id, certificates); err != nil {
+		return err
+	}
+	_, err := c.exec("clients", setCertificates, id, ders(certificates), moment(s.now()))
+	c.changedClient(id)
+	return err
 }
 
 // claimCertificates takes certificates for a client; each, and each public key, belongs to one client only.
@@ -62,7 +78,7 @@ func (c *change) claimCertificate(id string, der []byte) error {
 		return err
 	}
 	thumbprint, keyHash := sha256.Sum256(der), sha256.Sum256(cert.RawSubjectPublicKeyInfo)
-	n, err := c.link(insertPinned, digest(thumbprint), id, digest(keyHash))
+	n, err := c.link(insertPinned, digest(thumbprint), id, digest(keyHash), cert.NotBefore.UnixMicro(), cert.NotAfter.UnixMicro())
 	if err != nil {
 		return err
 	}

@@ -46,18 +46,26 @@ const (
 	setClientDisabled = `UPDATE clients SET disabled = $2, updated_at = $3, version = NULL WHERE id = $1`
 	setClientRemoved  = `UPDATE clients SET removed_at = $2, updated_at = $2, grantor = FALSE, version = NULL WHERE id = $1`
 	setCertificates   = `UPDATE clients SET certificates = $2, updated_at = $3, version = NULL WHERE id = $1`
-	queryGrantors     = `SELECT id FROM clients WHERE grantor AND removed_at IS NULL AND NOT disabled`
-	queryAbleGrantor  = `SELECT count(*) FROM clients WHERE grantor AND removed_at IS NULL AND NOT disabled AND id <> $1
+	lockGrantors      = `SELECT id FROM clients WHERE grantor AND removed_at IS NULL AND NOT disabled`
+	// The argument is the time. Whoever has but a blocked key, or a certificate for servers, cannot ask for a token.
+	selectAbleGrantors = ` FROM clients WHERE grantor AND removed_at IS NULL AND NOT disabled
 		AND (EXISTS (SELECT 1 FROM certificates c WHERE c.client_id = clients.id AND c.generation = clients.generation
-				AND c.revoked_at IS NULL AND c.not_after > $2)
-			OR EXISTS (SELECT 1 FROM client_certificates p WHERE p.client_id = clients.id))`
-	queryLastExpiry = `SELECT max(not_after) FROM certificates WHERE client_id = $1`
+				AND clients.auth_method = 'tls_client_auth' AND clients.cert_usage <> 'server' AND c.revoked_at IS NULL
+				AND c.not_before <= $1 AND c.not_after > $1
+				AND NOT EXISTS (SELECT 1 FROM blocked_keys b WHERE b.key_hash = c.key_hash))
+			OR EXISTS (SELECT 1 FROM client_certificates p WHERE p.client_id = clients.id
+				AND p.not_before <= $1 AND p.not_after > $1
+				AND NOT EXISTS (SELECT 1 FROM blocked_keys b WHERE b.key_hash = p.key_hash)))`
+	countAbleGrantors  = `SELECT count(*)` + selectAbleGrantors
+	countOtherGrantors = countAbleGrantors + ` AND id <> $2`
+	queryLastExpiry    = `SELECT max(not_after) FROM certificates WHERE client_id = $1`
 
 	insertName    = `INSERT INTO client_names (kind, name, client_id) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`
 	queryNameUser = `SELECT client_id FROM client_names WHERE kind = $1 AND name = $2`
 	deleteNames   = `DELETE FROM client_names WHERE client_id = $1`
 
-	insertPinned    = `INSERT INTO client_certificates (thumbprint, client_id, key_hash) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`
+	insertPinned = `INSERT INTO client_certificates (thumbprint, client_id, key_hash, not_before, not_after)
+		VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING`
 	queryPinnedUser = `SELECT client_id FROM client_certificates WHERE thumbprint = $1`
 	deletePinned    = `DELETE FROM client_certificates WHERE client_id = $1`
 

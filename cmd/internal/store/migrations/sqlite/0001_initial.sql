@@ -69,7 +69,9 @@ CREATE INDEX client_names_client ON client_names (client_id);
 CREATE TABLE client_certificates (
     thumbprint BLOB NOT NULL PRIMARY KEY,
     client_id  TEXT NOT NULL REFERENCES clients (id),
-    key_hash   BLOB NOT NULL
+    key_hash   BLOB NOT NULL,
+    not_before BIGINT NOT NULL,
+    not_after  BIGINT NOT NULL
 );
 CREATE INDEX client_certificates_client ON client_certificates (client_id);
 CREATE INDEX client_certificates_key ON client_certificates (key_hash);
