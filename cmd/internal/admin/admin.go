@@ -83,6 +83,14 @@ type Config struct {
 	// Scopes says what the caller may do, from the request's context: those of the verified token that the client still
 	// holds. Nil stands for certbound:admin at every request. NewBreakGlass does not ask.
 	Scopes func(context.Context) []string
+	// StillAuthorized says whether whoever asks may still do so, from the request's context: whether its client and its
+	// certificate are what they were when its token was let in. It is asked before every change, under Changes. Any
+	// error refuses; one that is a *tokens.Error of the service's own failing does so with 503. Nil is not asked, and
+	// NewBreakGlass does not ask.
+	StillAuthorized func(context.Context) error
+	// Changes is held from that question until a change is made and recorded, so that a change through this API comes
+	// either before or after one that takes its caller's authority. New and NewBreakGlass need the same one. Nil: its own.
+	Changes *sync.Mutex
 	// Approvals is how many operators it takes to give scopes of this API, or credentials to who holds them, and to
 	// change a trust: 2, or 0 or 1 for one.
 	Approvals int
@@ -109,9 +117,6 @@ type api struct {
 
 	// onlyOperators limits invitations to clients that hold scopes of the operators' API.
 	onlyOperators bool
-
-	// registering is held while a registration is checked and stored, so that no resource leaves between the two.
-	registering sync.Mutex
 }
 
 // New returns the API as one handler for the paths below [Prefix]; it answers those alone. It is safe for concurrent use.
@@ -138,6 +143,9 @@ func newAPI(cfg Config) (*api, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
+	if cfg.Changes == nil {
+		cfg.Changes = new(sync.Mutex)
+	}
 	rules, err := newRules(cfg)
 	if err != nil {
 		return nil, err
@@ -151,8 +159,14 @@ func newAPI(cfg Config) (*api, error) {
 type route struct {
 	method, path string
 	event        string   // what the record calls it
-	scopes       []string // of which whoever asks must hold one; the handler may ask for more
-	handle       http.HandlerFunc
+	scopes       []string // of which whoever asks must hold one; the action may ask for more
+	action       action
+}
+
+// action is what a route does. One that changes something is done under Config.Changes, once its body was read.
+type action struct {
+	body func() any // a new empty request body; nil where nothing is changed
+	do   func(*http.Request, any) (*outcome, error)
 }
 
 // routes is the whole API and who may ask for what.
@@ -160,28 +174,28 @@ func (a *api) routes() []route {
 	const get, post, put, del = http.MethodGet, http.MethodPost, http.MethodPut, http.MethodDelete
 	one := func(scopes ...string) []string { return scopes }
 	return []route{
-		{get, "/clients", "client.list", one(ScopeRead), read(a, a.listClients)},
-		{get, "/clients/{id}", "client.show", one(ScopeRead), read(a, a.showClient)},
+		{get, "/clients", "client.list", one(ScopeRead), read(a.listClients)},
+		{get, "/clients/{id}", "client.show", one(ScopeRead), read(a.showClient)},
 		{post, "/clients", clientAdd, one(ScopeRegistry, ScopeGrant), a.asked(clientAdd)},
-		{del, "/clients/{id}", "client.remove", one(ScopeRegistry), change(a, "client.remove", a.removeClient)},
+		{del, "/clients/{id}", "client.remove", one(ScopeRegistry), change(a.removeClient)},
 		{post, "/clients/{id}/enable", clientEnable, one(ScopeRegistry, ScopeGrant), a.asked(clientEnable)},
-		{post, "/clients/{id}/disable", "client.disable", one(ScopeRevoke), change(a, "client.disable", a.disableClient)},
+		{post, "/clients/{id}/disable", "client.disable", one(ScopeRevoke), change(a.disableClient)},
 		{post, "/clients/{id}/invite", clientInvite, one(ScopeEnroll, ScopeGrant), a.asked(clientInvite)},
 		{put, "/clients/{id}/certificates", clientCertificates, one(ScopeRegistry, ScopeGrant), a.asked(clientCertificates)},
-		{get, "/resources", "resource.list", one(ScopeRead), read(a, a.listResources)},
-		{post, "/resources", "resource.add", one(ScopeRegistry), change(a, "resource.add", a.addResource)},
-		{del, "/resources", "resource.remove", one(ScopeRegistry), change(a, "resource.remove", a.removeResource)},
-		{get, "/trusts", "trust.list", one(ScopeRead), read(a, a.listTrusts)},
-		{get, "/trusts/{id}", "trust.show", one(ScopeRead), read(a, a.showTrust)},
+		{get, "/resources", "resource.list", one(ScopeRead), read(a.listResources)},
+		{post, "/resources", "resource.add", one(ScopeRegistry), change(a.addResource)},
+		{del, "/resources", "resource.remove", one(ScopeRegistry), change(a.removeResource)},
+		{get, "/trusts", "trust.list", one(ScopeRead), read(a.listTrusts)},
+		{get, "/trusts/{id}", "trust.show", one(ScopeRead), read(a.showTrust)},
 		{post, "/trusts", trustAdd, one(ScopeTrust), a.asked(trustAdd)},
 		{put, "/trusts/{id}", trustReplace, one(ScopeTrust), a.asked(trustReplace)},
 		{del, "/trusts/{id}", trustRemove, one(ScopeTrust), a.asked(trustRemove)},
-		{get, "/certificates", "cert.list", one(ScopeRead), read(a, a.listCertificates)},
-		{post, "/certificates/revoke", "cert.revoke", one(ScopeRevoke), change(a, "cert.revoke", a.revoke)},
-		{get, "/approvals", "approval.list", one(ScopeRead), read(a, a.listApprovals)},
-		{post, "/approvals/{id}/confirm", approvalConfirm, one(ScopeGrant, ScopeTrust), a.confirm},
-		{del, "/approvals/{id}", "approval.reject", one(ScopeGrant, ScopeTrust), change(a, "approval.reject", a.rejectApproval)},
-		{get, "/status", "status.show", one(ScopeRead), read(a, a.status)},
+		{get, "/certificates", "cert.list", one(ScopeRead), read(a.listCertificates)},
+		{post, "/certificates/revoke", "cert.revoke", one(ScopeRevoke), change(a.revoke)},
+		{get, "/approvals", "approval.list", one(ScopeRead), read(a.listApprovals)},
+		{post, "/approvals/{id}/confirm", approvalConfirm, one(ScopeGrant, ScopeTrust), change(a.confirm)},
+		{del, "/approvals/{id}", "approval.reject", one(ScopeGrant, ScopeTrust), change(a.rejectApproval)},
+		{get, "/status", "status.show", one(ScopeRead), read(a.status)},
 	}
 }
 
@@ -221,16 +235,73 @@ func (a *api) guarded(rt route) http.HandlerFunc {
 			a.refuseChange(w, r, about(rt.event, pathID(r)), err)
 			return
 		}
-		rt.handle(w, r)
+		if rt.action.body == nil {
+			a.show(w, r, rt)
+			return
+		}
+		a.change(w, r, rt)
 	}
+}
+
+// show answers a route that changes nothing.
+func (a *api) show(w http.ResponseWriter, r *http.Request, rt route) {
+	done, err := rt.action.do(r, nil)
+	if err != nil {
+		a.refuse(w, r, err)
+		return
+	}
+	writeJSON(w, http.StatusOK, done.answer)
+}
+
+// change answers a route that changes something. Whoever asks may take its time over the body, so what it may do is
+// judged when that is read.
+func (a *api) change(w http.ResponseWriter, r *http.Request, rt route) {
+	in := rt.action.body()
+	if err := readBody(w, r, in); err != nil {
+		a.refuseChange(w, r, about(rt.event, pathID(r)), err)
+		return
+	}
+	done, err := a.alter(r, rt, in)
+	if err != nil {
+		a.refuseChange(w, r, about(rt.event, target(r, in)), err)
+		return
+	}
+	writeJSON(w, cmp.Or(done.status, http.StatusOK), done.answer)
+}
+
+// alter has a change judged, made and recorded, one at a time: what takes the caller's authority away comes before, and
+// then this is refused, or after.
+func (a *api) alter(r *http.Request, rt route, in any) (*outcome, error) {
+	a.cfg.Changes.Lock()
+	defer a.cfg.Changes.Unlock()
+	if err := a.stillMay(r.Context(), rt.scopes); err != nil {
+		return nil, err
+	}
+	done, err := rt.action.do(r, in)
+	if err != nil {
+		return nil, err
+	}
+	return done, a.settle(r.Context(), cmp.Or(done.name, rt.event), done)
+}
+
+// stillMay refuses a caller who lost, since its request was let in, the right to ask.
+func (a *api) stillMay(ctx context.Context, scopes []string) error {
+	if a.cfg.StillAuthorized != nil {
+		if err := a.cfg.StillAuthorized(ctx); err != nil {
+			return notAuthorized(err)
+		}
+	}
+	return a.needAny(ctx, scopes)
 }
 
 // none is the body of requests that have nothing to say.
 type none struct{}
 
-// outcome is what a change did: the answer to it, and what to record about it.
+// outcome is what an action did: the answer to it, and what to record about it.
 type outcome struct {
 	answer any
+	status int    // of the answer; 0 is 200
+	name   string // what the record calls it; empty is what it calls the route
 	events []audit.Event
 	// undo takes back what gives authority, for when it cannot be recorded. Nil marks a change that takes authority
 	// away: that stands, and pending is set on its answer.
@@ -238,40 +309,19 @@ type outcome struct {
 	pending func()
 }
 
-// read wraps a handler that changes nothing.
-func read(a *api, f func(*http.Request) (any, error)) http.HandlerFunc {
-	return func(w http.ResponseWriter, r *http.Request) {
+// read is an action that changes nothing.
+func read(f func(*http.Request) (any, error)) action {
+	return action{do: func(r *http.Request, _ any) (*outcome, error) {
 		answer, err := f(r)
-		if err != nil {
-			a.refuse(w, r, err)
-			return
-		}
-		writeJSON(w, http.StatusOK, answer)
-	}
+		return &outcome{answer: answer}, err
+	}}
 }
 
-// change wraps a handler that changes something at once: it reads the body, has the change made and recorded, and answers.
-func change[In any](a *api, name string, f func(*http.Request, *In) (*outcome, error)) http.HandlerFunc {
-	status := http.StatusOK
-	if strings.HasSuffix(name, ".add") {
-		status = http.StatusCreated
-	}
-	return func(w http.ResponseWriter, r *http.Request) {
-		in := new(In)
-		if err := readBody(w, r, in); err != nil {
-			a.refuseChange(w, r, about(name, pathID(r)), err)
-			return
-		}
-		done, err := f(r, in)
-		if err != nil {
-			a.refuseChange(w, r, about(name, target(r, in)), err)
-			return
-		}
-		if err := a.settle(r.Context(), name, done); err != nil {
-			a.refuse(w, r, err)
-			return
-		}
-		writeJSON(w, status, done.answer)
+// change is an action that changes something.
+func change[In any](f func(*http.Request, *In) (*outcome, error)) action {
+	return action{
+		body: func() any { return new(In) },
+		do:   func(r *http.Request, in any) (*outcome, error) { return f(r, in.(*In)) },
 	}
 }
 
@@ -355,6 +405,10 @@ func (a *api) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	if refused.Status >= http.StatusInternalServerError {
 		_, _, _, correlation := a.cfg.Actor(r.Context())
 		a.cfg.Logger.ErrorContext(r.Context(), "an operator's request failed", "path", r.URL.Path, "error", err, "correlation", correlation)
+	}
+	if refused.Code == codeToken {
+		// RFC 6750, Section 3: a 401 tells how to ask.
+		w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="%s", error="%s"`, a.cfg.Issuer, refused.Code))
 	}
 	if refused.Scope != "" {
 		// RFC 6750, Section 3: the answer tells which scope a token would need.

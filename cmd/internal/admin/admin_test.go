@@ -30,6 +30,7 @@ type journal struct {
 	mu     sync.Mutex
 	events []audit.Event
 	full   bool
+	watch  func(audit.Event) // told of what is recorded
 }
 
 func (j *journal) Record(ctx context.Context, e audit.Event) error {
@@ -42,6 +43,9 @@ func (j *journal) Record(ctx context.Context, e audit.Event) error {
 		return errors.New("no space left on device")
 	}
 	j.events = append(j.events, e)
+	if j.watch != nil {
+		j.watch(e)
+	}
 	return nil
 }
 
@@ -86,6 +90,9 @@ type bench struct {
 	// Who asks, and with which scopes.
 	who    string
 	scopes []string
+	// lost is why who asks may not ask any more; changes is what changes are made under.
+	lost    error
+	changes *sync.Mutex
 }
 
 func newBench(t *testing.T) *bench {
@@ -111,6 +118,9 @@ func newBenchWith(t *testing.T, cfg Config, build func(Config) (http.Handler, er
 	cfg.TrustDomain, cfg.Reserved = testTrustDomain, []string{"auth-alias.example"}
 	cfg.Actor = func(context.Context) (string, string, string, string) { return b.who, "thumb", "192.0.2.1", "corr" }
 	cfg.Scopes = func(context.Context) []string { return b.scopes }
+	cfg.StillAuthorized = func(context.Context) error { return b.lost }
+	b.changes = new(sync.Mutex)
+	cfg.Changes = b.changes
 	b.handler, err = build(cfg)
 	b.must(err)
 	b.must(db.AddResource(t.Context(), store.Resource{URI: testIssuer + Prefix, Scopes: Scopes(), BuiltIn: true}))

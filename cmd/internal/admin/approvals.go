@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"net/http"
@@ -81,78 +82,55 @@ type waiting struct {
 	Shown   json.RawMessage `json:"shown"`
 }
 
-// asked handles a request for a change of that kind.
-func (a *api) asked(name string) http.HandlerFunc {
+// asked is the action of asking for a change of that kind.
+func (a *api) asked(name string) action {
 	k := a.kinds[name]
-	return func(w http.ResponseWriter, r *http.Request) {
-		body := k.body()
-		if err := readBody(w, r, body); err != nil {
-			a.refuseChange(w, r, about(name, pathID(r)), err)
-			return
-		}
-		id := target(r, body)
-		p, done, err := a.propose(r.Context(), name, id, body)
-		if err != nil {
-			a.refuseChange(w, r, about(name, id), err)
-			return
-		}
-		if done == nil {
-			a.answerHeld(w, r, name, id, body, p)
-			return
-		}
-		done.events = []audit.Event{p.event}
-		if err := a.settle(r.Context(), name, done); err != nil {
-			a.refuse(w, r, err)
-			return
-		}
-		writeJSON(w, k.status, done.answer)
+	do := func(r *http.Request, body any) (*outcome, error) {
+		return a.propose(r.Context(), name, target(r, body), body)
 	}
+	return action{body: k.body, do: do}
 }
 
-// propose judges a change and makes it, unless it has to wait: then there is no outcome.
-func (a *api) propose(ctx context.Context, name, target string, body any) (*proposal, *outcome, error) {
-	a.registering.Lock()
-	defer a.registering.Unlock()
-	p, err := a.kinds[name].judge(ctx, target, body)
+// propose judges a change and makes it, unless it has to wait.
+func (a *api) propose(ctx context.Context, name, target string, body any) (*outcome, error) {
+	k := a.kinds[name]
+	p, err := k.judge(ctx, target, body)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if err := a.needAll(ctx, p.needs); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if p.waits && a.cfg.Approvals > 1 {
-		return p, nil, nil
+		return a.wait(ctx, name, target, body, p)
 	}
 	done, err := p.do(ctx)
-	return p, done, err
+	if err != nil {
+		return nil, err
+	}
+	done.status, done.events = k.status, []audit.Event{p.event}
+	return done, nil
 }
 
-// answerHeld keeps a change until a second operator confirms it.
-func (a *api) answerHeld(w http.ResponseWriter, r *http.Request, name, target string, body any, p *proposal) {
-	row, err := a.hold(r.Context(), name, target, body, p)
+// wait keeps a change until a second operator confirms it.
+func (a *api) wait(ctx context.Context, name, target string, body any, p *proposal) (*outcome, error) {
+	row, err := a.hold(ctx, name, target, body, p)
 	if err != nil {
-		a.refuseChange(w, r, about(name, target), approvalError(err))
-		return
+		return nil, approvalError(err)
 	}
 	event := p.event
 	event.Detail = detailed(event.Detail, map[string]string{"kind": name, "approval": row.ID})
 	done := &outcome{
-		events: []audit.Event{event},
+		status: http.StatusAccepted, name: "approval.request", events: []audit.Event{event},
 		undo: func(ctx context.Context) error {
 			_, err := a.cfg.Store.DropPending(ctx, row.ID)
 			return err
 		},
 	}
-	if err := a.settle(r.Context(), "approval.request", done); err != nil {
-		a.refuse(w, r, err)
-		return
+	if done.answer, err = approvalView(row); err != nil {
+		return nil, unavailable(errors.Join(err, done.undo(ctx)))
 	}
-	answer, err := approvalView(row)
-	if err != nil {
-		a.refuse(w, r, unavailable(err))
-		return
-	}
-	writeJSON(w, http.StatusAccepted, answer)
+	return done, nil
 }
 
 func (a *api) hold(ctx context.Context, name, target string, body any, p *proposal) (store.Pending, error) {
@@ -238,50 +216,31 @@ func (a *api) waitingRow(ctx context.Context, id string) (store.Pending, waiting
 }
 
 // confirm makes a change that waited, if it is still what was shown. It answers what the request would have answered.
-func (a *api) confirm(w http.ResponseWriter, r *http.Request) {
-	id := pathID(r)
-	if err := readBody(w, r, new(none)); err != nil {
-		a.refuseChange(w, r, about(approvalConfirm, id), err)
-		return
-	}
-	row, done, err := a.confirmed(r.Context(), id)
-	if err != nil {
-		a.refuseChange(w, r, about(approvalConfirm, id), err)
-		return
-	}
-	if err := a.settle(r.Context(), row.Kind, done); err != nil {
-		a.refuse(w, r, err)
-		return
-	}
-	writeJSON(w, a.kinds[row.Kind].status, done.answer)
-}
-
-func (a *api) confirmed(ctx context.Context, id string) (store.Pending, *outcome, error) {
-	a.registering.Lock()
-	defer a.registering.Unlock()
+func (a *api) confirm(r *http.Request, _ *none) (*outcome, error) {
+	ctx, id := r.Context(), pathID(r)
 	row, held, err := a.waitingRow(ctx, id)
 	if err != nil {
-		return row, nil, err
+		return nil, err
 	}
 	p, err := a.judgeAgain(ctx, row.Kind, held)
 	if err != nil {
-		return row, nil, err
+		return nil, err
 	}
 	if err := a.needAll(ctx, p.needs); err != nil {
-		return row, nil, err
+		return nil, err
 	}
 	who, _, _, _ := a.cfg.Actor(ctx)
 	if _, err := a.cfg.Store.TakePending(ctx, id, who); err != nil {
-		return row, nil, approvalError(err)
+		return nil, approvalError(err)
 	}
 	done, err := p.do(ctx)
 	if err != nil {
-		return row, nil, err
+		return nil, err
 	}
 	event := p.event
 	event.Detail = detailed(event.Detail, map[string]string{"approval": id, "requested_by": row.RequestedBy})
-	done.events = []audit.Event{event}
-	return row, done, nil
+	done.status, done.name, done.events = a.kinds[row.Kind].status, row.Kind, []audit.Event{event}
+	return done, nil
 }
 
 // judgeAgain judges a request that waited by what holds now. What came out differently is not what anybody agreed to.

@@ -20,7 +20,7 @@ func NewBreakGlass(cfg Config) (http.Handler, error) {
 		return nil, errors.New("admin: break-glass needs a way to reset the session tickets")
 	}
 	// Who can open the socket can read the database: there is no scope to be short of, and nobody else to wait for.
-	cfg.Scopes, cfg.Approvals = nil, 0
+	cfg.Scopes, cfg.StillAuthorized, cfg.Approvals = nil, nil, 0
 	a, err := newAPI(cfg)
 	if err != nil {
 		return nil, err
@@ -32,11 +32,11 @@ func NewBreakGlass(cfg Config) (http.Handler, error) {
 func (a *api) breakGlassRoutes() []route {
 	admin := []string{ScopeAdmin}
 	return []route{
-		{http.MethodGet, "/status", "status.show", admin, read(a, a.status)},
-		{http.MethodPost, "/certificates/revoke", "cert.revoke", admin, change(a, "cert.revoke", a.revoke)},
-		{http.MethodPost, "/clients/{id}/disable", "client.disable", admin, change(a, "client.disable", a.disableClient)},
+		{http.MethodGet, "/status", "status.show", admin, read(a.status)},
+		{http.MethodPost, "/certificates/revoke", "cert.revoke", admin, change(a.revoke)},
+		{http.MethodPost, "/clients/{id}/disable", "client.disable", admin, change(a.disableClient)},
 		{http.MethodPost, "/clients/{id}/invite", clientInvite, admin, a.asked(clientInvite)},
-		{http.MethodPost, "/tickets/reset", "tickets.reset", admin, change(a, "tickets.reset", a.resetTickets)},
+		{http.MethodPost, "/tickets/reset", "tickets.reset", admin, change(a.resetTickets)},
 	}
 }
 

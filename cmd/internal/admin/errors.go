@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/certbound/certbound/cmd/internal/store"
+	"github.com/certbound/certbound/tokens"
 )
 
 // The codes are registered ones: RFC 6749, Section 5.2; RFC 6750, Section 3.1; RFC 7591, Section 3.2.2; RFC 8707,
@@ -21,6 +22,7 @@ const (
 	codeMetadata     = "invalid_client_metadata"
 	codeScope        = "invalid_scope"
 	codeTarget       = "invalid_target"
+	codeToken        = "invalid_token"
 	codeInsufficient = "insufficient_scope"
 	codeUnavailable  = "temporarily_unavailable"
 )
@@ -66,6 +68,15 @@ func conflict(code, description, hint string) *Error {
 func unavailable(err error) *Error {
 	return &Error{Status: http.StatusServiceUnavailable, Code: codeUnavailable,
 		Description: "the service cannot do this now", Hint: "try again; the service's log names the cause", Err: err}
+}
+
+// notAuthorized refuses a caller whose token is not worth any more what it was when it was let in.
+func notAuthorized(err error) *Error {
+	if failed, ok := errors.AsType[*tokens.Error](err); ok && failed.Status() >= http.StatusInternalServerError {
+		return unavailable(err)
+	}
+	return &Error{Status: http.StatusUnauthorized, Code: codeToken, Err: err,
+		Description: "the token is not valid any more", Hint: "ask an operator whether this client or its certificate was disabled or revoked"}
 }
 
 // clientError turns what the store says about a client into an answer.

@@ -16,8 +16,6 @@ import (
 
 func (a *api) addResource(r *http.Request, req *ResourceRequest) (*outcome, error) {
 	ctx := r.Context()
-	a.registering.Lock()
-	defer a.registering.Unlock()
 	row, err := a.rules.resource(req)
 	if err != nil {
 		return nil, err
@@ -32,7 +30,7 @@ func (a *api) addResource(r *http.Request, req *ResourceRequest) (*outcome, erro
 		return nil, resourceError(row.URI, err)
 	}
 	return &outcome{
-		answer: resourceView(row),
+		answer: resourceView(row), status: http.StatusCreated,
 		events: []audit.Event{{Resource: row.URI, Scope: row.Scopes, Detail: map[string]string{"servers": strings.Join(row.Servers, " ")}}},
 		undo:   func(ctx context.Context) error { return a.cfg.Store.RemoveResource(ctx, row.URI) },
 	}, nil
@@ -59,8 +57,6 @@ func (a *api) removeResource(r *http.Request, _ *none) (*outcome, error) {
 	if uri == "" {
 		return nil, invalidRequest("the parameter uri is missing", "name the resource", nil)
 	}
-	a.registering.Lock()
-	defer a.registering.Unlock()
 	if err := a.cfg.Store.RemoveResource(r.Context(), uri); err != nil {
 		return nil, resourceError(uri, err)
 	}

@@ -1,0 +1,239 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package admin
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/certbound/certbound/cmd/internal/audit"
+	"github.com/certbound/certbound/mtls/mtlstest"
+	"github.com/certbound/certbound/tokens"
+)
+
+// slow is a request whose body is held back: it tells when the body is asked for, and goes on when it may.
+type slow struct {
+	io.Reader
+	once    sync.Once
+	asked   chan struct{}
+	goOn    chan struct{}
+	answers chan *httptest.ResponseRecorder
+}
+
+func (s *slow) Read(p []byte) (int, error) {
+	s.once.Do(func() { close(s.asked); <-s.goOn })
+	return s.Reader.Read(p)
+}
+
+// begin sends a request up to its body, which the guard has let in by then.
+func (b *bench) begin(method, path, body string) *slow {
+	b.Helper()
+	s := &slow{
+		Reader: strings.NewReader(body), asked: make(chan struct{}), goOn: make(chan struct{}), answers: make(chan *httptest.ResponseRecorder, 1),
+	}
+	r := httptest.NewRequestWithContext(b.Context(), method, Prefix+path, s)
+	r.Header.Set("Content-Type", "application/json")
+	go func() {
+		w := httptest.NewRecorder()
+		b.handler.ServeHTTP(w, r)
+		s.answers <- w
+	}()
+	select {
+	case <-s.asked:
+	case w := <-s.answers:
+		b.Fatalf("%s %s: answered without its body: %d %s", method, path, w.Code, w.Body)
+	}
+	return s
+}
+
+// end sends the body and returns the answer.
+func (s *slow) end() *httptest.ResponseRecorder {
+	close(s.goOn)
+	return <-s.answers
+}
+
+// contents is all that the API can change, as text.
+func (b *bench) contents() string {
+	b.Helper()
+	ctx := b.Context()
+	clients, err := b.store.Clients(ctx, "", maxPage)
+	b.must(err)
+	resources, err := b.store.Resources(ctx)
+	b.must(err)
+	trusts, err := b.store.Trusts(ctx)
+	b.must(err)
+	certificates, err := b.store.Certificates(ctx, "", "", maxPage)
+	b.must(err)
+	waiting, err := b.store.Pending(ctx)
+	b.must(err)
+	version, err := b.store.Version(ctx)
+	b.must(err)
+	raw, err := json.Marshal([]any{clients, resources, trusts, certificates, waiting, version})
+	b.must(err)
+	return string(raw)
+}
+
+// aChange prepares a change by that route that would be made, and returns its path and body.
+func (b *bench) aChange(route string) (path, request string) {
+	b.Helper()
+	ca := func() string { return pemOf(mtlstest.NewCA(b.T, "partner").Certificate()) }
+	switch route {
+	case "POST /clients":
+		return "/clients", `{"client_id":"new"}`
+	case "DELETE /clients/{id}", "POST /clients/{id}/disable", "POST /clients/{id}/invite":
+		b.enlist("payments")
+	case "POST /clients/{id}/enable":
+		b.enlist("payments")
+		b.must(b.store.DisableClient(b.Context(), "payments"))
+	case "PUT /clients/{id}/certificates":
+		b.post("/clients", body("client_id", "payments", "certificates", []string{b.pem("old")}), http.StatusCreated, nil)
+		request = body("certificates", []string{b.pem("new")})
+	case "POST /resources":
+		return "/resources", `{"resource":"urn:x","scope":"a"}`
+	case "DELETE /resources":
+		return "/resources?uri=https://ledger.example", ""
+	case "POST /trusts":
+		return "/trusts", body("name", "payments", "ca", ca())
+	case "PUT /trusts/{id}", "DELETE /trusts/{id}":
+		b.post("/trusts", body("name", "payments", "ca", ca()), http.StatusCreated, nil)
+		if strings.HasPrefix(route, http.MethodPut) {
+			request = body("ca", ca())
+		}
+	case "POST /certificates/revoke":
+		b.enlist("payments")
+		b.certify("payments", "7")
+		return "/certificates/revoke", `{"serial":"7"}`
+	case "POST /approvals/{id}/confirm", "DELETE /approvals/{id}":
+		b.enlist("bob", ScopeAdmin)
+		held := b.held(http.MethodPost, "/clients", `{"client_id":"olga","scope":"certbound:read"}`)
+		b.as("bob", ScopeAdmin)
+		_, path, _ = strings.Cut(route, " ")
+		return strings.ReplaceAll(path, "{id}", held.ID), ""
+	case "POST /tickets/reset":
+	default:
+		b.Fatalf("no change by %s is known: write one", route)
+	}
+	_, path, _ = strings.Cut(route, " ")
+	return strings.ReplaceAll(path, "{id}", "payments"), request
+}
+
+// newBenchFor is a bench whose API has that route.
+func newBenchFor(t *testing.T, route string) *bench {
+	cfg := Config{ResetTickets: func() {}}
+	if strings.Contains(route, "/approvals") {
+		cfg.Approvals = 2
+	}
+	return newBenchWith(t, cfg, New)
+}
+
+// Whoever loses its authority between the headers of a request, at which it was let in, and the end of the body changes
+// nothing, by whatever route: an operator who expects to be revoked could otherwise keep a request open for later.
+func TestAuthorityIsJudgedAfterTheBody(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		lose   func(*bench)
+		status int
+		code   string
+	}{
+		"revoked":      {func(b *bench) { b.lost = &tokens.Error{Code: "invalid_token", Reason: "client_disabled"} }, http.StatusUnauthorized, codeToken},
+		"another kind": {func(b *bench) { b.lost = errors.New("gone") }, http.StatusUnauthorized, codeToken},
+		"unknown":      {func(b *bench) { b.lost = &tokens.Error{Code: "temporarily_unavailable"} }, http.StatusServiceUnavailable, codeUnavailable},
+		"other scopes": {func(b *bench) { b.scopes = []string{ScopeRead} }, http.StatusForbidden, codeInsufficient},
+		"no scopes":    {func(b *bench) { b.scopes = nil }, http.StatusForbidden, codeInsufficient},
+	} {
+		for _, rt := range new(api).routes() {
+			if rt.method == http.MethodGet {
+				continue
+			}
+			t.Run(name+" "+rt.method+" "+rt.path, func(t *testing.T) {
+				b := newBenchFor(t, rt.method+" "+rt.path)
+				path, request := b.aChange(rt.method + " " + rt.path)
+				before := b.contents()
+				s := b.begin(rt.method, path, request)
+				tt.lose(b)
+				w := s.end()
+				if w.Code != tt.status || !strings.Contains(w.Body.String(), `"error":"`+tt.code+`"`) {
+					t.Errorf("%d %s", w.Code, w.Body)
+				}
+				if w.Code == http.StatusUnauthorized && w.Header().Get("WWW-Authenticate") != `Bearer realm="`+testIssuer+`", error="invalid_token"` {
+					t.Errorf("challenge %q", w.Header().Get("WWW-Authenticate"))
+				}
+				if after := b.contents(); after != before {
+					t.Errorf("changed:\n%s\n%s", before, after)
+				}
+				if e := b.journal.last(t); e.Name != rt.event || e.Outcome != audit.Refused || e.Reason != tt.code || e.Actor != b.who {
+					t.Errorf("recorded %+v", e)
+				}
+			})
+		}
+	}
+}
+
+// Who keeps its authority has the same requests done, under the lock, as has whoever breaks the glass.
+func TestChangesAreMadeUnderTheLock(t *testing.T) {
+	t.Parallel()
+	try := func(t *testing.T, b *bench, rt route) {
+		path, request := b.aChange(rt.method + " " + rt.path)
+		before := b.contents()
+		granted := 0
+		b.journal.watch = func(e audit.Event) {
+			if b.changes.TryLock() {
+				b.changes.Unlock()
+				t.Errorf("recorded without the lock: %+v", e)
+			}
+			granted++
+		}
+		w := b.begin(rt.method, path, request).end()
+		if w.Code > 299 || granted == 0 {
+			t.Errorf("%d %s, %d recorded", w.Code, w.Body, granted)
+		}
+		if !strings.Contains(rt.path, "/tickets") && b.contents() == before {
+			t.Error("nothing changed")
+		}
+		if !b.changes.TryLock() {
+			t.Error("the lock is still held")
+		}
+	}
+	for _, rt := range new(api).routes() {
+		if rt.method != http.MethodGet {
+			t.Run(rt.method+" "+rt.path, func(t *testing.T) { try(t, newBenchFor(t, rt.method+" "+rt.path), rt) })
+		}
+	}
+	for _, rt := range new(api).breakGlassRoutes() {
+		if rt.method == http.MethodGet || strings.HasSuffix(rt.path, "/invite") {
+			continue // it invites operators only, which is tested elsewhere
+		}
+		t.Run("break-glass "+rt.method+" "+rt.path, func(t *testing.T) {
+			b, _ := newGlass(t)
+			b.lost, b.scopes = errors.New("no token"), nil
+			try(t, b, rt)
+		})
+	}
+}
+
+// The question is asked under the lock, once a change that was begun before has been made.
+func TestAuthorityIsAskedUnderTheLock(t *testing.T) {
+	t.Parallel()
+	var changes sync.Mutex
+	asked := 0
+	a := &api{cfg: Config{Changes: &changes, StillAuthorized: func(context.Context) error {
+		asked++
+		if changes.TryLock() {
+			t.Error("asked without the lock")
+		}
+		return errors.New("gone")
+	}}}
+	r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, Prefix, nil)
+	rt := route{action: change(func(*http.Request, *none) (*outcome, error) { t.Error("done"); return nil, nil })}
+	if _, err := a.alter(r, rt, new(none)); err == nil || asked != 1 {
+		t.Errorf("%v, asked %d times", err, asked)
+	}
+}
