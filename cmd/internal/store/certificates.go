@@ -16,6 +16,9 @@ import (
 // keyCompromise is the reason code that blocks the public key (RFC 5280, Section 5.3.1).
 const keyCompromise = 1
 
+// superseded is the reason code of what an operator held whose place is given anew.
+const superseded = 4
+
 // cessationOfOperation is the reason code of what a removed client held.
 const cessationOfOperation = 5
 

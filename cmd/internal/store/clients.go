@@ -88,6 +88,11 @@ func (s *Store) AddClient(ctx context.Context, client Client, code *Code) (Clien
 // enrols reports whether our own CA vouches for the client.
 func (client *Client) enrols() bool { return client.AuthMethod == methodCA && client.Trust == "" }
 
+// grants reports whether the client may give administrators' scopes.
+func (client *Client) grants() bool {
+	return slices.Contains(client.Scopes, scopeAdmin) || slices.Contains(client.Scopes, scopeGrant)
+}
+
 // check refuses a client for which nothing, or more than one thing, vouches.
 func (client *Client) check() error {
 	if client.ID == "" {
@@ -170,11 +175,10 @@ func (s *Store) checkReserved(c *change, previous Client) error {
 }
 
 func (c *change) writeClient(client Client) error {
-	grantor := slices.Contains(client.Scopes, scopeAdmin) || slices.Contains(client.Scopes, scopeGrant)
 	n, err := c.exec("clients", upsertClient, client.ID, client.Generation, client.Disabled, moment(client.RemovedAt),
 		client.AuthMethod, client.SubjectKind, client.SubjectValue, list(client.DNS), list(client.IPs), list(client.URIs),
 		client.Usage, list(client.Scopes), list(client.Resources), int64(client.TokenTTL/time.Microsecond), client.Trust,
-		ders(client.Certificates), client.JWKSURI, client.BuiltIn, moment(client.CreatedAt), moment(client.UpdatedAt), grantor)
+		ders(client.Certificates), client.JWKSURI, client.BuiltIn, moment(client.CreatedAt), moment(client.UpdatedAt), client.grants())
 	if err != nil {
 		return err
 	}
@@ -393,7 +397,8 @@ func (s *Store) RemoveClient(ctx context.Context, id string) error {
 		if err := c.dropServer(id); err != nil {
 			return err
 		}
-		if err := c.revokeAll(id, s.now()); err != nil {
+		// For those who judge certificates alone.
+		if err := c.revokeAll(id, cessationOfOperation, s.now()); err != nil {
 			return err
 		}
 		_, err := c.exec("clients", setClientRemoved, id, moment(s.now()))
@@ -402,14 +407,14 @@ func (s *Store) RemoveClient(ctx context.Context, id string) error {
 	})
 }
 
-// revokeAll puts what a removed client still holds on the revocation list: for those who judge certificates alone.
-func (c *change) revokeAll(id string, now time.Time) error {
+// revokeAll puts what a client still holds on the revocation list.
+func (c *change) revokeAll(id string, reason int, now time.Time) error {
 	rows, err := c.tx.QueryContext(c.ctx, queryClientCertificates, id, moment(now))
 	certs, err := all(rows, err, scanCertificate)
 	if err != nil {
 		return err
 	}
-	_, err = c.revoke(certs, cessationOfOperation, now)
+	_, err = c.revoke(certs, reason, now)
 	return err
 }
 

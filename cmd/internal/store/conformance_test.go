@@ -135,6 +135,8 @@ func testStore(t *testing.T, open opener) {
 		{"last grantor stays", testLastGrantor},
 		{"who can grant", testGrantors},
 		{"registered certificates of grantors", testPinnedGrantor},
+		{"an operator is restored", testRestoreOperator},
+		{"a disabled operator is restored", testRestoreDisabled},
 		{"clients are listed", testClientList},
 		{"parallel redemptions", testParallelRedemptions},
 		{"parallel redemptions with one key", testParallelSameKey},

@@ -34,6 +34,8 @@ var (
 	ErrNameTaken = errors.New("the name belongs to another client")
 	// ErrLastGrantor says that nobody could give administrators' scopes any more.
 	ErrLastGrantor = errors.New("this is the last enabled client that holds certbound:admin or certbound:grant")
+	// ErrGrantorLeft says that somebody can still give administrators' scopes.
+	ErrGrantorLeft = errors.New("another client can still give administrators' scopes")
 	// ErrInUse says that clients still depend on the resource or the trust; see InUseError.
 	ErrInUse = errors.New("clients still depend on it")
 	// ErrUnknownTrust says that a client names a trust that does not exist.
