@@ -68,10 +68,19 @@ type proposal struct {
 	do    func(context.Context) (*outcome, error)
 }
 
+// insisting makes a proposal one for the service's own names. Whoever has those can pose as the service, so it takes the
+// scope that makes operators, and a second one to agree.
+func (p *proposal) insisting() {
+	p.needs, p.waits, p.shown.AllowReserved = appendNew(slices.Clone(p.needs), ScopeGrant), true, true
+	p.event.Detail = detailed(p.event.Detail, map[string]string{"allow_reserved": "true"})
+}
+
 // shown is what a second operator agrees to.
 type shown struct {
 	Client *Client `json:"client,omitempty"`
 	Trust  *Trust  `json:"trust,omitempty"`
+	// AllowReserved says that the service's own names are asked for.
+	AllowReserved bool `json:"allow_reserved,omitempty"`
 }
 
 // waiting is the payload of a request that waits.
@@ -169,7 +178,8 @@ func approvalView(row store.Pending) (Approval, error) {
 		return Approval{}, fmt.Errorf("reading a request that waits: %w", err)
 	}
 	return Approval{
-		ID: row.ID, Kind: row.Kind, Target: held.Target, Client: show.Client, Trust: show.Trust, Needs: present(held.Needs),
+		ID: row.ID, Kind: row.Kind, Target: held.Target,
+		Client: show.Client, Trust: show.Trust, AllowReserved: show.AllowReserved, Needs: present(held.Needs),
 		RequestedBy: row.RequestedBy, CreatedAt: row.CreatedAt.UTC(), ExpiresAt: row.ExpiresAt.UTC(),
 	}, nil
 }

@@ -361,3 +361,20 @@ func TestApprovalShowsThumbprints(t *testing.T) {
 		t.Errorf("shown %s", raw)
 	}
 }
+
+// Names of the service wait for the second operator, who sees that they are asked for.
+func TestReservedNamesWait(t *testing.T) {
+	b := newPair(t)
+	b.post("/clients", body("client_id", "own", "certificates", []string{b.pem("own")}), http.StatusCreated, nil)
+	cert := pemOf(selfSigned(t, mtlstest.Leaf{DNSNames: []string{"localhost"}}))
+	for _, held := range []Approval{
+		b.held(http.MethodPost, "/clients", `{"client_id":"ledger","dns_names":["localhost"],"allow_reserved":true}`),
+		b.held(http.MethodPut, "/clients/own/certificates", body("certificates", []string{cert}, "allow_reserved", true)),
+	} {
+		if !held.AllowReserved || !cmp.Equal(held.Needs, []string{ScopeRegistry, ScopeGrant}) {
+			t.Errorf("shown %+v", held)
+		}
+		b.as("bob", ScopeAdmin)
+		b.do(http.MethodPost, b.confirmPath(held), "", map[string]int{clientAdd: 201, clientCertificates: 200}[held.Kind], nil)
+	}
+}

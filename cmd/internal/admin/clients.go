@@ -35,11 +35,15 @@ func (a *api) addClient(ctx context.Context, _ string, req *ClientRequest) (*pro
 		return nil, clientError(client.ID, err)
 	}
 	view := clientView(client)
-	return &proposal{
-		event: audit.Event{Client: client.ID, Scope: client.Scopes, Detail: registration(client, req.AllowReserved)},
+	p := &proposal{
+		event: audit.Event{Client: client.ID, Scope: client.Scopes, Detail: registration(client)},
 		needs: registrationNeeds(client), waits: operator(client), shown: shown{Client: &view},
 		do: func(ctx context.Context) (*outcome, error) { return a.register(ctx, client) },
-	}, nil
+	}
+	if req.AllowReserved {
+		p.insisting()
+	}
+	return p, nil
 }
 
 // checkNew refuses a client that exists, and one whose name in a certificate of our CA would be that by which another one,
@@ -91,7 +95,7 @@ func (a *api) register(ctx context.Context, client store.Client) (*outcome, erro
 func enrols(c store.Client) bool { return c.AuthMethod == byCA && c.Trust == "" }
 
 // registration is what the record keeps of a registration.
-func registration(c store.Client, allowReserved bool) map[string]string {
+func registration(c store.Client) map[string]string {
 	detail := map[string]string{"usage": c.Usage}
 	for name, values := range map[string][]string{
 		"resources": c.Resources, "dns_names": c.DNS, "ip_addresses": c.IPs, "uris": c.URIs, "x5t#S256": thumbprints(c.Certificates),
@@ -108,9 +112,6 @@ func registration(c store.Client, allowReserved bool) map[string]string {
 	}
 	if c.TokenTTL > 0 {
 		detail["token_ttl"] = c.TokenTTL.String()
-	}
-	if allowReserved {
-		detail["allow_reserved"] = "true"
 	}
 	return detail
 }
@@ -177,8 +178,11 @@ func (a *api) setCertificates(ctx context.Context, id string, req *CertificatesR
 	})
 	p := concerning(client, ScopeRegistry)
 	p.event.Detail = map[string]string{"x5t#S256": strings.Join(thumbprints(client.Certificates), " ")}
-	if onlyTakes {
+	switch {
+	case onlyTakes:
 		p.needs, p.waits = nil, false
+	case req.AllowReserved:
+		p.insisting()
 	}
 	p.do = func(ctx context.Context) (*outcome, error) {
 		if err := a.cfg.Store.SetClientCertificates(ctx, id, client.Certificates); err != nil {

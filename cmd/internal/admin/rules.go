@@ -154,7 +154,7 @@ func (r rules) certificateNames(req *ClientRequest, c *store.Client) error {
 
 func reserved(name string) error {
 	return conflict(codeMetadata, fmt.Sprintf("the name '%s' is reserved for the service itself", printable(name)),
-		"choose another name; --allow-reserved permits it, for demonstrations on one machine")
+		"choose another name; --allow-reserved permits it to who holds "+ScopeGrant+", for demonstrations on one machine")
 }
 
 func (r rules) reservedName(name string) bool {

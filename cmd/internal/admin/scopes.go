@@ -20,7 +20,7 @@ const (
 	ScopeRegistry = "certbound:registry" // to add, enable and remove clients and resources
 	ScopeTrust    = "certbound:trust"    // to add, replace and remove foreign CAs, and to register wildcards
 	ScopeKeys     = "certbound:keys"     // for the keys of the service
-	ScopeGrant    = "certbound:grant"    // to give scopes of this API, and credentials to who holds them
+	ScopeGrant    = "certbound:grant"    // to give scopes of this API, credentials to who holds them, and the service's own names
 )
 
 // Scopes returns all scopes of the operators' API: what its resource declares.

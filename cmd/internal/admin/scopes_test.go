@@ -184,3 +184,43 @@ func TestWildcardNeedsTrust(t *testing.T) {
 	b.as("bob", ScopeRegistry, ScopeTrust)
 	b.post("/clients", request, http.StatusCreated, nil)
 }
+
+// Whoever has a name of the service can pose as the service, so that takes more than to register.
+func TestReservedNamesNeedGrant(t *testing.T) {
+	b := newBench(t)
+	cert := func() string { return pemOf(selfSigned(t, mtlstest.Leaf{DNSNames: []string{"localhost"}})) }
+	b.post("/clients", body("client_id", "own", "certificates", []string{b.pem("own")}), http.StatusCreated, nil)
+	b.trust("partner", mtlstest.NewCA(t, "partner"))
+	for _, tt := range []struct{ method, path, body string }{
+		{http.MethodPost, "/clients", `{"client_id":"ledger","dns_names":["localhost"],"allow_reserved":true}`},
+		{http.MethodPost, "/clients", `{"client_id":"f","trust":"partner","tls_client_auth_san_dns":"www.localhost","allow_reserved":true}`},
+		{http.MethodPost, "/clients", body("client_id", "pinned", "certificates", []string{cert()}, "allow_reserved", true)},
+		{http.MethodPut, "/clients/own/certificates", body("certificates", []string{cert()}, "allow_reserved", true)},
+	} {
+		for _, step := range []struct {
+			scopes  []string
+			missing string
+		}{
+			{[]string{ScopeRegistry}, ScopeGrant}, {[]string{ScopeRegistry, ScopeTrust, ScopeEnroll}, ScopeGrant},
+			{[]string{ScopeGrant}, ScopeRegistry}, {[]string{ScopeGrant, ScopeRegistry}, ""},
+		} {
+			b.as("bob", step.scopes...)
+			if step.missing == "" {
+				status := http.StatusOK
+				if tt.method == http.MethodPost {
+					status = http.StatusCreated
+				}
+				b.do(tt.method, tt.path, tt.body, status, nil)
+				if e := b.journal.last(t); e.Detail["allow_reserved"] != "true" {
+					t.Errorf("recorded %+v", e)
+				}
+				continue
+			}
+			var e ErrorBody
+			b.do(tt.method, tt.path, tt.body, http.StatusForbidden, &e)
+			if e.Code != "insufficient_scope" || e.Scope != step.missing {
+				t.Errorf("%s by %s: %+v", tt.body, step.scopes, e)
+			}
+		}
+	}
+}

@@ -37,7 +37,8 @@ type ClientRequest struct {
 	Resources []string `json:"resources,omitempty"`
 	// TokenTTLSeconds is the life of its tokens, 1 to 3600; nil stands for the service's default.
 	TokenTTLSeconds *int64 `json:"token_ttl_seconds,omitempty"`
-	// AllowReserved permits the service's own names, such as localhost.
+	// AllowReserved permits the service's own names, such as localhost. It takes certbound:grant besides what else the
+	// registration takes, and waits for a second operator where two are asked for.
 	AllowReserved bool `json:"allow_reserved,omitempty"`
 }
 
@@ -45,8 +46,9 @@ type ClientRequest struct {
 // use from now on, old and new ones together while it rotates. The answer is a Change.
 type CertificatesRequest struct {
 	// Certificates are each exactly one in PEM, 1 to 8.
-	Certificates  []string `json:"certificates"`
-	AllowReserved bool     `json:"allow_reserved,omitempty"`
+	Certificates []string `json:"certificates"`
+	// AllowReserved is as for ClientRequest.
+	AllowReserved bool `json:"allow_reserved,omitempty"`
 }
 
 // Client is a registered client as GET /clients/{id} shows it, by the names of RFC 7591 and RFC 8705, Section 2.1.2.
@@ -133,6 +135,8 @@ type Approval struct {
 	// Client is the client as it would be registered, Trust the foreign CA as it would be.
 	Client *Client `json:"client,omitempty"`
 	Trust  *Trust  `json:"trust,omitempty"`
+	// AllowReserved says that the service's own names are permitted for it.
+	AllowReserved bool `json:"allow_reserved,omitempty"`
 	// Needs are the scopes that whoever confirms must hold.
 	Needs       []string  `json:"needs"`
 	RequestedBy string    `json:"requested_by"`
