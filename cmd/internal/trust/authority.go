@@ -76,7 +76,8 @@ func (a *authority) readCA() (changed bool, err error) {
 	return true, nil
 }
 
-// setCertificates makes new anchors. The lists are held to the new certificates, so that none outlives its signer.
+// setCertificates makes new anchors. The lists are judged by the new certificates from then on: publish sees to it that
+// none outlives its signer.
 func (a *authority) setCertificates(anchors, intermediates []*x509.Certificate) error {
 	if len(anchors)+len(intermediates) > maxCertificates {
 		return fmt.Errorf("more than %d certificates", maxCertificates)
@@ -92,9 +93,9 @@ func (a *authority) setCertificates(anchors, intermediates []*x509.Certificate) 
 		return err
 	}
 	a.anchors, a.issuers = made, all
-	a.given.verify(a.issuers)
-	a.fetched.verify(a.issuers)
-	a.due = time.Time{} // what is fetched may have a signer now
+	a.given.again() // what was refused may have a signer now
+	a.fetched.again()
+	a.due = time.Time{}
 	return nil
 }
 
@@ -109,7 +110,7 @@ func (a *authority) isOwn(cert *x509.Certificate) bool {
 // signs its own next key has its name twice too, but is none.
 func splitAnchors(certs []*x509.Certificate) (anchors, intermediates []*x509.Certificate) {
 	for _, c := range certs {
-		if c.CheckSignatureFrom(c) == nil {
+		if isSelfSigned(c) {
 			anchors = append(anchors, c)
 		} else {
 			intermediates = append(intermediates, c)
@@ -117,6 +118,8 @@ func splitAnchors(certs []*x509.Certificate) (anchors, intermediates []*x509.Cer
 	}
 	return anchors, intermediates
 }
+
+func isSelfSigned(cert *x509.Certificate) bool { return cert.CheckSignatureFrom(cert) == nil }
 
 // readFile reads a whole file of at most limit bytes.
 func readFile(name string, limit int64) ([]byte, error) {
@@ -191,6 +194,7 @@ func (m *Manager) takeRows(rows []store.Trust) {
 		m.takeRow(a, row)
 		m.publish(a)
 	}
+	m.dropLists()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for name := range gone {
@@ -211,15 +215,16 @@ func (m *Manager) takeRow(a *authority, row store.Trust) {
 		return
 	}
 	if a.crlURL != row.CRLURL {
-		a.crlURL, a.fetched, a.due = row.CRLURL, source{}, time.Time{}
+		a.crlURL, a.due = row.CRLURL, time.Time{}
+		a.fetched.again()
 		m.report("trust:"+a.name, partURL, nil)
 	}
 	if len(row.CRL) == 0 {
-		a.given = source{}
+		a.given.again() // what it was is still the newest that is known
 		m.report("trust:"+a.name, partFile, nil)
 		return
 	}
-	_, err := a.given.update(row.CRL, a.issuers, m.now())
+	_, err := m.takeLists(a, &a.given, row.CRL)
 	if err != nil {
 		err = fmt.Errorf("the revocation list in the database is not used: %w", err)
 	}
@@ -279,7 +284,7 @@ func digestOf(lists ...[][]byte) [sha256.Size]byte {
 
 // publish lets Anchors and Check answer by what a is now. work is held.
 func (m *Manager) publish(a *authority) {
-	a.revocation.state.Store(a.judge())
+	a.revocation.state.Store(m.judge(a))
 	p := published{anchors: a.anchors, err: a.err}
 	if a.mode != Off {
 		p.revocation = a.revocation
@@ -294,8 +299,8 @@ func (m *Manager) publish(a *authority) {
 // reportLists notices lists that are missing or have become stale. work is held.
 func (m *Manager) reportLists(a *authority) {
 	err := a.listTrouble(m.now())
-	if errors.Is(err, errNoList) && a.crlURL != "" && a.due.IsZero() {
-		m.note("trust:"+a.name, partLists, err.Error()) // no alarm before it was fetched for the first time
+	if err != nil && a.crlURL != "" && a.due.IsZero() {
+		m.note("trust:"+a.name, partLists, err.Error()+" (not fetched yet)") // and no alarm before
 		return
 	}
 	m.report("trust:"+a.name, partLists, err)

@@ -317,11 +317,23 @@ func TestRFC8705_2_2_2_LastGood(t *testing.T) {
 		t.Errorf("within its age: %s", got)
 	}
 	p.awaitHits(t, 3) // begun meanwhile, since it is old
+	p.awaitHealth(t, "JSON")
 	p.clock.move(time.Minute)
 	p.expect(t, "past its age", mine, "error", 4)
 	p.site.show(jwks(t, jwk(t, mine.Leaf)))
 	p.clock.move(-time.Hour) // a clock that is set back makes nothing fresh, and stops no fetch
 	p.expect(t, "after the clock was set back", mine, "true", 5)
+}
+
+func (w *world) awaitHealth(t *testing.T, want string) {
+	t.Helper()
+	for !strings.Contains(w.Health()["jwks:billing"], want) {
+		select {
+		case <-t.Context().Done():
+			t.Fatalf("health is %q, want %q", w.Health()["jwks:billing"], want)
+		case <-time.After(time.Millisecond):
+		}
+	}
 }
 
 func (w *world) awaitHits(t *testing.T, n int64) {

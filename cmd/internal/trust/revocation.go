@@ -10,7 +10,11 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"maps"
+	"iter"
+	"math/big"
+	"slices"
+	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -40,60 +44,120 @@ func signerOf(cert *x509.Certificate) signerKey {
 	return sha256.Sum256(append(name[:], key[:]...))
 }
 
-// source is one place from which lists come, with the last good ones.
+// source is one place from which lists come.
 type source struct {
-	digest [sha256.Size]byte // of what lists were read from
-	lists  map[signerKey]list
+	digest  [sha256.Size]byte      // of what was read last
+	numbers map[signerKey]*big.Int // of the newest lists that it gave, also of those who are not on it any more
 }
 
-// update takes the lists in data over, if all of them are good: understood completely, signed by one of the issuers,
-// begun, and not older than the one in use. After an error all is as it was. It reports whether something changed.
-func (s *source) update(data []byte, issuers []*x509.Certificate, now time.Time) (changed bool, err error) {
+// read returns the lists in data, the newest of each signer, if all of them are good: understood completely, signed by
+// one of the issuers, begun, and not older than what came from here before. It returns nothing when nothing is new.
+func (s *source) read(data []byte, issuers []*x509.Certificate, now time.Time) (map[signerKey]list, error) {
 	digest := sha256.Sum256(data)
 	if digest == s.digest {
-		return false, nil
+		return nil, nil
 	}
 	lists, err := parseLists(data)
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	next := make(map[signerKey]list, len(lists))
 	for _, l := range lists {
 		key, err := l.signer(issuers)
 		if err != nil {
-			return false, err
+			return nil, err
 		}
 		if now.Before(l.thisUpdate) {
-			return false, fmt.Errorf("the list of %q is not valid yet", l.issuer)
+			return nil, fmt.Errorf("the list of %q is not valid yet", l.issuer)
 		}
-		if !l.olderThan(next[key]) {
+		if next[key].crl == nil || !l.below(next[key].crl.Number()) {
 			next[key] = l
 		}
 	}
 	for key, l := range next {
 		// Whoever can answer in the authority's place could bring an old list back, on which the latest is not.
-		if l.olderThan(s.lists[key]) {
-			return false, fmt.Errorf("the list of %q is older than the one in use", l.issuer)
+		if l.below(s.numbers[key]) {
+			return nil, fmt.Errorf("the list of %q is older than one that was there before", l.issuer)
 		}
 	}
-	s.digest, s.lists = digest, next
+	if s.numbers == nil {
+		s.numbers = make(map[signerKey]*big.Int)
+	}
+	for key, l := range next {
+		s.numbers[key] = l.crl.Number()
+	}
+	s.digest = digest
+	return next, nil
+}
+
+// again lets the next reading be judged anew though its bytes are the same.
+func (s *source) again() { s.digest = [sha256.Size]byte{} }
+
+// seen is the newest list of one signer that this process has seen, from wherever.
+type seen struct {
+	number *big.Int
+	list   list // without crl while no trust has the signer
+}
+
+// takeLists takes over what data, which came from one place of a, adds to what is known, and reports whether it is
+// something. Lists of signers who are not in data stay. Other trusts with the same signer are judged by the newest list
+// too, wherever it came from. work is held.
+func (m *Manager) takeLists(a *authority, from *source, data []byte) (changed bool, err error) {
+	lists, err := from.read(data, a.issuers, m.now())
+	if err != nil {
+		return false, err
+	}
+	for key, l := range lists {
+		if !l.below(m.seen[key].number) {
+			m.seen[key] = seen{l.crl.Number(), l}
+			changed = true
+		}
+	}
+	if !changed {
+		return false, nil
+	}
+	for other := range m.authorities() {
+		if other != a && slices.ContainsFunc(other.issuers, func(cert *x509.Certificate) bool {
+			_, ok := lists[signerOf(cert)]
+			return ok
+		}) {
+			m.publish(other)
+		}
+	}
 	return true, nil
 }
 
-// verify drops what none of the issuers signed.
-func (s *source) verify(issuers []*x509.Certificate) {
-	kept := maps.Clone(s.lists)
-	maps.DeleteFunc(kept, func(key signerKey, l list) bool {
-		now, err := l.signer(issuers)
-		return err != nil || now != key
-	})
-	s.digest, s.lists = [sha256.Size]byte{}, kept // what was refused may be good now
+// dropLists drops the lists of signers that no trust has any more. Their numbers stay, so that none older is believed
+// when a signer comes back. work is held.
+func (m *Manager) dropLists() {
+	held := make(map[signerKey]bool)
+	for a := range m.authorities() {
+		for _, cert := range a.issuers {
+			held[signerOf(cert)] = true
+		}
+	}
+	for key, s := range m.seen {
+		if !held[key] {
+			m.seen[key] = seen{number: s.number}
+		}
+	}
 }
 
-// olderThan reports whether l has a lower number than another list of the same issuer (RFC 5280, Section 5.2.3).
-func (l list) olderThan(other list) bool {
-	return other.crl != nil && l.crl.Number().Cmp(other.crl.Number()) < 0
+// authorities are all trusts. work is held.
+func (m *Manager) authorities() iter.Seq[*authority] {
+	return func(yield func(*authority) bool) {
+		for _, set := range []map[string]*authority{m.files, m.rows} {
+			for _, a := range set {
+				if !yield(a) {
+					return
+				}
+			}
+		}
+	}
 }
+
+// below reports whether l has a lower number than another list of the same signer (RFC 5280, Section 5.2.3).
+func (l list) below(number *big.Int) bool { return number != nil && l.crl.Number().Cmp(number) < 0 }
 
 // signer finds who signed l. Only certificates of the trust itself are asked: one that a caller presented must not
 // decide what the authority's list is.
@@ -160,38 +224,56 @@ type judge struct {
 	lists map[signerKey]list
 }
 
-// judge joins what was given and what was fetched: of two lists of one issuer the higher number counts.
-func (a *authority) judge() *judge {
-	j := &judge{hard: a.mode != Soft, lists: maps.Clone(a.given.lists)}
-	if j.lists == nil {
-		j.lists = make(map[signerKey]list)
-	}
-	for key, l := range a.fetched.lists {
-		if !l.olderThan(j.lists[key]) {
+// judge takes the newest list of each of a's certificates, as far as a's own certificates let it be signed. work is
+// held.
+func (m *Manager) judge(a *authority) *judge {
+	j := &judge{hard: a.mode != Soft, lists: make(map[signerKey]list)}
+	for _, cert := range a.issuers {
+		key := signerOf(cert)
+		l := m.seen[key].list
+		if _, done := j.lists[key]; done || l.crl == nil {
+			continue
+		}
+		if _, err := l.signer(a.issuers); err == nil {
 			j.lists[key] = l
 		}
 	}
 	return j
 }
 
-var errNoList = errors.New("there is no revocation list yet")
-
-// listTrouble says what is wrong with the lists at now.
+// listTrouble says what is wrong with the lists at now: it names every certificate of the trust without a list that
+// can be used. Softly, a root needs none: it may have signed nothing but the authorities below it, and a certificate
+// that it lets through is told of when there is one.
 func (a *authority) listTrouble(now time.Time) error {
 	if a.mode == Off || a.err != nil {
 		return nil
 	}
-	j := a.judge()
-	if len(j.lists) == 0 {
-		return errNoList
-	}
-	for _, l := range j.lists {
-		if now.After(l.crl.NextUpdate()) {
-			return fmt.Errorf("the revocation list of %q is stale since %s", l.issuer,
-				l.crl.NextUpdate().UTC().Format(time.RFC3339))
+	j := a.revocation.state.Load()
+	var missing, wrong []string
+	told := make(map[signerKey]bool)
+	for _, cert := range a.issuers {
+		key := signerOf(cert)
+		l, ok := j.lists[key]
+		switch {
+		case told[key] || !ok && !j.hard && isSelfSigned(cert):
+			continue
+		case !ok:
+			missing = append(missing, strconv.Quote(cert.Subject.String()))
+		case now.Before(l.thisUpdate):
+			wrong = append(wrong, fmt.Sprintf("the revocation list of %q is not valid yet", l.issuer))
+		case now.After(l.crl.NextUpdate()):
+			wrong = append(wrong, fmt.Sprintf("the revocation list of %q is stale since %s", l.issuer,
+				l.crl.NextUpdate().UTC().Format(time.RFC3339)))
 		}
+		told[key] = true
 	}
-	return nil
+	if len(missing) > 0 {
+		wrong = append(wrong, "there is no revocation list yet of "+strings.Join(missing, ", "))
+	}
+	if len(wrong) == 0 {
+		return nil
+	}
+	return errors.New(strings.Join(wrong, "; "))
 }
 
 // revocation implements issuer.Revocation by the lists of one trust, as they are at the time.

@@ -285,7 +285,10 @@ func TestRFC5280_6_3_SignerMayNotSignLists(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.Files = []trust.FileTrust{{Name: "p", CAFile: file(t, certs(limited)), CRLFile: file(t, w.list(t, ca, crl{}))}}
+	list := file(t, w.list(t, ca, crl{}))
+	c.Files = []trust.FileTrust{ // the second one believes the list, which changes nothing for the first
+		{Name: "p", CAFile: file(t, certs(limited)), CRLFile: list}, {Name: "q", CAFile: file(t, certs(ca.Certificate())), CRLFile: list},
+	}
 	w.start(t, c)
 	if err := w.judge(t, "p", ca.Issue(t, mtlstest.Leaf{})); outcome(err) != unknown {
 		t.Errorf("error is %v", err)
@@ -540,11 +543,12 @@ func TestGivenAndFetched(t *testing.T) {
 	}
 }
 
-// A row's mode, list and address count from the moment at which they are changed.
+// A row's mode, list and address count from the moment at which they are changed; the newest list that was there stays
+// in use, whatever place it came from.
 func TestRowChangesRevocation(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	ca := mtlstest.NewCA(t, "ca")
+	ca, other := mtlstest.NewCA(t, "ca"), mtlstest.NewCA(t, "other")
 	withdrawn := ca.Issue(t, mtlstest.Leaf{})
 	row := store.Trust{Name: "p", Anchors: [][]byte{ca.Certificate().Raw}, Revocation: "off"}
 	w.add(t, row)
@@ -559,20 +563,155 @@ func TestRowChangesRevocation(t *testing.T) {
 		}
 	}
 	step("off", good, func() {})
-	step("hard", revoked, func() {
-		row.Revocation, row.CRL = "hard", w.list(t, ca, crl{revoked: []*x509.Certificate{withdrawn.Leaf}})
+	step("hard, a list to be fetched", unknown, func() { row.Revocation, row.CRLURL = "hard", w.site.url })
+	step("soft", good, func() { row.Revocation = "soft" })
+	step("a list instead", revoked, func() {
+		row.Revocation, row.CRLURL = "hard", ""
+		row.CRL = w.list(t, ca, crl{revoked: []*x509.Certificate{withdrawn.Leaf}})
 	})
+	older := row.CRL
 	step("a newer list", good, func() { row.CRL = w.list(t, ca, crl{number: 2}) })
-	step("an address instead", unknown, func() { row.CRL, row.CRLURL = nil, w.site.url })
+	step("an address instead", good, func() { row.CRL, row.CRLURL = nil, w.site.url })
 	w.site.show(w.list(t, ca, crl{number: 3, revoked: []*x509.Certificate{withdrawn.Leaf}}))
 	if err := w.Reload(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	step("fetched", revoked, func() {})
-	step("another address", unknown, func() { row.CRLURL = w.site.url + "2" })
-	step("soft", good, func() { row.Revocation = "soft" })
-	step("a bad list", good, func() { row.CRL = []byte("x") })
+	step("another address", revoked, func() { row.CRLURL = w.site.url + "2" })
+	step("softly too", revoked, func() { row.Revocation = "soft" })
+	step("a bad list", revoked, func() { row.CRL = []byte("x") })
 	w.health(t, "trust:p", "in the database is not used")
+	step("an older list", revoked, func() { row.CRL = older })
+	w.health(t, "trust:p", "is older than one that was there before")
+	step("without a list", revoked, func() { row.CRL = nil })
+	w.health(t, "trust:p", "ok")
+	row.Anchors = [][]byte{other.Certificate().Raw}
+	if err := w.store.ReplaceTrust(t.Context(), row); err != nil {
+		t.Fatal(err)
+	}
+	_, _, _ = w.Anchors(t.Context(), "p") // the signer has left, and its list with it
+	step("an old list of who comes back", good, func() {
+		row.Anchors, row.CRL = [][]byte{ca.Certificate().Raw}, w.list(t, ca, crl{number: 2})
+	})
+	w.health(t, "trust:p", `let through: revocation status unknown: there is no list of "CN=ca"`)
+	step("its list again", revoked, func() {
+		row.CRL = w.list(t, ca, crl{number: 3, revoked: []*x509.Certificate{withdrawn.Leaf}})
+	})
+}
+
+// XP-11: RFC 5280, Section 5.2.3: lists are remembered signer by signer: one that is missing from what is there now stays
+// in use, and an older one cannot come back when it was missing for a while.
+func TestRFC5280_5_2_3_SignerMissingForAWhile(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []string{trust.Hard, trust.Soft} {
+		c, w := config(t)
+		root := mtlstest.NewCA(t, "root")
+		below := root.Intermediate(t, "below")
+		honest, withdrawn := below.Issue(t, mtlstest.Leaf{}), below.Issue(t, mtlstest.Leaf{})
+		c.Files = []trust.FileTrust{{
+			Name: "p", CAFile: file(t, certs(root.Certificate(), below.Certificate())), CRLURL: w.site.url, Revocation: mode,
+		}}
+		w.start(t, c)
+		on := []*x509.Certificate{withdrawn.Leaf}
+		for _, step := range []struct {
+			what string
+			body []byte
+			good bool
+		}{
+			{"both lists", listPEM(w.list(t, root, crl{}), w.list(t, below, crl{number: 5, revoked: on})), true},
+			{"one is missing", w.list(t, root, crl{number: 2}), true},
+			{"the other one", w.list(t, below, crl{number: 5, revoked: on}), true},
+			{"missing again", w.list(t, root, crl{number: 2}), true},
+			{"an older one comes back", listPEM(w.list(t, root, crl{number: 2}), w.list(t, below, crl{number: 4})), false},
+			{"and alone", w.list(t, below, crl{number: 4}), false},
+		} {
+			w.site.show(step.body)
+			if err := w.Reload(t.Context()); (err == nil) != step.good {
+				t.Errorf("%s, %s: %v", mode, step.what, err)
+			}
+			if err := w.judge(t, "p", withdrawn); outcome(err) != revoked {
+				t.Errorf("%s, %s: %v, want it revoked", mode, step.what, err)
+			}
+			if err := w.judge(t, "p", honest); err != nil {
+				t.Errorf("%s, %s: %v", mode, step.what, err)
+			}
+		}
+	}
+}
+
+// XP-11: RFC 5280, Section 5.2.3: a list older than one that this process has seen is not believed in a trust that is
+// added anew either, under its old name or another, and the newest one serves every trust with its signer.
+func TestRFC5280_5_2_3_OlderListOfAnotherTrust(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	ca := mtlstest.NewCA(t, "ca")
+	withdrawn := ca.Issue(t, mtlstest.Leaf{})
+	old, newer := w.list(t, ca, crl{number: 4}), w.list(t, ca, crl{number: 5, revoked: []*x509.Certificate{withdrawn.Leaf}})
+	row := func(name string, list []byte) store.Trust {
+		return store.Trust{Name: name, Anchors: [][]byte{ca.Certificate().Raw}, CRL: list, Revocation: "soft"}
+	}
+	expect := func(name, want string) {
+		t.Helper()
+		if err := w.judge(t, name, withdrawn); outcome(err) != want {
+			t.Errorf("%s: %v, want %s", name, err, want)
+		}
+	}
+	w.add(t, row("a", old))
+	expect("a", good)
+	_, revocation, _ := w.Anchors(t.Context(), "a")
+	w.add(t, row("b", newer))
+	expect("b", revoked)
+	if err := revocation.Check([]*x509.Certificate{withdrawn.Leaf, ca.Certificate()}, w.clock.now()); outcome(err) != revoked {
+		t.Errorf("the first trust is judged by the older list still: %v", err)
+	}
+	expect("a", revoked)
+	for _, name := range []string{"a", "b"} {
+		if err := w.store.RemoveTrust(t.Context(), name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, _, _ = w.Anchors(t.Context(), "a") // nobody has the signer now
+	w.add(t, store.Trust{Name: "c", Anchors: [][]byte{ca.Certificate().Raw}, CRL: old, Revocation: "hard"})
+	expect("c", unknown)
+	w.health(t, "trust:c", `there is no revocation list yet of "CN=ca"`)
+}
+
+// XP-11: RFC 5280, Section 6.3: every authority of a trust that has no list is named in Health and in one alarm, since it
+// leaves the status of all that it signed unknown. Softly, a root without one is none.
+func TestRFC5280_6_3_MissingListIsNamed(t *testing.T) {
+	t.Parallel()
+	root := mtlstest.NewCA(t, "root")
+	one, two := root.Intermediate(t, "one"), root.Intermediate(t, "two")
+	for mode, rootNamed := range map[string]bool{trust.Hard: true, trust.Soft: false} {
+		c, w := config(t)
+		c.Files = []trust.FileTrust{{
+			Name: "p", CAFile: file(t, certs(root.Certificate(), one.Certificate(), two.Certificate())),
+			CRLFile: file(t, w.list(t, two, crl{})), CRLURL: w.site.url, Revocation: mode,
+		}}
+		w.start(t, c)
+		w.health(t, "trust:p", `"CN=one" (not fetched yet)`)
+		if n := len(w.alarms.with("no revocation list")); n != 0 {
+			t.Errorf("%d alarms before the first fetch", n)
+		}
+		w.site.show(w.list(t, two, crl{}))
+		for range 3 {
+			if err := w.Reload(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		text := w.Health()["trust:p"]
+		if !strings.Contains(text, `"CN=one"`) || strings.Contains(text, "two") || strings.Contains(text, "root") != rootNamed {
+			t.Errorf("%s: health is %q", mode, text)
+		}
+		if n := len(w.alarms.with(text)); n != 1 {
+			t.Errorf("%s: %d alarms", mode, n)
+		}
+		w.site.show(listPEM(w.list(t, root, crl{}), w.list(t, one, crl{}), w.list(t, two, crl{})))
+		if err := w.Reload(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		w.health(t, "trust:p", "ok")
+	}
 }
 
 // A fetched list is dropped with its signer, and one of the new signer is fetched at once and not when it is due.

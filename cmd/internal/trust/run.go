@@ -47,9 +47,8 @@ func (m *Manager) tick(ctx context.Context, fetches *sync.WaitGroup) {
 	}
 }
 
-// Reload reads all files and the database and fetches every list
-// that is not being fetched. What cannot be used stays as it was; the error
-// tells all of it.
+// Reload reads all files and the database and fetches every list that is not being fetched. What cannot be used stays as
+// it was; the error tells all of it.
 func (m *Manager) Reload(ctx context.Context) error {
 	errs := []error{m.loadRows(ctx), m.readFiles()}
 	all := m.begin(func(*authority) bool { return true })
@@ -83,10 +82,11 @@ func (m *Manager) readFiles() error {
 			changed = true
 		}
 	}
-	for _, set := range []map[string]*authority{m.files, m.rows} {
-		for _, a := range set {
-			m.reportLists(a)
-		}
+	if changed {
+		m.dropLists()
+	}
+	for a := range m.authorities() {
+		m.reportLists(a)
 	}
 	m.work.Unlock()
 	if changed {
@@ -102,7 +102,7 @@ func (m *Manager) readListFile(a *authority) (changed bool, err error) {
 	}
 	data, err := readFile(a.crlFile, maxListBytes)
 	if err == nil {
-		changed, err = a.given.update(data, a.issuers, m.now())
+		changed, err = m.takeLists(a, &a.given, data)
 	}
 	if err != nil {
 		err = fmt.Errorf("the revocation list file %s is not used: %w", a.crlFile, withoutPath(err))
@@ -116,12 +116,10 @@ func (m *Manager) begin(due func(*authority) bool) []*authority {
 	m.work.Lock()
 	defer m.work.Unlock()
 	var out []*authority
-	for _, set := range []map[string]*authority{m.files, m.rows} {
-		for _, a := range set {
-			if a.crlURL != "" && a.mode != Off && a.err == nil && !a.fetching && due(a) {
-				a.fetching = true
-				out = append(out, a)
-			}
+	for a := range m.authorities() {
+		if a.crlURL != "" && a.mode != Off && a.err == nil && !a.fetching && due(a) {
+			a.fetching = true
+			out = append(out, a)
 		}
 	}
 	return out
@@ -151,25 +149,28 @@ func (m *Manager) takeList(a *authority, url string, data []byte, err error) (ch
 	now := m.now()
 	a.due = now.Add(minListInterval)
 	if err == nil {
-		changed, err = a.fetched.update(data, a.issuers, now)
+		changed, err = m.takeLists(a, &a.fetched, data)
 	}
 	if err != nil {
 		err = fmt.Errorf("the revocation list cannot be fetched: %w", err)
 		m.report("trust:"+a.name, partURL, err)
+		m.reportLists(a)
 		return false, fmt.Errorf("trust %q: %w", a.name, err)
 	}
-	a.due = now.Add(a.fetched.interval(now))
 	m.report("trust:"+a.name, partURL, nil)
 	if changed {
 		m.publish(a)
+	} else {
+		m.reportLists(a) // from now on a list that is missing is an alarm
 	}
+	a.due = now.Add(a.interval(now))
 	return changed, nil
 }
 
 // interval is when lists are to be fetched again: often enough that several attempts may fail before one is stale.
-func (s *source) interval(now time.Time) time.Duration {
+func (a *authority) interval(now time.Time) time.Duration {
 	interval := maxListInterval
-	for _, l := range s.lists {
+	for _, l := range a.revocation.state.Load().lists {
 		interval = min(interval, l.crl.NextUpdate().Sub(now)/2)
 	}
 	return max(interval, minListInterval)

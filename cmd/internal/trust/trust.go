@@ -7,8 +7,13 @@
 //
 // It refuses a set of anchors that is empty, damaged, read in part or holds anything but CA certificates: at the start
 // it does not begin, and later it keeps the last good set and raises an alarm. It believes no revocation list that none
-// of the authority's own certificates signed, none that is older than the one in use, and never takes the absence of a
-// list for the absence of revocations unless it was told to. Nothing is fetched within a TLS handshake.
+// of the authority's own certificates signed, none that is older than any of the same signer that this process has seen,
+// and never takes the absence of a list for the absence of revocations unless it was told to. A list stays in use as long
+// as a trust has its signer, though the place from which it came leaves it out. Nothing is fetched within a TLS handshake.
+//
+// Lists that were fetched are kept in memory only. After a restart the first list that is fetched is believed if it is
+// not stale and not older than the one that was given by value: whoever can answer in the authority's place can bring an
+// old list back then, until its nextUpdate.
 package trust
 
 import (
@@ -94,6 +99,7 @@ type Manager struct {
 	work  sync.Mutex
 	files map[string]*authority // by name; the map never changes
 	rows  map[string]*authority // by name
+	seen  map[signerKey]seen    // of every signer of lists so far
 
 	mu        sync.Mutex
 	published map[string]published // by name
@@ -120,7 +126,7 @@ func New(c Config) (*Manager, error) {
 	}
 	m := &Manager{
 		store: c.Store, fetcher: c.Fetcher, events: c.Events, logger: c.Logger, now: c.Now, own: c.OwnCAs,
-		files: make(map[string]*authority), rows: make(map[string]*authority),
+		files: make(map[string]*authority), rows: make(map[string]*authority), seen: make(map[signerKey]seen),
 		published: make(map[string]published), epoch: 1,
 		sets: make(map[setKey]*keySet), troubles: make(map[string]map[string]string),
 	}
