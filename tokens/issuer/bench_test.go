@@ -55,8 +55,8 @@ func TestIssueAllocations(t *testing.T) {
 		}
 	})
 	t.Logf("Issue allocates %v times, %v of them to sign", issue, sign)
-	if issue-sign > allocationsOfIssue {
-		t.Errorf("Issue allocates %v times beside the signature, want at most %d", issue-sign, allocationsOfIssue)
+	if bound := float64(allocationsOfIssue + allocationsOfRace); issue-sign > bound {
+		t.Errorf("Issue allocates %v times beside the signature, want at most %v", issue-sign, bound)
 	}
 }
 

@@ -361,3 +361,17 @@ func TestOwnFailures(t *testing.T) {
 		t.Errorf("logged: %s", log.String())
 	}
 }
+
+// MD-03: RFC 8414, Section 2: what New refuses as an issuer, CheckIdentifier refuses beforehand, and nothing else.
+func TestRFC8414_2_CheckIdentifier(t *testing.T) {
+	t.Parallel()
+	for raw, want := range map[string]bool{
+		"https://tokens.example": true, "https://tokens.example:8443/t1": true,
+		"http://tokens.example": false, "https://": false, "https://tokens.example/?x": false, "https://u@tokens.example": false,
+		"https://tokens.example/a%20b": false, "https://tokens.example/a//b": false, "https://tokens.example/a/../b": false,
+	} {
+		if err := CheckIdentifier(raw); (err == nil) != want {
+			t.Errorf("%s: %v", raw, err)
+		}
+	}
+}

@@ -143,11 +143,12 @@ func (s *service) adminHandler() (http.Handler, error) {
 	}
 	cfg := s.adminConfig()
 	cfg.Actor, cfg.Scopes, cfg.Approvals = actor, s.operatorScopes, s.cfg.Admin.Approvals
+	cfg.StillAuthorized = s.stillAuthorized
 	api, err := admin.New(cfg)
 	if err != nil {
 		return nil, err
 	}
-	return guard.Protect(api), nil // which scope a route needs is the API's own rule
+	return guard.Protect(withPeer(api)), nil // which scope a route needs is the API's own rule
 }
 
 // fileTrusts names the foreign authorities that the configuration's files hold.
@@ -167,7 +168,7 @@ func (s *service) adminConfig() admin.Config {
 		Reserved:  append(s.ownNames(), operatorID),
 		Endpoints: s.endpoints(), Version: s.version, Logger: s.log,
 		OwnCAs: []*x509.Certificate{s.root, s.issuing}, FileTrusts: s.fileTrusts(), TrustHealth: s.trust.Health,
-		ResetTickets: s.resetTickets,
+		ResetTickets: s.resetTickets, Changes: &s.operatorChanges,
 	}
 }
 
@@ -207,6 +208,29 @@ func (s *service) authorizeOperator(ctx context.Context, claims *tokens.Claims, 
 		return &tokens.Error{Code: "insufficient_scope", Reason: "no_longer_operator", Description: "this client is not an operator", Scope: admin.ScopeRead}
 	}
 	return nil
+}
+
+type peerKey struct{}
+
+// withPeer keeps the connection's certificate in the context, for the question that is asked again before a change.
+func withPeer(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if peer, err := mtls.PeerFromRequest(r); err == nil {
+			r = r.WithContext(context.WithValue(r.Context(), peerKey{}, peer))
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// stillAuthorized is authorizeOperator asked again: a request whose body comes slowly must not outlive what was decided
+// about its sender meanwhile.
+func (s *service) stillAuthorized(ctx context.Context) error {
+	claims, ok := resource.Claims(ctx)
+	if !ok || !time.Now().Before(claims.Expires) {
+		return &tokens.Error{Code: "invalid_token", Reason: "expired_meanwhile", Description: "the token is not valid any more"}
+	}
+	peer, _ := ctx.Value(peerKey{}).(*mtls.Peer)
+	return s.authorizeOperator(ctx, claims, peer)
 }
 
 // operatorScopes is what the caller of the operators' API may do: what its token says, as far as the client still

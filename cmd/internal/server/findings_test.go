@@ -10,6 +10,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -303,5 +304,72 @@ func TestBreakGlassAtALongPath(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(data, socketName)); !os.IsNotExist(err) {
 		t.Errorf("the socket after the stop: %v", err)
+	}
+}
+
+// Possession of an operator's token ends with its certificate also for a request that was let in before: one whose body
+// comes slowly changes nothing after the revocation has returned.
+func TestRevokedOperatorWithASlowBody(t *testing.T) {
+	t.Parallel()
+	in := start(t, testConfig(t, t.TempDir()))
+	for how, takeAway := range map[string]func(id string, serial string){
+		"revoked": func(_, serial string) {
+			in.mustOperate(http.MethodPost, "/certificates/revoke", map[string]any{"serial": serial}, nil)
+		},
+		"disabled": func(id, _ string) { in.mustOperate(http.MethodPost, "/clients/"+id+"/disable", nil, nil) },
+		"removed":  func(id, _ string) { in.mustOperate(http.MethodDelete, "/clients/"+id, nil, nil) },
+	} {
+		t.Run(how, func(t *testing.T) {
+			t.Parallel()
+			id := "op-" + how
+			var added struct {
+				Code string `json:"code"`
+			}
+			in.mustOperate(http.MethodPost, "/clients", map[string]any{"client_id": id, "scope": scopeAdmin}, &added)
+			code, err := pki.ParseCode(added.Code)
+			if err != nil {
+				t.Fatal(err)
+			}
+			key := newKey(t)
+			_, res := in.redeem(code, key)
+			cert := pair(t, res, key)
+			c := in.client(&cert)
+			granted := in.adminToken(c, id, url.Values{"resource": {in.issuer + "/admin/v1"}})
+			body, slow := io.Pipe()
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, in.mtls+"/admin/v1/clients", body)
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Header.Set("Content-Type", "application/json")
+			req.Header.Set("Authorization", "Bearer "+granted.token)
+			status := make(chan int, 1)
+			go func() {
+				res, err := c.Do(req)
+				if err != nil {
+					status <- 0
+					return
+				}
+				res.Body.Close()
+				status <- res.StatusCode
+			}()
+			if _, err := io.WriteString(slow, `{"client_id":"`); err != nil {
+				t.Fatal(err)
+			}
+			// The request is inside when another one on the same connection has been answered.
+			if a := in.token(c, id); a.Status != http.StatusOK && a.Error != "invalid_target" {
+				t.Fatalf("status %d %s", a.Status, a.Error)
+			}
+			takeAway(id, cert.Leaf.SerialNumber.String())
+			if _, err := io.WriteString(slow, `mallory-`+how+`","scope":"`+scopeAdmin+`"}`); err != nil {
+				t.Fatal(err)
+			}
+			slow.Close()
+			if got := <-status; got != http.StatusUnauthorized {
+				t.Errorf("a slow request of a %s operator: status %d, want 401", how, got)
+			}
+			if in.operate(http.MethodGet, "/clients/mallory-"+how, nil, nil) == nil {
+				t.Errorf("a %s operator made another one", how)
+			}
+		})
 	}
 }
