@@ -67,7 +67,7 @@ func (a *authority) readCA() (changed bool, err error) {
 	}
 	certs, err := mtls.ParseCertificates(data)
 	if err == nil {
-		err = a.setCertificates(splitAnchors(certs))
+		err = a.setCertificates(certs)
 	}
 	if err != nil {
 		return false, fmt.Errorf("the CA file %s is damaged: %w", a.caFile, err)
@@ -78,21 +78,24 @@ func (a *authority) readCA() (changed bool, err error) {
 
 // setCertificates makes new anchors. The lists are judged by the new certificates from then on: publish sees to it that
 // none outlives its signer.
-func (a *authority) setCertificates(anchors, intermediates []*x509.Certificate) error {
-	if len(anchors)+len(intermediates) > maxCertificates {
+func (a *authority) setCertificates(all []*x509.Certificate) error {
+	if len(all) > maxCertificates {
 		return fmt.Errorf("more than %d certificates", maxCertificates)
 	}
-	all := slices.Concat(anchors, intermediates)
 	for _, cert := range all {
 		if a.isOwn(cert) {
 			return fmt.Errorf("the certificate of %q belongs to our own CA, which vouches only for what it keeps record of", cert.Subject)
 		}
 	}
+	anchors, intermediates, err := SplitAuthorities(all)
+	if err != nil {
+		return err
+	}
 	made, err := mtls.NewAnchors(mtls.AnchorsConfig{Roots: anchors, Intermediates: intermediates, UsePresented: true})
 	if err != nil {
 		return err
 	}
-	a.anchors, a.issuers = made, all
+	a.anchors, a.issuers = made, slices.Concat(anchors, intermediates)
 	a.given.again() // what was refused may have a signer now
 	a.fetched.again()
 	a.due = time.Time{}
@@ -106,9 +109,12 @@ func (a *authority) isOwn(cert *x509.Certificate) bool {
 	})
 }
 
-// splitAnchors tells anchors from intermediates: the self-signed ones are anchors. A certificate with which an authority
-// signs its own next key has its name twice too, but is none.
-func splitAnchors(certs []*x509.Certificate) (anchors, intermediates []*x509.Certificate) {
+// SplitAuthorities tells the anchors of a foreign authority from what may stand between them and clients, for all who
+// take its certificates in: those that are self-signed (RFC 5280, Section 3.2), with a signature that verifies, are
+// anchors, and all others intermediates. A certificate with which an authority signs its own next key has its name twice
+// too, but is no anchor. It is an error when no certificate is self-signed: one that another authority vouched for is
+// never made an anchor.
+func SplitAuthorities(certs []*x509.Certificate) (anchors, intermediates []*x509.Certificate, err error) {
 	for _, c := range certs {
 		if isSelfSigned(c) {
 			anchors = append(anchors, c)
@@ -116,10 +122,15 @@ func splitAnchors(certs []*x509.Certificate) (anchors, intermediates []*x509.Cer
 			intermediates = append(intermediates, c)
 		}
 	}
-	return anchors, intermediates
+	if len(anchors) == 0 {
+		return nil, nil, errors.New("no certificate is self-signed, so there is no anchor")
+	}
+	return anchors, intermediates, nil
 }
 
-func isSelfSigned(cert *x509.Certificate) bool { return cert.CheckSignatureFrom(cert) == nil }
+func isSelfSigned(cert *x509.Certificate) bool {
+	return bytes.Equal(cert.RawIssuer, cert.RawSubject) && cert.CheckSignatureFrom(cert) == nil
+}
 
 // readFile reads a whole file of at most limit bytes.
 func readFile(name string, limit int64) ([]byte, error) {
@@ -231,7 +242,8 @@ func (m *Manager) takeRow(a *authority, row store.Trust) {
 	m.report("trust:"+a.name, partFile, err)
 }
 
-// readRow reads mode and certificates of a row.
+// readRow reads mode and certificates of a row. Whatever was stored as an anchor counts as one only if SplitAuthorities
+// says so.
 func (a *authority) readRow(row store.Trust) error {
 	mode, err := modeOf(row.Revocation, row.CRLURL != "" || len(row.CRL) > 0)
 	if err != nil {
@@ -242,15 +254,11 @@ func (a *authority) readRow(row store.Trust) error {
 	if digest == a.digest {
 		return nil
 	}
-	anchors, err := parseAll(row.Anchors)
+	all, err := parseAll(slices.Concat(row.Anchors, row.Intermediates)) // what is an anchor is judged here
 	if err != nil {
 		return err
 	}
-	intermediates, err := parseAll(row.Intermediates)
-	if err != nil {
-		return err
-	}
-	if err := a.setCertificates(anchors, intermediates); err != nil {
+	if err := a.setCertificates(all); err != nil {
 		return err
 	}
 	a.digest = digest

@@ -8,10 +8,12 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/pem"
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -410,17 +412,68 @@ func signedBy(t *testing.T, ca *mtlstest.CA, cert *x509.Certificate) *x509.Certi
 	return signed
 }
 
-// A certificate by which an authority signs its next key has its name twice, but is no anchor.
+// A certificate by which an authority signs its next key has its name twice, but is no anchor: neither in a file nor in a
+// row that calls it one, where alone it makes no trust at all.
 func TestRolloverIsNoAnchor(t *testing.T) {
 	t.Parallel()
 	old, next := mtlstest.NewCA(t, "ca"), mtlstest.NewCA(t, "ca")
-	w := newWorld(t, trust.FileTrust{Name: "p", CAFile: file(t, certs(old.Certificate(), signedBy(t, old, next.Certificate())))})
-	if anchors, _, err := w.Anchors(t.Context(), "p"); err != nil || len(anchors.Fingerprints()) != 1 {
-		t.Errorf("%v", err)
+	rollover := signedBy(t, old, next.Certificate())
+	w := newWorld(t, trust.FileTrust{Name: "f", CAFile: file(t, certs(old.Certificate(), rollover))})
+	w.add(t, store.Trust{Name: "r", Anchors: [][]byte{rollover.Raw, old.Certificate().Raw}, Revocation: "off"})
+	w.add(t, store.Trust{Name: "i", Anchors: [][]byte{rollover.Raw}, Intermediates: [][]byte{old.Certificate().Raw}, Revocation: "off"})
+	for _, name := range []string{"f", "r", "i"} {
+		anchors, _, err := w.Anchors(t.Context(), name)
+		if err != nil || len(anchors.Fingerprints()) != 1 || anchors.Fingerprints()[0] != mtls.ThumbprintOf(old.Certificate()) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err := w.judge(t, name, next.Issue(t, mtlstest.Leaf{})); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
-	if err := w.judge(t, "p", next.Issue(t, mtlstest.Leaf{})); err != nil {
-		t.Error(err)
+	w.add(t, store.Trust{Name: "alone", Anchors: [][]byte{rollover.Raw}, Revocation: "off"})
+	if anchors, _, err := w.Anchors(t.Context(), "alone"); err == nil || anchors != nil {
+		t.Errorf("error is %v", err)
 	}
+	w.health(t, "trust:alone", "no certificate is self-signed")
+}
+
+// An anchor has signed itself under its own name; everything else stands between, and nothing else makes one.
+func TestSplitAuthorities(t *testing.T) {
+	t.Parallel()
+	root, sibling := mtlstest.NewCA(t, "root"), mtlstest.NewCA(t, "root")
+	below := root.Intermediate(t, "below").Certificate()
+	rollover := signedBy(t, root, sibling.Certificate())
+	forged := *root.Certificate()
+	forged.Signature = bytes.Clone(forged.Signature)
+	forged.Signature[len(forged.Signature)-1] ^= 1
+	otherName := sameKeyOtherName(t, root)
+	for name, tt := range map[string]struct{ certs, anchors, intermediates []*x509.Certificate }{
+		"a root":            {[]*x509.Certificate{root.Certificate()}, []*x509.Certificate{root.Certificate()}, nil},
+		"in whatever order": {[]*x509.Certificate{below, root.Certificate()}, []*x509.Certificate{root.Certificate()}, []*x509.Certificate{below}},
+		"two roots": {[]*x509.Certificate{root.Certificate(), sibling.Certificate()},
+			[]*x509.Certificate{root.Certificate(), sibling.Certificate()}, nil},
+		"a rollover": {[]*x509.Certificate{rollover, root.Certificate()}, []*x509.Certificate{root.Certificate()}, []*x509.Certificate{rollover}},
+		"its key under another name": {[]*x509.Certificate{root.Certificate(), otherName},
+			[]*x509.Certificate{root.Certificate()}, []*x509.Certificate{otherName}},
+		"a rollover alone":     {[]*x509.Certificate{rollover}, nil, nil},
+		"in the middle":        {[]*x509.Certificate{below}, nil, nil},
+		"a damaged signature":  {[]*x509.Certificate{&forged}, nil, nil},
+		"nothing":              {nil, nil, nil},
+		"another's name alone": {[]*x509.Certificate{otherName}, nil, nil},
+	} {
+		anchors, intermediates, err := trust.SplitAuthorities(tt.certs)
+		if !slices.Equal(anchors, tt.anchors) || !slices.Equal(intermediates, tt.intermediates) || (err == nil) != (tt.anchors != nil) {
+			t.Errorf("%s: %d anchors, %d intermediates, %v", name, len(anchors), len(intermediates), err)
+		}
+	}
+}
+
+// sameKeyOtherName returns a certificate of ca's own key for another name, signed by that key.
+func sameKeyOtherName(t *testing.T, ca *mtlstest.CA) *x509.Certificate {
+	t.Helper()
+	template := *ca.Certificate()
+	template.Subject, template.RawSubject = pkix.Name{CommonName: "another name"}, nil
+	return signedBy(t, ca, &template)
 }
 
 func TestBadConfig(t *testing.T) {
