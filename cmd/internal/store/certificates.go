@@ -248,28 +248,66 @@ func keyOwner(r row) (string, error) {
 	return owner, nil
 }
 
+// BlockedKeys lists the hashes (SHA-256 of the SubjectPublicKeyInfo) of all public keys that were reported compromised, in
+// no order: for whoever judges certificates that our inventory does not have. Change.Blocked tells what is added.
+func (s *Store) BlockedKeys(ctx context.Context) ([][32]byte, error) {
+	rows, err := s.read.QueryContext(ctx, queryBlockedKeys)
+	keys, err := all(rows, err, func(r row) (key [32]byte, err error) { return key, r.Scan((*digest)(&key)) })
+	if err != nil {
+		return nil, fmt.Errorf("list blocked keys: %w", err)
+	}
+	return keys, nil
+}
+
 // Revoke revokes the selected certificates at the time now for a reason (a code of RFC 5280, Section 5.3.1), together
 // with all that were renewed from them, directly or not, unless sel.Only. One that is revoked already is reported, not
 // changed, and no error; its descendants are revoked all the same. The reason keyCompromise blocks the public keys of
-// all of them and takes every other certificate of these keys too, also with sel.Only. The error is ErrNotFound when a thumbprint, the serial number or the client is unknown; then nothing is
-// revoked.
+// all of them and takes every other certificate of these keys too, also with sel.Only.
+//
+// A certificate that a client registered by value is named by its thumbprint: it is taken off the client, and when it was
+// the only one, or the reason blocks the keys of all, the client is disabled. Of a client for which our CA does not vouch,
+// selected as a client, keyCompromise blocks the keys that it registered and disables it; with another reason there is
+// nothing to revoke: ErrNotRevocable. Revoking takes away also from the last grantor.
+//
+// The error is ErrNotFound when a thumbprint, the serial number or the client is unknown; then, as with every error,
+// nothing is revoked.
 func (s *Store) Revoke(ctx context.Context, sel Selection, reason int, now time.Time) (Revocation, error) {
 	var out Revocation
 	err := s.change(ctx, func(c *change) error {
-		certs, err := c.selected(sel, now)
-		if err == nil && reason == keyCompromise {
-			certs, err = c.withSameKeys(certs, sel.Only)
-		}
-		if err != nil {
-			return err
-		}
-		out, err = c.revoke(certs, reason, now)
+		var err error
+		out, err = s.revokeSelected(c, sel, reason, now)
 		return err
 	})
 	if err != nil {
 		return Revocation{}, fmt.Errorf("revoke: %w", err)
 	}
 	return out, nil
+}
+
+func (s *Store) revokeSelected(c *change, sel Selection, reason int, now time.Time) (Revocation, error) {
+	if err := sel.check(); err != nil {
+		return Revocation{}, err
+	}
+	var out Revocation
+	var err error
+	if sel.ClientID != "" {
+		err = s.revokeOther(c, sel.ClientID, reason, now, &out)
+	} else if len(sel.Thumbprints) > 0 {
+		sel.Thumbprints, err = s.revokeRegistered(c, sel.Thumbprints, reason, now, &out)
+	}
+	if err != nil || sel.empty() {
+		return out, err
+	}
+	certs, err := c.selected(sel, now)
+	if err == nil && reason == keyCompromise {
+		certs, err = c.withSameKeys(certs, sel.Only)
+	}
+	if err != nil {
+		return Revocation{}, err
+	}
+	issued, err := c.revoke(certs, reason, now)
+	out.Revoked, out.Already = append(out.Revoked, issued.Revoked...), append(out.Already, issued.Already...)
+	return out, err
 }
 
 // selected returns the certificates to revoke, each once.
@@ -340,22 +378,39 @@ func (c *change) withSameKeys(certs []Certificate, only bool) ([]Certificate, er
 // that no renewal can add a child meanwhile.
 func (c *change) roots(sel Selection, now time.Time) ([]Certificate, error) {
 	switch {
-	case sel.ClientID != "" && sel.Serial == "" && len(sel.Thumbprints) == 0:
+	case sel.ClientID != "":
 		if _, err := c.lockClient(sel.ClientID); err != nil {
 			return nil, fmt.Errorf("client %q: %w", sel.ClientID, err)
 		}
 		rows, err := c.tx.QueryContext(c.ctx, queryClientCertificates, sel.ClientID, moment(now))
 		return all(rows, err, scanCertificate)
-	case sel.Serial != "" && sel.ClientID == "" && len(sel.Thumbprints) == 0:
+	case sel.Serial != "":
 		cert, err := c.root(queryCertificateSerial, sel.Serial)
 		if err != nil {
 			return nil, fmt.Errorf("serial number %s: %w", sel.Serial, err)
 		}
 		return []Certificate{cert}, nil
-	case len(sel.Thumbprints) > 0 && sel.ClientID == "" && sel.Serial == "":
-		return c.rootsByThumbprint(sel.Thumbprints)
 	}
-	return nil, errors.New("select certificates by exactly one of thumbprints, serial number and client")
+	return c.rootsByThumbprint(sel.Thumbprints)
+}
+
+// check refuses a selection by nothing or by several things.
+func (sel *Selection) check() error {
+	n := 0
+	for _, given := range []bool{sel.ClientID != "", sel.Serial != "", len(sel.Thumbprints) > 0} {
+		if given {
+			n++
+		}
+	}
+	if n != 1 {
+		return errors.New("select certificates by exactly one of thumbprints, serial number and client")
+	}
+	return nil
+}
+
+// empty reports whether nothing is selected.
+func (sel *Selection) empty() bool {
+	return sel.ClientID == "" && sel.Serial == "" && len(sel.Thumbprints) == 0
 }
 
 func (c *change) rootsByThumbprint(thumbprints [][32]byte) ([]Certificate, error) {
@@ -388,7 +443,7 @@ func (c *change) revoke(certs []Certificate, reason int, now time.Time) (Revocat
 	var out Revocation
 	for _, cert := range certs {
 		if reason == keyCompromise {
-			if _, err := c.exec("blocked_keys", insertBlockedKey, digest(cert.KeyHash), moment(now)); err != nil {
+			if _, err := c.block(cert.KeyHash, now); err != nil {
 				return Revocation{}, err
 			}
 		}
@@ -405,4 +460,14 @@ func (c *change) revoke(certs []Certificate, reason int, now time.Time) (Revocat
 		c.what.Thumbprints = append(c.what.Thumbprints, cert.Thumbprint)
 	}
 	return out, nil
+}
+
+// block makes a public key useless for every client, and reports whether it was not so before.
+func (c *change) block(keyHash [32]byte, now time.Time) (bool, error) {
+	n, err := c.exec("blocked_keys", insertBlockedKey, digest(keyHash), moment(now))
+	if err != nil || n == 0 {
+		return false, err
+	}
+	c.what.Blocked = append(c.what.Blocked, keyHash)
+	return true, nil
 }

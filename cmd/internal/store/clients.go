@@ -349,10 +349,7 @@ func (s *Store) DisableClient(ctx context.Context, id string) error {
 		if err := c.keepGrantor(client, s.now()); err != nil {
 			return err
 		}
-		if err := c.void(id); err != nil {
-			return err
-		}
-		return s.setDisabled(c, id, true)
+		return s.disable(c, id)
 	})
 }
 

@@ -67,6 +67,7 @@ const (
 	insertPinned = `INSERT INTO client_certificates (thumbprint, client_id, key_hash, not_before, not_after)
 		VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING`
 	queryPinnedUser = `SELECT client_id FROM client_certificates WHERE thumbprint = $1`
+	deletePinnedOne = `DELETE FROM client_certificates WHERE thumbprint = $1`
 	deletePinned    = `DELETE FROM client_certificates WHERE client_id = $1`
 
 	insertRef     = `INSERT INTO client_refs (client_id, kind, value) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`
@@ -110,6 +111,7 @@ const (
 		WHERE thumbprint = $1 AND revoked_at IS NULL`
 
 	insertBlockedKey = `INSERT INTO blocked_keys (key_hash, created_at) VALUES ($1, $2) ON CONFLICT DO NOTHING`
+	queryBlockedKeys = `SELECT key_hash FROM blocked_keys`
 	queryBlockedKey  = `SELECT count(*) FROM blocked_keys WHERE key_hash = $1`
 	queryKeyOwner    = `SELECT client_id FROM certificates WHERE key_hash = $1
 		UNION SELECT client_id FROM client_certificates WHERE key_hash = $1 ORDER BY client_id LIMIT 1`

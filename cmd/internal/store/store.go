@@ -44,6 +44,8 @@ var (
 	ErrCertificateTaken = errors.New("the certificate is registered for another client")
 	// ErrNotEnrolled says that another CA or the client's own certificate vouches for the client: our CA gives it nothing.
 	ErrNotEnrolled = errors.New("our CA does not vouch for this client")
+	// ErrNotRevocable says that certificates of the client are not ours to revoke: it can be disabled.
+	ErrNotRevocable = errors.New("our CA does not vouch for this client: its certificates cannot be revoked here")
 	// ErrNotPinned says that the client has no certificates registered by value which could be replaced.
 	ErrNotPinned = errors.New("the client has no registered certificates of its own")
 	// ErrAuthority says that scopes of administrators need our CA or a registered certificate.
@@ -261,6 +263,9 @@ type Selection struct {
 type Revocation struct {
 	Revoked []Certificate // newly
 	Already []Certificate // were revoked before; their time and reason are kept
+	// Disabled are clients that were disabled, because nothing less would have taken their certificates away. What they
+	// had registered is among Revoked, in the form of the inventory, though it is not in there.
+	Disabled []string
 }
 
 // Resource is one registered protected resource.
@@ -312,9 +317,11 @@ type Change struct {
 	ClientIDs   []string
 	Thumbprints [][32]byte
 	Revoked     bool // some of Thumbprints were revoked
-	Resources   bool
-	Trusts      bool
-	Version     int64 // of the state, after the change
+	// Blocked are hashes (SHA-256 of the SubjectPublicKeyInfo) of public keys that authenticate nobody from now on.
+	Blocked   [][32]byte
+	Resources bool
+	Trusts    bool
+	Version   int64 // of the state, after the change
 }
 
 // Stats are counts of rows.
