@@ -5,6 +5,7 @@ package admin
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"github.com/certbound/certbound/cmd/internal/store"
+	"github.com/certbound/certbound/cmd/internal/trust"
 	"github.com/certbound/certbound/mtls"
 	"github.com/certbound/certbound/pki"
 )
@@ -52,7 +54,25 @@ func (r rules) trust(req *TrustRequest, now time.Time) (store.Trust, error) {
 	return row, err
 }
 
-// authorities reads the certificates of a foreign CA. What is self-issued is an anchor, pinned by its bytes; the rest may
+// keeping fills in what a replacement leaves out. It drops a list, or ends judging by one, only when that is said: whoever
+// sends a renewed CA without a word about revocation would otherwise let the revoked back in.
+func keeping(req TrustRequest, present store.Trust) (TrustRequest, error) {
+	if len(present.CRL) == 0 && present.CRLURL == "" {
+		return req, nil
+	}
+	given := len(req.CRL) > 0 || req.CRLURL != ""
+	switch {
+	case !given && !req.DropCRL:
+		req.CRL, req.CRLURL = present.CRL, present.CRLURL
+	case !given && req.Revocation != revocationOff:
+		return req, invalidRequest(fmt.Sprintf("trust '%s' is judged by its revocation list, which would be dropped", present.Name),
+			"say revocation off too, or leave crl_url out", nil)
+	}
+	req.Revocation = cmp.Or(req.Revocation, present.Revocation)
+	return req, nil
+}
+
+// authorities reads the certificates of a foreign CA. What is self-signed is an anchor, pinned by its bytes; the rest may
 // stand between an anchor and a client.
 func (r rules) authorities(text string, now time.Time) (roots, intermediates []*x509.Certificate, err error) {
 	if err := noPrivateKey(codeRequest, text); err != nil {
@@ -66,6 +86,7 @@ func (r rules) authorities(text string, now time.Time) (roots, intermediates []*
 		return nil, nil, invalidRequest(fmt.Sprintf("%d certificates are too many for one trust", len(certs)), fmt.Sprintf("use at most %d", maxAuthorities), nil)
 	}
 	seen := make(map[mtls.Thumbprint]bool)
+	var all []*x509.Certificate
 	for _, cert := range certs {
 		if seen[mtls.ThumbprintOf(cert)] {
 			continue
@@ -74,16 +95,14 @@ func (r rules) authorities(text string, now time.Time) (roots, intermediates []*
 		if err := r.checkAuthority(cert, now); err != nil {
 			return nil, nil, err
 		}
-		if bytes.Equal(cert.RawIssuer, cert.RawSubject) {
-			roots = append(roots, cert)
-		} else {
-			intermediates = append(intermediates, cert)
-		}
+		all = append(all, cert)
 	}
+	// Without an anchor, what NewAnchors says of it goes to the operator: the error here says the same.
+	roots, intermediates, _ = trust.SplitAuthorities(all)
 	if _, err := mtls.NewAnchors(mtls.AnchorsConfig{Roots: roots, Intermediates: intermediates}); err != nil {
 		hint := "send CA certificates with keys of 2048 bits and more"
 		if len(roots) == 0 {
-			hint = "add the self-issued root: an intermediate alone is not an anchor"
+			hint = "add the self-signed root: an intermediate alone is not an anchor"
 		}
 		return nil, nil, invalidRequest(printable(strings.TrimPrefix(err.Error(), "mtls: ")), hint, err)
 	}

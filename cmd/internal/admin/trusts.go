@@ -37,23 +37,27 @@ func (a *api) replaceTrust(ctx context.Context, name string, req *TrustRequest) 
 	if req.Name != "" && req.Name != name {
 		return nil, invalidRequest("the body names another trust than the path", "leave the name out of the body", nil)
 	}
-	named := *req
-	named.Name = name
 	before, err := a.cfg.Store.Trust(ctx, name)
 	if err != nil {
 		return nil, trustError(name, err)
 	}
-	row, err := a.rules.trust(&named, a.cfg.Now())
+	whole, err := keeping(*req, before)
+	if err != nil {
+		return nil, err
+	}
+	whole.Name = name
+	row, err := a.rules.trust(&whole, a.cfg.Now())
 	if err != nil {
 		return nil, err
 	}
 	p := concerningTrust(row)
+	p.shown.Trust.PreviousRevocation, p.event.Detail["previous_revocation"] = before.Revocation, before.Revocation
 	p.do = func(ctx context.Context) (*outcome, error) {
 		if err := a.cfg.Store.ReplaceTrust(ctx, row); err != nil {
 			return nil, trustError(name, err)
 		}
 		return &outcome{
-			answer: trustView(row),
+			answer: *p.shown.Trust,
 			undo:   func(ctx context.Context) error { return a.cfg.Store.ReplaceTrust(ctx, before) },
 		}, nil
 	}

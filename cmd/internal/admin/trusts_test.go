@@ -251,7 +251,8 @@ func TestTrusts(t *testing.T) {
 	}
 
 	other, _ := authority(t, "partner", nil)
-	b.do(http.MethodPut, "/trusts/partner", body("ca", pemOf(other)), http.StatusOK, nil)
+	b.refused(http.MethodPut, "/trusts/partner", body("ca", pemOf(other)), http.StatusBadRequest, "invalid_request", "one of these certificates signed")
+	b.do(http.MethodPut, "/trusts/partner", body("ca", pemOf(other), "revocation", "off", "crl_url", ""), http.StatusOK, nil)
 	if e := b.journal.last(t); e.Name != "trust.replace" || e.Detail["anchors"] != mtls.ThumbprintOf(other).String() {
 		t.Errorf("recorded %+v", e)
 	}
@@ -302,5 +303,91 @@ func TestTrustBodyBound(t *testing.T) {
 	long := strings.Repeat("x", maxBody)
 	b.refused(http.MethodPost, "/trusts", body("name", "a", "ca", long), http.StatusBadRequest, "invalid_request", "publishes them")
 	b.refused(http.MethodPost, "/trusts", body("name", "a", "ca", strings.Repeat("x", maxTrustBody)), http.StatusRequestEntityTooLarge, "invalid_request", "send less")
+	b.refused(http.MethodPost, "/trusts", `{"name":"a","ca":"x","-":true}`, http.StatusBadRequest, "invalid_request", "documents")
 	b.refused(http.MethodPost, "/clients", body("client_id", long), http.StatusRequestEntityTooLarge, "invalid_request", "send less")
+}
+
+// What a replacement does not mention stays: a list is dropped, or not judged by any more, only when that is said.
+func TestReplacedTrustKeepsItsRevocation(t *testing.T) {
+	b := newBench(t)
+	ca, key := authority(t, "partner", nil)
+	crl := revocations(t, ca, key, time.Now().Add(time.Hour))
+	next := revocations(t, ca, key, time.Now().Add(2*time.Hour))
+	const address, other = "http://ca.example/crl", "https://ca.example/other"
+	listed := store.Trust{CRL: crl, Revocation: "hard"}
+	fetched := store.Trust{CRLURL: address, Revocation: "soft"}
+	unjudged := store.Trust{CRLURL: address, Revocation: "off"}
+	for name, tt := range map[string]struct {
+		before  store.Trust
+		members []any
+		want    store.Trust // without Revocation: refused
+	}{
+		"nothing said, list":       {listed, nil, listed},
+		"nothing said, address":    {fetched, nil, fetched},
+		"nothing said, off":        {unjudged, nil, unjudged},
+		"nothing said, none":       {store.Trust{Revocation: "off"}, nil, store.Trust{Revocation: "off"}},
+		"null":                     {fetched, []any{"crl", nil, "crl_url", nil, "revocation", nil}, fetched},
+		"empty list":               {listed, []any{"crl", ""}, listed},
+		"empty mode":               {fetched, []any{"revocation", ""}, fetched},
+		"list anew":                {listed, []any{"crl", next}, store.Trust{CRL: next, Revocation: "hard"}},
+		"list for an address":      {fetched, []any{"crl", next}, store.Trust{CRL: next, Revocation: "soft"}},
+		"and no address":           {fetched, []any{"crl", next, "crl_url", ""}, store.Trust{CRL: next, Revocation: "soft"}},
+		"address for a list":       {listed, []any{"crl_url", address}, store.Trust{CRLURL: address, Revocation: "hard"}},
+		"another address":          {fetched, []any{"crl_url", other}, store.Trust{CRLURL: other, Revocation: "soft"}},
+		"first list":               {store.Trust{Revocation: "off"}, []any{"crl", next}, store.Trust{CRL: next, Revocation: "hard"}},
+		"no first list":            {store.Trust{Revocation: "off"}, []any{"crl_url", ""}, store.Trust{Revocation: "off"}},
+		"other mode":               {listed, []any{"revocation", "soft"}, store.Trust{CRL: crl, Revocation: "soft"}},
+		"judged again":             {unjudged, []any{"revocation", "hard"}, store.Trust{CRLURL: address, Revocation: "hard"}},
+		"switched off":             {fetched, []any{"revocation", "off"}, unjudged},
+		"dropped":                  {fetched, []any{"revocation", "off", "crl_url", ""}, store.Trust{Revocation: "off"}},
+		"list dropped":             {listed, []any{"revocation", "off", "crl_url", ""}, store.Trust{Revocation: "off"}},
+		"dropped and said nothing": {fetched, []any{"crl_url", ""}, store.Trust{}},
+		"dropped, was off":         {unjudged, []any{"crl_url", ""}, store.Trust{}},
+		"dropped and hard":         {listed, []any{"revocation", "hard", "crl_url", ""}, store.Trust{}},
+	} {
+		row := tt.before
+		row.Name, row.Anchors = "p", [][]byte{ca.Raw}
+		b.must(b.store.AddTrust(t.Context(), row))
+		request := body(append([]any{"ca", pemOf(ca)}, tt.members...)...)
+		if tt.want.Revocation == "" {
+			b.refused(http.MethodPut, "/trusts/p", request, http.StatusBadRequest, "invalid_request", "revocation off")
+			tt.want = tt.before
+		} else {
+			var got Trust
+			b.do(http.MethodPut, "/trusts/p", request, http.StatusOK, &got)
+			e := b.journal.last(t)
+			if got.Revocation != tt.want.Revocation || got.PreviousRevocation != tt.before.Revocation ||
+				e.Detail["revocation"] != tt.want.Revocation || e.Detail["previous_revocation"] != tt.before.Revocation {
+				t.Errorf("%s: answer %+v, recorded %+v", name, got, e)
+			}
+		}
+		got, err := b.store.Trust(t.Context(), "p")
+		b.must(err)
+		if !slices.Equal(got.CRL, tt.want.CRL) || got.CRLURL != tt.want.CRLURL || got.Revocation != tt.want.Revocation {
+			t.Errorf("%s: %d bytes, %q, %s", name, len(got.CRL), got.CRLURL, got.Revocation)
+		}
+		b.must(b.store.RemoveTrust(t.Context(), "p"))
+	}
+	// The kept list is the one of the old CA: nobody is judged by it under another.
+	b.post("/trusts", body("name", "p", "ca", pemOf(ca), "crl", crl), http.StatusCreated, nil)
+	twin, _ := authority(t, "partner", nil)
+	b.refused(http.MethodPut, "/trusts/p", body("ca", pemOf(twin)), http.StatusBadRequest, "invalid_request", "one of these certificates signed")
+}
+
+// What waits for a second operator says the same about revocation as what was asked for.
+func TestWaitingTrustDropsItsList(t *testing.T) {
+	b := newPair(t)
+	ca, _ := authority(t, "partner", nil)
+	b.must(b.store.AddTrust(t.Context(), store.Trust{Name: "p", Anchors: [][]byte{ca.Raw}, CRLURL: "http://ca.example/crl", Revocation: "hard"}))
+	held := b.held(http.MethodPut, "/trusts/p", body("ca", pemOf(ca), "revocation", "off", "crl_url", ""))
+	if held.Trust.Revocation != "off" || held.Trust.PreviousRevocation != "hard" || held.Trust.CRLURL != "" {
+		t.Errorf("shown %+v", held.Trust)
+	}
+	b.as("bob", ScopeAdmin)
+	b.post(b.confirmPath(held), "", http.StatusOK, nil)
+	row, err := b.store.Trust(t.Context(), "p")
+	b.must(err)
+	if row.CRLURL != "" || row.Revocation != "off" {
+		t.Errorf("stored %+v", row)
+	}
 }

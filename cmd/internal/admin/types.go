@@ -3,7 +3,10 @@
 
 package admin
 
-import "time"
+import (
+	"encoding/json"
+	"time"
+)
 
 // ClientRequest is the body of POST /clients. Where RFC 7591, Section 2 has a name for a member, that name is used.
 //
@@ -87,7 +90,8 @@ type PinnedCertificate struct {
 	NotAfter   time.Time `json:"not_after"`
 }
 
-// TrustRequest is the body of POST /trusts and PUT /trusts/{name}.
+// TrustRequest is the body of POST /trusts and PUT /trusts/{name}. PUT replaces the CA's certificates; what it leaves out
+// of the rest keeps its present value.
 type TrustRequest struct {
 	// Name is [a-z0-9][a-z0-9._-]{0,62}. It may be left out of PUT, and must otherwise be that of the path.
 	Name string `json:"name,omitempty"`
@@ -96,9 +100,38 @@ type TrustRequest struct {
 	// CRL is its revocation list, DER or PEM (base64 in JSON); CRLURL is where to fetch it. At most one of the two.
 	CRL    []byte `json:"crl,omitempty"`
 	CRLURL string `json:"crl_url,omitempty"`
-	// Revocation is hard (an unknown status refuses), soft (it raises an alarm) or off. Empty means hard where there is a
-	// revocation list and off where there is none.
+	// DropCRL is no member of its own: it is a crl_url that is there and empty. With Revocation off, PUT then drops the
+	// present list.
+	DropCRL bool `json:"-"`
+	// Revocation is hard (an unknown status refuses), soft (it raises an alarm) or off. Where there is no present value,
+	// empty means hard where there is a revocation list and off where there is none.
 	Revocation string `json:"revocation,omitempty"`
+}
+
+// UnmarshalJSON tells an empty crl_url from none.
+func (t *TrustRequest) UnmarshalJSON(raw []byte) error {
+	type plain TrustRequest
+	if err := json.Unmarshal(raw, (*plain)(t)); err != nil {
+		return err
+	}
+	var given struct {
+		CRLURL *string `json:"crl_url"`
+	}
+	err := json.Unmarshal(raw, &given)
+	t.DropCRL = given.CRLURL != nil && *given.CRLURL == ""
+	return err
+}
+
+// MarshalJSON writes what UnmarshalJSON reads.
+func (t TrustRequest) MarshalJSON() ([]byte, error) {
+	type plain TrustRequest
+	if !t.DropCRL {
+		return json.Marshal(plain(t))
+	}
+	return json.Marshal(struct {
+		plain
+		CRLURL string `json:"crl_url"`
+	}{plain: plain(t)})
 }
 
 // Trust is a foreign CA as GET /trusts and GET /trusts/{name} show it.
@@ -109,7 +142,9 @@ type Trust struct {
 	Anchors       []PinnedCertificate `json:"anchors"`
 	Intermediates []PinnedCertificate `json:"intermediates"`
 	Revocation    string              `json:"revocation,omitempty"`
-	CRLURL        string              `json:"crl_url,omitempty"`
+	// PreviousRevocation is what revocation was, in the answer to PUT and in an approval of one.
+	PreviousRevocation string `json:"previous_revocation,omitempty"`
+	CRLURL             string `json:"crl_url,omitempty"`
 	// CRLNextUpdate is when the revocation list that was given by value goes stale.
 	CRLNextUpdate *time.Time `json:"crl_next_update,omitempty"`
 	// Health is ok, or what is wrong with the CA's certificates or revocation list now. Empty where it is not known.
