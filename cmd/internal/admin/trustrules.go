@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -63,7 +64,7 @@ func keeping(req TrustRequest, present store.Trust) (TrustRequest, error) {
 	given := len(req.CRL) > 0 || req.CRLURL != ""
 	switch {
 	case !given && !req.DropCRL:
-		req.CRL, req.CRLURL = present.CRL, present.CRLURL
+		req.CRL, req.CRLURL, req.keptCRL = present.CRL, present.CRLURL, true
 	case !given && req.Revocation != revocationOff:
 		return req, invalidRequest(fmt.Sprintf("trust '%s' is judged by its revocation list, which would be dropped", present.Name),
 			"say revocation off too, or leave crl_url out", nil)
@@ -97,11 +98,11 @@ func (r rules) authorities(text string, now time.Time) (roots, intermediates []*
 		}
 		all = append(all, cert)
 	}
-	// Without an anchor, what NewAnchors says of it goes to the operator: the error here says the same.
+	// Where there is no anchor, NewAnchors refuses it, as it does all else that cannot be one.
 	roots, intermediates, _ = trust.SplitAuthorities(all)
 	if _, err := mtls.NewAnchors(mtls.AnchorsConfig{Roots: roots, Intermediates: intermediates}); err != nil {
 		hint := "send CA certificates with keys of 2048 bits and more"
-		if len(roots) == 0 {
+		if len(roots) == 0 && !slices.ContainsFunc(all, func(cert *x509.Certificate) bool { return !cert.IsCA }) {
 			hint = "add the self-signed root: an intermediate alone is not an anchor"
 		}
 		return nil, nil, invalidRequest(printable(strings.TrimPrefix(err.Error(), "mtls: ")), hint, err)
@@ -137,6 +138,9 @@ func revocationList(req *TrustRequest, authorities []*x509.Certificate, now time
 	der, crl, err := parseCRL(req.CRL)
 	if err != nil {
 		return nil, invalidRequest("the revocation list is not one complete list in DER or PEM", "send the list as the foreign CA publishes it", err)
+	}
+	if req.keptCRL {
+		now = now.Add(min(0, crl.NextUpdate().Sub(now))) // it may be stale by now, and is then treated as it was
 	}
 	if now.After(crl.NextUpdate()) {
 		return nil, invalidRequest("the revocation list went stale at "+crl.NextUpdate().UTC().Format(time.RFC3339), "fetch the present one, or give its address", nil)

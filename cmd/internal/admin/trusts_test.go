@@ -153,7 +153,7 @@ func TestTrustRefused(t *testing.T) {
 		"expired":              {TrustRequest{Name: "a", CA: text + pemOf(expired)}, "present certificates only"},
 		"not a CA":             {TrustRequest{Name: "a", CA: text + pemOf(notCA)}, "CA certificates"},
 		"a client":             {TrustRequest{Name: "a", CA: pemOf(selfSigned(t, mtlstest.Leaf{}))}, "CA certificates"},
-		"intermediate alone":   {TrustRequest{Name: "a", CA: pemOf(mtlstest.NewCA(t, "x").Intermediate(t, "y").Certificate())}, "self-issued root"},
+		"intermediate alone":   {TrustRequest{Name: "a", CA: pemOf(mtlstest.NewCA(t, "x").Intermediate(t, "y").Certificate())}, "self-signed root"},
 		"list twice":           {TrustRequest{Name: "a", CA: text, CRL: crl, CRLURL: "http://ca.example/crl"}, "one of the two"},
 		"list of another":      {TrustRequest{Name: "a", CA: text, CRL: revocations(t, stranger, strangerKey, time.Now().Add(time.Hour))}, "one of these certificates signed"},
 		"list of a namesake":   {TrustRequest{Name: "a", CA: text, CRL: revocations(t, twin, twinKey, time.Now().Add(time.Hour))}, "one of these certificates signed"},
@@ -316,6 +316,7 @@ func TestReplacedTrustKeepsItsRevocation(t *testing.T) {
 	const address, other = "http://ca.example/crl", "https://ca.example/other"
 	listed := store.Trust{CRL: crl, Revocation: "hard"}
 	fetched := store.Trust{CRLURL: address, Revocation: "soft"}
+	stale := store.Trust{CRL: staleList(t, ca, key), Revocation: "hard"}
 	unjudged := store.Trust{CRLURL: address, Revocation: "off"}
 	for name, tt := range map[string]struct {
 		before  store.Trust
@@ -323,6 +324,9 @@ func TestReplacedTrustKeepsItsRevocation(t *testing.T) {
 		want    store.Trust // without Revocation: refused
 	}{
 		"nothing said, list":       {listed, nil, listed},
+		"nothing said, stale list": {stale, nil, stale},
+		"stale list off":           {stale, []any{"revocation", "off"}, store.Trust{CRL: stale.CRL, Revocation: "off"}},
+		"stale list once more":     {fetched, []any{"crl", stale.CRL}, store.Trust{}},
 		"nothing said, address":    {fetched, nil, fetched},
 		"nothing said, off":        {unjudged, nil, unjudged},
 		"nothing said, none":       {store.Trust{Revocation: "off"}, nil, store.Trust{Revocation: "off"}},
@@ -350,7 +354,7 @@ func TestReplacedTrustKeepsItsRevocation(t *testing.T) {
 		b.must(b.store.AddTrust(t.Context(), row))
 		request := body(append([]any{"ca", pemOf(ca)}, tt.members...)...)
 		if tt.want.Revocation == "" {
-			b.refused(http.MethodPut, "/trusts/p", request, http.StatusBadRequest, "invalid_request", "revocation off")
+			b.refused(http.MethodPut, "/trusts/p", request, http.StatusBadRequest, "invalid_request", "")
 			tt.want = tt.before
 		} else {
 			var got Trust

@@ -95,7 +95,7 @@ type PinnedCertificate struct {
 type TrustRequest struct {
 	// Name is [a-z0-9][a-z0-9._-]{0,62}. It may be left out of PUT, and must otherwise be that of the path.
 	Name string `json:"name,omitempty"`
-	// CA is the foreign CA in PEM, at most 32 certificates: self-issued ones become anchors, others intermediates.
+	// CA is the foreign CA in PEM, at most 32 certificates: self-signed ones become anchors, others intermediates.
 	CA string `json:"ca"`
 	// CRL is its revocation list, DER or PEM (base64 in JSON); CRLURL is where to fetch it. At most one of the two.
 	CRL    []byte `json:"crl,omitempty"`
@@ -103,6 +103,7 @@ type TrustRequest struct {
 	// DropCRL is no member of its own: it is a crl_url that is there and empty. With Revocation off, PUT then drops the
 	// present list.
 	DropCRL bool `json:"-"`
+	keptCRL bool `json:"-"` // CRL is what was there before
 	// Revocation is hard (an unknown status refuses), soft (it raises an alarm) or off. Where there is no present value,
 	// empty means hard where there is a revocation list and off where there is none.
 	Revocation string `json:"revocation,omitempty"`
