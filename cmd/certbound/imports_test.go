@@ -65,7 +65,7 @@ func importTable() map[string]allowance {
 		"cmd/internal/fetch":     {},
 		"cmd/internal/trust":     {ours: and("cmd/internal/store", "cmd/internal/fetch")},
 		"cmd/internal/authority": {ours: and("cmd/internal/store", "cmd/internal/audit")},
-		"cmd/internal/admin":     {ours: and("cmd/internal/store", "cmd/internal/audit"), outside: []string{router}},
+		"cmd/internal/admin":     {ours: and("cmd/internal/store", "cmd/internal/audit", "cmd/internal/trust"), outside: []string{router}},
 		"cmd/internal/server": {ours: and("cmd/internal/..."), outside: []string{
 			router, "github.com/prometheus/client_golang/...", "go.opentelemetry.io/otel/...", "golang.org/x/sync/..."}},
 
