@@ -47,12 +47,12 @@ const (
 	setClientRemoved  = `UPDATE clients SET removed_at = $2, updated_at = $2, grantor = FALSE, version = NULL WHERE id = $1`
 	setCertificates   = `UPDATE clients SET certificates = $2, updated_at = $3, version = NULL WHERE id = $1`
 	lockGrantors      = `SELECT id FROM clients WHERE grantor AND removed_at IS NULL AND NOT disabled`
-	// The argument is the time. Whoever has but a blocked key, or a certificate for servers, cannot ask for a token.
+	// The argument is the time. Whoever has but a blocked key, or a certificate for servers, cannot ask for a token. A
+	// certificate from our CA is revoked when its key is blocked.
 	selectAbleGrantors = ` FROM clients WHERE grantor AND removed_at IS NULL AND NOT disabled
 		AND (EXISTS (SELECT 1 FROM certificates c WHERE c.client_id = clients.id AND c.generation = clients.generation
 				AND clients.auth_method = 'tls_client_auth' AND clients.cert_usage <> 'server' AND c.revoked_at IS NULL
-				AND c.not_before <= $1 AND c.not_after > $1
-				AND NOT EXISTS (SELECT 1 FROM blocked_keys b WHERE b.key_hash = c.key_hash))
+				AND c.not_before <= $1 AND c.not_after > $1)
 			OR EXISTS (SELECT 1 FROM client_certificates p WHERE p.client_id = clients.id
 				AND p.not_before <= $1 AND p.not_after > $1
 				AND NOT EXISTS (SELECT 1 FROM blocked_keys b WHERE b.key_hash = p.key_hash)))`
