@@ -31,6 +31,7 @@ type journal struct {
 	events []audit.Event
 	full   bool
 	watch  func(audit.Event) // told of what is recorded
+	missed func()            // called when something is not
 }
 
 func (j *journal) Record(ctx context.Context, e audit.Event) error {
@@ -40,6 +41,9 @@ func (j *journal) Record(ctx context.Context, e audit.Event) error {
 		return ctx.Err()
 	}
 	if j.full {
+		if j.missed != nil {
+			j.missed()
+		}
 		return errors.New("no space left on device")
 	}
 	j.events = append(j.events, e)

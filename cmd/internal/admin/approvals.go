@@ -6,6 +6,9 @@ package admin
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -81,6 +84,19 @@ type shown struct {
 	Trust  *Trust  `json:"trust,omitempty"`
 	// AllowReserved says that the service's own names are asked for.
 	AllowReserved bool `json:"allow_reserved,omitempty"`
+	// Present identifies what is there now and would be replaced, or be built upon: see digest.
+	Present string `json:"present,omitempty"`
+}
+
+// digest identifies a row of the store by all that is in it, with the time of its last change: one that was changed and
+// changed back is another.
+func digest(row any) string {
+	raw, err := json.Marshal(row)
+	if err != nil {
+		return rand.Text() // what cannot be compared counts as changed
+	}
+	sum := sha256.Sum256(raw)
+	return base64.RawURLEncoding.EncodeToString(sum[:])
 }
 
 // waiting is the payload of a request that waits.

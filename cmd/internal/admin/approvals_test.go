@@ -378,3 +378,52 @@ func TestReservedNamesWait(t *testing.T) {
 		b.do(http.MethodPost, b.confirmPath(held), "", map[string]int{clientAdd: 201, clientCertificates: 200}[held.Kind], nil)
 	}
 }
+
+// A request to replace something is about what was there when it was asked for. Confirmed later, it would take back what
+// was changed since: an older CA, an older key.
+func TestStaleApproval(t *testing.T) {
+	b := newPair(t)
+	add := func(name string, ca *mtlstest.CA) store.Trust {
+		return store.Trust{Name: name, Anchors: [][]byte{ca.Certificate().Raw}, Revocation: "off"}
+	}
+	old, newer := mtlstest.NewCA(t, "old"), mtlstest.NewCA(t, "newer")
+	for _, name := range []string{"replaced", "removed", "named", "same"} {
+		b.must(b.store.AddTrust(t.Context(), add(name, old)))
+	}
+	pinned := selfSigned(t, mtlstest.Leaf{})
+	for _, id := range []string{"robot", "sleeper"} {
+		_, err := b.store.AddClient(t.Context(), store.Client{
+			ID: id, AuthMethod: byCertificate, Usage: "client", Scopes: []string{ScopeRead}, Certificates: [][]byte{selfSigned(t, mtlstest.Leaf{}).Raw},
+		}, nil)
+		b.must(err)
+	}
+	b.must(b.store.DisableClient(t.Context(), "sleeper"))
+	replaced := body("ca", pemOf(old.Certificate()))
+	stale := []Approval{
+		b.held(http.MethodPut, "/trusts/replaced", replaced),
+		b.held(http.MethodDelete, "/trusts/removed", ""),
+		b.held(http.MethodPut, "/trusts/same", replaced),
+		b.held(http.MethodPost, "/clients", `{"client_id":"f","trust":"named","tls_client_auth_san_dns":"www.localhost","allow_reserved":true}`),
+		b.held(http.MethodPut, "/clients/robot/certificates", body("certificates", []string{pemOf(pinned)})),
+		b.held(http.MethodPost, "/clients/sleeper/enable", ""),
+	}
+	for _, name := range []string{"replaced", "removed", "named", "same"} {
+		b.must(b.store.ReplaceTrust(t.Context(), add(name, newer)))
+	}
+	b.must(b.store.ReplaceTrust(t.Context(), add("same", old))) // changed, and changed back
+	b.must(b.store.SetClientCertificates(t.Context(), "robot", [][]byte{selfSigned(t, mtlstest.Leaf{}).Raw}))
+	b.must(b.store.EnableClient(t.Context(), "sleeper"))
+	b.must(b.store.DisableClient(t.Context(), "sleeper"))
+	before := b.contents()
+	b.as("bob", ScopeAdmin)
+	for _, held := range stale {
+		var e ErrorBody
+		b.post(b.confirmPath(held), "", http.StatusConflict, &e)
+		if !strings.Contains(e.Description, "has changed since it was asked for") {
+			t.Errorf("%s %s: %+v", held.Kind, held.Target, e)
+		}
+	}
+	if after := b.contents(); after != before {
+		t.Errorf("changed:\n%s\n%s", before, after)
+	}
+}

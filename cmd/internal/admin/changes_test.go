@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"github.com/certbound/certbound/cmd/internal/audit"
+	"github.com/certbound/certbound/cmd/internal/store"
 	"github.com/certbound/certbound/mtls/mtlstest"
 	"github.com/certbound/certbound/tokens"
 )
@@ -235,5 +236,49 @@ func TestAuthorityIsAskedUnderTheLock(t *testing.T) {
 	rt := route{action: change(func(*http.Request, *none) (*outcome, error) { t.Error("done"); return nil, nil })}
 	if _, err := a.alter(r, rt, new(none)); err == nil || asked != 1 {
 		t.Errorf("%v, asked %d times", err, asked)
+	}
+}
+
+// What could not be recorded is taken back only as far as it is still what the change left: another server of the same
+// database may have changed it again.
+func TestUndoneIsOnlyWhatIsStillThere(t *testing.T) {
+	t.Parallel()
+	third := mtlstest.NewCA(t, "third").Certificate().Raw
+	own := selfSigned(t, mtlstest.Leaf{}).Raw
+	disable := func(b *bench) error { return b.store.DisableClient(b.Context(), "payments") }
+	for route, meddle := range map[string]func(*bench) error{
+		"POST /clients":             func(b *bench) error { return b.store.DisableClient(b.Context(), "new") },
+		"POST /clients/{id}/enable": disable,
+		"PUT /clients/{id}/certificates": func(b *bench) error {
+			return b.store.SetClientCertificates(b.Context(), "payments", [][]byte{own})
+		},
+		"POST /resources": func(b *bench) error {
+			return errors.Join(b.store.RemoveResource(b.Context(), "urn:x"),
+				b.store.AddResource(b.Context(), store.Resource{URI: "urn:x", Scopes: []string{"b"}}))
+		},
+		"POST /trusts": func(b *bench) error {
+			return b.store.ReplaceTrust(b.Context(), store.Trust{Name: "payments", Anchors: [][]byte{third}, Revocation: "off"})
+		},
+		"PUT /trusts/{id}": func(b *bench) error {
+			return b.store.ReplaceTrust(b.Context(), store.Trust{Name: "payments", Anchors: [][]byte{third}, Revocation: "off"})
+		},
+	} {
+		t.Run(route, func(t *testing.T) {
+			b := newBench(t)
+			path, request := b.aChange(route)
+			meddled := ""
+			b.journal.missed = func() {
+				if meddled == "" {
+					b.must(meddle(b))
+					meddled = b.contents()
+				}
+			}
+			b.journal.fill(true)
+			method, _, _ := strings.Cut(route, " ")
+			b.refused(method, path, request, http.StatusServiceUnavailable, "temporarily_unavailable", "")
+			if got := b.contents(); meddled == "" || got != meddled {
+				t.Errorf("undone:\n%s\n%s", meddled, got)
+			}
+		})
 	}
 }

@@ -43,6 +43,15 @@ func (a *api) addClient(ctx context.Context, _ string, req *ClientRequest) (*pro
 	if req.AllowReserved {
 		p.insisting()
 	}
+	if client.Trust != "" {
+		trust, err := a.cfg.Store.Trust(ctx, client.Trust)
+		switch {
+		case err == nil:
+			p.shown.Present = digest(trust)
+		case !errors.Is(err, store.ErrNotFound): // one of the configuration's files, or none: the store knows
+			return nil, unavailable(err)
+		}
+	}
 	return p, nil
 }
 
@@ -82,13 +91,35 @@ func (a *api) register(ctx context.Context, client store.Client) (*outcome, erro
 		}
 		code, answer = &made, invitation(client, text, made.ExpiresAt)
 	}
-	if _, err := a.cfg.Store.AddClient(ctx, client, code); err != nil {
+	added, err := a.cfg.Store.AddClient(ctx, client, code)
+	if err != nil {
 		return nil, clientError(client.ID, err)
 	}
 	return &outcome{
 		answer: answer,
-		undo:   func(ctx context.Context) error { return a.cfg.Store.RemoveClient(ctx, client.ID) },
+		undo: func(ctx context.Context) error {
+			if err := a.stillClient(ctx, added); err != nil {
+				return err
+			}
+			return a.cfg.Store.RemoveClient(ctx, client.ID)
+		},
 	}, nil
+}
+
+// errChanged says that what a change left was changed again, by another server of the same database, so that to undo the
+// first would undo the second.
+var errChanged = errors.New("it was changed again meanwhile")
+
+// stillClient refuses when a client is not any more what a change left.
+func (a *api) stillClient(ctx context.Context, left store.Client) error {
+	now, err := a.cfg.Store.Client(ctx, left.ID)
+	if err != nil {
+		return err
+	}
+	if now.Generation != left.Generation || now.Disabled != left.Disabled || !slices.EqualFunc(now.Certificates, left.Certificates, bytes.Equal) {
+		return errChanged
+	}
+	return nil
 }
 
 // enrols reports whether our own CA vouches for the client.
@@ -152,7 +183,7 @@ func (a *api) inviteClient(ctx context.Context, id string, _ *none) (*proposal, 
 // concerning is a proposal about a client that exists: it takes the scope, or another one where the client is an operator.
 func concerning(client store.Client, scope string) *proposal {
 	view := clientView(client)
-	p := &proposal{event: audit.Event{Client: client.ID}, needs: []string{scope}, shown: shown{Client: &view}}
+	p := &proposal{event: audit.Event{Client: client.ID}, needs: []string{scope}, shown: shown{Client: &view, Present: digest(client)}}
 	if operator(client) {
 		p.needs, p.waits = []string{ScopeGrant}, true
 	}
@@ -170,14 +201,16 @@ func (a *api) setCertificates(ctx context.Context, id string, req *CertificatesR
 		return nil, clientError(id, store.ErrNotPinned)
 	}
 	before := client.Certificates
+	p := concerning(client, ScopeRegistry)
 	if client.Certificates, err = a.rules.pinned(req.Certificates, req.AllowReserved, a.cfg.Now()); err != nil {
 		return nil, err
 	}
+	view := clientView(client)
+	p.shown.Client = &view
+	p.event.Detail = map[string]string{"x5t#S256": strings.Join(thumbprints(client.Certificates), " ")}
 	onlyTakes := !slices.ContainsFunc(client.Certificates, func(der []byte) bool {
 		return !slices.ContainsFunc(before, func(old []byte) bool { return bytes.Equal(der, old) })
 	})
-	p := concerning(client, ScopeRegistry)
-	p.event.Detail = map[string]string{"x5t#S256": strings.Join(thumbprints(client.Certificates), " ")}
 	switch {
 	case onlyTakes:
 		p.needs, p.waits = nil, false
@@ -194,7 +227,12 @@ func (a *api) setCertificates(ctx context.Context, id string, req *CertificatesR
 		}
 		return &outcome{
 			answer: answer,
-			undo:   func(ctx context.Context) error { return a.cfg.Store.SetClientCertificates(ctx, id, before) },
+			undo: func(ctx context.Context) error {
+				if err := a.stillClient(ctx, client); err != nil {
+					return err
+				}
+				return a.cfg.Store.SetClientCertificates(ctx, id, before)
+			},
 		}, nil
 	}
 	return p, nil
@@ -241,6 +279,11 @@ func (a *api) enableClient(ctx context.Context, id string, _ *none) (*proposal, 
 			undo: func(ctx context.Context) error {
 				if !before.Disabled {
 					return nil // it was enabled all along
+				}
+				left := before
+				left.Disabled = false
+				if err := a.stillClient(ctx, left); err != nil {
+					return err
 				}
 				return a.cfg.Store.DisableClient(ctx, id)
 			},

@@ -32,7 +32,16 @@ func (a *api) addResource(r *http.Request, req *ResourceRequest) (*outcome, erro
 	return &outcome{
 		answer: resourceView(row), status: http.StatusCreated,
 		events: []audit.Event{{Resource: row.URI, Scope: row.Scopes, Detail: map[string]string{"servers": strings.Join(row.Servers, " ")}}},
-		undo:   func(ctx context.Context) error { return a.cfg.Store.RemoveResource(ctx, row.URI) },
+		undo: func(ctx context.Context) error {
+			now, err := a.cfg.Store.Resource(ctx, row.URI)
+			if err != nil {
+				return err
+			}
+			if !slices.Equal(now.Scopes, row.Scopes) || !slices.Equal(now.Servers, row.Servers) {
+				return errChanged
+			}
+			return a.cfg.Store.RemoveResource(ctx, row.URI)
+		},
 	}, nil
 }
 

@@ -26,7 +26,12 @@ func (a *api) addTrust(ctx context.Context, _ string, req *TrustRequest) (*propo
 		}
 		return &outcome{
 			answer: trustView(row),
-			undo:   func(ctx context.Context) error { return a.cfg.Store.RemoveTrust(ctx, row.Name) },
+			undo: func(ctx context.Context) error {
+				if err := a.stillTrust(ctx, row); err != nil {
+					return err
+				}
+				return a.cfg.Store.RemoveTrust(ctx, row.Name)
+			},
 		}, nil
 	}
 	return p, nil
@@ -51,6 +56,7 @@ func (a *api) replaceTrust(ctx context.Context, name string, req *TrustRequest) 
 		return nil, err
 	}
 	p := concerningTrust(row)
+	p.shown.Present = digest(before)
 	p.shown.Trust.PreviousRevocation, p.event.Detail["previous_revocation"] = before.Revocation, before.Revocation
 	p.do = func(ctx context.Context) (*outcome, error) {
 		if err := a.cfg.Store.ReplaceTrust(ctx, row); err != nil {
@@ -58,7 +64,12 @@ func (a *api) replaceTrust(ctx context.Context, name string, req *TrustRequest) 
 		}
 		return &outcome{
 			answer: *p.shown.Trust,
-			undo:   func(ctx context.Context) error { return a.cfg.Store.ReplaceTrust(ctx, before) },
+			undo: func(ctx context.Context) error {
+				if err := a.stillTrust(ctx, row); err != nil {
+					return err
+				}
+				return a.cfg.Store.ReplaceTrust(ctx, before)
+			},
 		}, nil
 	}
 	return p, nil
@@ -70,6 +81,7 @@ func (a *api) removeTrust(ctx context.Context, name string, _ *none) (*proposal,
 		return nil, trustError(name, err)
 	}
 	p := concerningTrust(row)
+	p.shown.Present = digest(row)
 	p.do = func(ctx context.Context) (*outcome, error) {
 		if err := a.cfg.Store.RemoveTrust(ctx, name); err != nil {
 			return nil, trustError(name, err)
@@ -78,6 +90,19 @@ func (a *api) removeTrust(ctx context.Context, name string, _ *none) (*proposal,
 		return &outcome{answer: answer, pending: func() { answer.AuditPending = true }}, nil
 	}
 	return p, nil
+}
+
+// stillTrust refuses when a trust is not any more what a change left.
+func (a *api) stillTrust(ctx context.Context, left store.Trust) error {
+	now, err := a.cfg.Store.Trust(ctx, left.Name)
+	if err != nil {
+		return err
+	}
+	now.CreatedAt, now.UpdatedAt = left.CreatedAt, left.UpdatedAt
+	if digest(now) != digest(left) {
+		return errChanged
+	}
+	return nil
 }
 
 // concerningTrust is a proposal about a trust as it is, or will be.
