@@ -114,3 +114,21 @@ func TestRFC6750_3_Realm(t *testing.T) {
 		}
 	}
 }
+
+// Whoever keeps a record is told of each refusal once, with the id that the answer carries, and of nothing else.
+func TestRefusedIsTold(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	var told []string
+	f.config.Refused = func(r *http.Request, refusal *tokens.Error, id string) {
+		told = append(told, r.Method+" "+refusal.Reason+" "+id)
+	}
+	f.handler = f.protect(t)
+	if w := f.do("/", "Bearer "+f.issuer.Token(t, f.peer)); w.Code != http.StatusOK || len(told) != 0 {
+		t.Errorf("accepted: %d, told %q", w.Code, told)
+	}
+	w := f.do("/")
+	if diff := cmp.Diff([]string{"GET no_credentials " + w.Header().Get(resource.CorrelationHeader)}, told); diff != "" {
+		t.Error(diff)
+	}
+}
