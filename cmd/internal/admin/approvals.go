@@ -84,7 +84,8 @@ type shown struct {
 	Trust  *Trust  `json:"trust,omitempty"`
 	// AllowReserved says that the service's own names are asked for.
 	AllowReserved bool `json:"allow_reserved,omitempty"`
-	// Present identifies what is there now and would be replaced, or be built upon: see digest.
+	// Present identifies what is there now and would be replaced or built upon, where that is not among what is shown,
+	// which has the time of its last change.
 	Present string `json:"present,omitempty"`
 }
 

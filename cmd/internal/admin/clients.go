@@ -183,7 +183,7 @@ func (a *api) inviteClient(ctx context.Context, id string, _ *none) (*proposal, 
 // concerning is a proposal about a client that exists: it takes the scope, or another one where the client is an operator.
 func concerning(client store.Client, scope string) *proposal {
 	view := clientView(client)
-	p := &proposal{event: audit.Event{Client: client.ID}, needs: []string{scope}, shown: shown{Client: &view, Present: digest(client)}}
+	p := &proposal{event: audit.Event{Client: client.ID}, needs: []string{scope}, shown: shown{Client: &view}}
 	if operator(client) {
 		p.needs, p.waits = []string{ScopeGrant}, true
 	}

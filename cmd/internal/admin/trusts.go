@@ -81,7 +81,6 @@ func (a *api) removeTrust(ctx context.Context, name string, _ *none) (*proposal,
 		return nil, trustError(name, err)
 	}
 	p := concerningTrust(row)
-	p.shown.Present = digest(row)
 	p.do = func(ctx context.Context) (*outcome, error) {
 		if err := a.cfg.Store.RemoveTrust(ctx, name); err != nil {
 			return nil, trustError(name, err)
