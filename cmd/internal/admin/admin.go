@@ -181,7 +181,7 @@ func (a *api) routes() []route {
 		{post, "/clients/{id}/enable", clientEnable, one(ScopeRegistry, ScopeGrant), a.asked(clientEnable)},
 		{post, "/clients/{id}/disable", "client.disable", one(ScopeRevoke), change(a.disableClient)},
 		{post, "/clients/{id}/invite", clientInvite, one(ScopeEnroll, ScopeGrant), a.asked(clientInvite)},
-		{put, "/clients/{id}/certificates", clientCertificates, one(ScopeRegistry, ScopeGrant), a.asked(clientCertificates)},
+		{put, "/clients/{id}/certificates", clientCertificates, one(ScopeRegistry, ScopeGrant, ScopeRevoke), a.asked(clientCertificates)},
 		{get, "/resources", "resource.list", one(ScopeRead), read(a.listResources)},
 		{post, "/resources", "resource.add", one(ScopeRegistry), change(a.addResource)},
 		{del, "/resources", "resource.remove", one(ScopeRegistry), change(a.removeResource)},

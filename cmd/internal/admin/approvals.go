@@ -66,6 +66,7 @@ func (a *api) allKinds() map[string]kind {
 type proposal struct {
 	event audit.Event // what to record of it
 	needs []string    // scopes that whoever asks for it and whoever confirms it must hold, all of them
+	anyOf []string    // scopes of which one is needed besides; empty: none
 	waits bool        // a second operator must confirm it, where two are asked for
 	shown shown       // what the second operator sees
 	do    func(context.Context) (*outcome, error)
@@ -126,6 +127,11 @@ func (a *api) propose(ctx context.Context, name, target string, body any) (*outc
 	}
 	if err := a.needAll(ctx, p.needs); err != nil {
 		return nil, err
+	}
+	if len(p.anyOf) > 0 {
+		if err := a.needAny(ctx, p.anyOf); err != nil {
+			return nil, err
+		}
 	}
 	if p.waits && a.cfg.Approvals > 1 {
 		return a.wait(ctx, name, target, body, p)

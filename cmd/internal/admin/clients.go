@@ -191,7 +191,7 @@ func concerning(client store.Client, scope string) *proposal {
 }
 
 // setCertificates replaces the certificates of a client that registered its own: whoever has the key of a new one is that
-// client from then on.
+// client from then on. To take some away and add none needs less, and waits for nobody.
 func (a *api) setCertificates(ctx context.Context, id string, req *CertificatesRequest) (*proposal, error) {
 	client, err := a.cfg.Store.Client(ctx, id)
 	if err != nil {
@@ -214,6 +214,9 @@ func (a *api) setCertificates(ctx context.Context, id string, req *CertificatesR
 	switch {
 	case onlyTakes:
 		p.needs, p.waits = nil, false
+		if operator(client) {
+			p.anyOf = []string{ScopeGrant, ScopeRevoke} // who only registers locks no operator out
+		}
 	case req.AllowReserved:
 		p.insisting()
 	}

@@ -16,7 +16,7 @@ const (
 	ScopeAdmin    = "certbound:admin"
 	ScopeRead     = "certbound:read"     // to see everything
 	ScopeEnroll   = "certbound:enroll"   // to invite clients that are no operators
-	ScopeRevoke   = "certbound:revoke"   // to revoke and disable: takes away only
+	ScopeRevoke   = "certbound:revoke"   // to revoke, disable and take certificates away: gives nothing
 	ScopeRegistry = "certbound:registry" // to add, enable and remove clients and resources
 	ScopeTrust    = "certbound:trust"    // to add, replace and remove foreign CAs, and to register wildcards
 	ScopeKeys     = "certbound:keys"     // for the keys of the service

@@ -25,7 +25,7 @@ var duties = map[string]string{
 	"POST /clients/{id}/enable":      "registry grant",
 	"POST /clients/{id}/disable":     "revoke",
 	"POST /clients/{id}/invite":      "enroll grant",
-	"PUT /clients/{id}/certificates": "registry grant",
+	"PUT /clients/{id}/certificates": "registry grant revoke",
 	"GET /resources":                 "read",
 	"POST /resources":                "registry",
 	"DELETE /resources":              "registry",
@@ -141,7 +141,7 @@ func TestOperatorsNeedGrant(t *testing.T) {
 		{"grant", "POST", "/clients/olga/enable", "", ""},
 		{"registry", "PUT", "/clients/robot/certificates", body("certificates", []string{b.pem("mine")}), "grant"},
 		{"registry", "PUT", "/clients/robot/certificates", body("certificates", []string{pinned, b.pem("mine")}), "grant"},
-		{"registry", "PUT", "/clients/robot/certificates", body("certificates", []string{pinned}), ""}, // only takes away
+		{"registry", "PUT", "/clients/robot/certificates", body("certificates", []string{pinned}), "grant"}, // only takes away
 		{"grant", "PUT", "/clients/robot/certificates", body("certificates", []string{pinned, both}), ""},
 		{"registry", "PUT", "/clients/machine/certificates", body("certificates", []string{b.pem("new")}), ""},
 		{"grant", "PUT", "/clients/machine/certificates", body("certificates", []string{b.pem("new")}), "registry"},
@@ -222,5 +222,30 @@ func TestReservedNamesNeedGrant(t *testing.T) {
 				t.Errorf("%s by %s: %+v", tt.body, step.scopes, e)
 			}
 		}
+	}
+}
+
+// Who only registers does not lock an operator out by taking its certificates away, and who only revokes gives none.
+func TestOperatorsCertificatesAreNotStripped(t *testing.T) {
+	b := newBench(t)
+	one, two, three := b.pem("one"), b.pem("two"), b.pem("three")
+	for id, scope := range map[string]string{"robot": "certbound:read", "machine": "ledger:read"} {
+		both := []string{b.pem(id), b.pem(id)}
+		if id == "robot" {
+			both = []string{one, two}
+		}
+		b.post("/clients", body("client_id", id, "scope", scope, "certificates", both), http.StatusCreated, nil)
+		less := body("certificates", both[:1])
+		for _, scopes := range [][]string{{ScopeRegistry}, {ScopeRevoke}, {ScopeGrant}} {
+			b.as("bob", scopes...)
+			if id == "robot" && scopes[0] == ScopeRegistry {
+				b.refused(http.MethodPut, "/clients/robot/certificates", less, http.StatusForbidden, "insufficient_scope", "certbound:grant")
+				continue
+			}
+			b.do(http.MethodPut, "/clients/"+id+"/certificates", less, http.StatusOK, nil)
+		}
+		b.as("bob", ScopeRevoke)
+		b.refused(http.MethodPut, "/clients/"+id+"/certificates", body("certificates", []string{three}), http.StatusForbidden, "insufficient_scope", "")
+		b.as("alice", ScopeAdmin)
 	}
 }

@@ -276,7 +276,7 @@ func wildcard(c store.Client) bool {
 	return c.SubjectKind == string(mtls.SANDNS) && strings.Contains(c.SubjectValue, "*")
 }
 
-// pinned reads the certificates that a client registers, as DER. Who issued them does not matter (RFC 8705, Section 2.2).
+// pinned reads the certificates that a client registers, as DER. Each is signed by its own key (RFC 8705, Section 2.2).
 func (r rules) pinned(texts []string, allowReserved bool, now time.Time) ([][]byte, error) {
 	if len(texts) == 0 || len(texts) > maxPinned {
 		return nil, invalidMetadata("use --cert FILE once for each", "1 to %d certificates are needed, not %d", maxPinned, len(texts))
@@ -332,6 +332,12 @@ func (r rules) pinnable(cert *x509.Certificate, allowReserved bool, now time.Tim
 		return invalidMetadata("make it with fewer names", "the certificate is longer than the %d bytes that a client may present", mtls.MaxChainBytes)
 	case now.After(cert.NotAfter):
 		return invalidMetadata("register one that is valid", "the certificate expired at %s", cert.NotAfter.UTC().Format(time.RFC3339))
+	}
+	if cert.CheckSignature(cert.SignatureAlgorithm, cert.RawTBSCertificate, cert.Signature) != nil {
+		// RFC 8705, Section 2.2: the method is for self-signed certificates. The signature says that the certificate and
+		// the names in it are the wish of who has the key.
+		return invalidMetadata("make one that signs itself, or register who issued it: certbound trust add NAME --ca FILE, then --trust NAME",
+			"the certificate is not signed by its own key")
 	}
 	names := append([]string{cert.Subject.CommonName}, cert.DNSNames...)
 	for _, ip := range cert.IPAddresses {

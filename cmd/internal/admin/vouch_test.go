@@ -249,20 +249,23 @@ func TestPinnedRefused(t *testing.T) {
 		certs []string
 		hint  string
 	}{
-		"none":                {[]string{}, "--cert FILE once"},
-		"nine":                {slices.Repeat([]string{text}, maxPinned+1), "--cert FILE once"},
-		"empty":               {[]string{""}, "alone"},
-		"a chain":             {[]string{text + pemOf(mtlstest.NewCA(t, "ca").Certificate())}, "alone"},
-		"DER":                 {[]string{string(good.Raw)}, "alone"},
-		"truncated":           {[]string{text[:len(text)-10]}, "alone"},
-		"good, then garbage":  {[]string{text, "x"}, "alone"},
-		"another block":       {[]string{strings.ReplaceAll(text, "CERTIFICATE", "PUBLIC KEY")}, "alone"},
-		"key":                 {[]string{key}, "discard that key"},
-		"certificate and key": {[]string{text + key}, "discard that key"},
-		"RSA key":             {[]string{strings.ReplaceAll(key, "PRIVATE", "RSA PRIVATE") + text}, "discard that key"},
-		"P-521":               {[]string{pemOf(selfSigned(t, mtlstest.Leaf{Key: curve}))}, "P-256"},
-		"RSA 1024":            {[]string{pemOf(selfSigned(t, mtlstest.Leaf{Key: weak}))}, "P-256"},
-		"too long":            {[]string{pemOf(selfSigned(t, mtlstest.Leaf{DNSNames: names}))}, "fewer names"},
+		"none":                 {[]string{}, "--cert FILE once"},
+		"nine":                 {slices.Repeat([]string{text}, maxPinned+1), "--cert FILE once"},
+		"empty":                {[]string{""}, "alone"},
+		"a chain":              {[]string{text + pemOf(mtlstest.NewCA(t, "ca").Certificate())}, "alone"},
+		"DER":                  {[]string{string(good.Raw)}, "alone"},
+		"truncated":            {[]string{text[:len(text)-10]}, "alone"},
+		"good, then garbage":   {[]string{text, "x"}, "alone"},
+		"another block":        {[]string{strings.ReplaceAll(text, "CERTIFICATE", "PUBLIC KEY")}, "alone"},
+		"key":                  {[]string{key}, "discard that key"},
+		"certificate and key":  {[]string{text + key}, "discard that key"},
+		"RSA key":              {[]string{strings.ReplaceAll(key, "PRIVATE", "RSA PRIVATE") + text}, "discard that key"},
+		"P-521":                {[]string{pemOf(selfSigned(t, mtlstest.Leaf{Key: curve}))}, "P-256"},
+		"RSA 1024":             {[]string{pemOf(selfSigned(t, mtlstest.Leaf{Key: weak}))}, "P-256"},
+		"too long":             {[]string{pemOf(selfSigned(t, mtlstest.Leaf{DNSNames: names}))}, "fewer names"},
+		"issued by a CA":       {[]string{pemOf(mtlstest.NewCA(t, "ca").Issue(t, mtlstest.Leaf{}).Leaf)}, "certbound trust add"},
+		"issued by a namesake": {[]string{namesake(t)}, "certbound trust add"},
+		"forged":               {[]string{pemOf(forged(t, good))}, "certbound trust add"},
 		"expired": {[]string{pemOf(selfSigned(t, mtlstest.Leaf{NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(-time.Second)}))},
 			"register one that is valid"},
 	} {
@@ -277,20 +280,36 @@ func TestPinnedRefused(t *testing.T) {
 	}
 }
 
-// Who issued a registered certificate, whether it is a CA's and whether its time has come does not matter (RFC 8705,
-// Section 2.2); one given twice counts once.
+// namesake is a certificate whose issuer has its subject's name, and another key.
+func namesake(tb testing.TB) string {
+	tb.Helper()
+	return pemOf(mtlstest.NewCA(tb, "twin").Issue(tb, mtlstest.Leaf{CommonName: "twin"}).Leaf)
+}
+
+// forged is a certificate with one octet of its signature changed.
+func forged(tb testing.TB, cert *x509.Certificate) *x509.Certificate {
+	tb.Helper()
+	other, err := x509.ParseCertificate(flipLast(cert.Raw))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return other
+}
+
+// Whether a registered certificate is a CA's and whether its time has come does not matter (RFC 8705, Section 2.2); one
+// given twice counts once.
 func TestPinnedAccepted(t *testing.T) {
 	t.Parallel()
-	issued := mtlstest.NewCA(t, "somebody").Issue(t, mtlstest.Leaf{}).Leaf
+	plain := selfSigned(t, mtlstest.Leaf{})
 	authority := selfSigned(t, mtlstest.Leaf{IsCA: true})
 	later := selfSigned(t, mtlstest.Leaf{NotBefore: time.Now().Add(time.Hour), NotAfter: time.Now().Add(2 * time.Hour)})
 	got, err := testRules(t).client(&ClientRequest{
-		ID: "a", AuthMethod: byCertificate, Certificates: []string{pemOf(issued), pemOf(authority), pemOf(later), "a note\n" + pemOf(issued)},
+		ID: "a", AuthMethod: byCertificate, Certificates: []string{pemOf(plain), pemOf(authority), pemOf(later), "a note\n" + pemOf(plain)},
 	}, nil, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := store.Client{ID: "a", AuthMethod: byCertificate, Usage: "client", Certificates: [][]byte{issued.Raw, authority.Raw, later.Raw}}
+	want := store.Client{ID: "a", AuthMethod: byCertificate, Usage: "client", Certificates: [][]byte{plain.Raw, authority.Raw, later.Raw}}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
