@@ -66,7 +66,8 @@ type Config struct {
 	CertificateLifetime, CodeLifetime time.Duration
 
 	// Forked, when not nil, is called for each renewal that leaves two live children of one certificate with
-	// different keys: one of them is a thief's. SuspendOnFork disables the client then.
+	// different keys: one of them is a thief's. SuspendOnFork disables the client then, unless it is the last that can
+	// give administrators' scopes.
 	Forked        func()
 	SuspendOnFork bool
 
@@ -83,6 +84,9 @@ type Authority struct {
 
 	mu  sync.Mutex
 	crl crlState
+
+	alarms  sync.Mutex        // held while forks are reported, so that each is once
+	alarmed map[[32]byte]bool // forks that were told but not recorded
 }
 
 // New returns an Authority, or an error that names what is missing.
@@ -101,7 +105,7 @@ func New(cfg Config) (*Authority, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	a := &Authority{cfg: cfg, roots: encodePEM(cfg.Root)}
+	a := &Authority{cfg: cfg, roots: encodePEM(cfg.Root), alarmed: make(map[[32]byte]bool)}
 	cfg.Store.OnChange(a.changed)
 	return a, nil
 }

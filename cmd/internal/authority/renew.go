@@ -6,7 +6,6 @@ package authority
 import (
 	"context"
 	"errors"
-	"slices"
 	"time"
 
 	"github.com/certbound/certbound/cmd/internal/audit"
@@ -21,9 +20,13 @@ import (
 //
 // The caller must have authenticated the connection; the state of parent and client is nevertheless
 // judged again inside the transaction that adds the child, because a revocation may come in between.
-// Errors are *tokens.Error.
+// So is whether the renewal forks, see [Authority.ReportForks]. Errors are *tokens.Error.
 func (a *Authority) Renew(ctx context.Context, clientID string, parent *mtls.Peer, req pki.RenewRequest, from Caller) (*pki.EnrollResponse, error) {
 	cert, fresh, err := a.renew(ctx, clientID, parent, req, from)
+	// Also after a refusal: it may be the repetition of a renewal whose alarm could not be raised.
+	if alarm := a.ReportForks(ctx); err == nil && alarm != nil {
+		err = alarm
+	}
 	if err != nil {
 		return nil, a.refused(ctx, "cert.renew", clientID, from, err)
 	}
@@ -74,55 +77,85 @@ func (a *Authority) renew(ctx context.Context, clientID string, parent *mtls.Pee
 	if err != nil {
 		return store.Certificate{}, false, err
 	}
-	stored, err := a.cfg.Store.AddRenewal(ctx, parent.Thumbprint(), cert, now)
-	if err != nil {
+	renewal, err := a.cfg.Store.AddRenewal(ctx, parent.Thumbprint(), cert,
+		store.Renewer{Address: from.Address, Correlation: from.Correlation, Suspend: a.cfg.SuspendOnFork}, now)
+	switch {
+	case err != nil:
 		return store.Certificate{}, false, renewError(err)
+	case renewal.Suspended:
+		return store.Certificate{}, false, refusal("invalid_client", "suspended_on_fork", "client authentication failed")
 	}
-	fresh = stored.Thumbprint == cert.Thumbprint
-	if fresh {
-		err = a.watchFork(ctx, stored, from)
-	}
-	return stored, fresh, err
+	return renewal.Certificate, renewal.Certificate.Thumbprint == cert.Thumbprint, nil
 }
 
-// watchFork looks for another live child of the same parent with another key. A client has one key at a time, so two
-// parties hold the parent's: the client and a thief, and nobody can tell which renewed first. The renewal stands,
-// unless clients are to be suspended: a signal that anybody with a stolen key can raise must not lock out by default.
-func (a *Authority) watchFork(ctx context.Context, child store.Certificate, from Caller) error {
-	siblings, err := a.cfg.Store.Siblings(ctx, child.RenewedFrom, a.cfg.Now())
+// ReportForks raises the alarm about every renewal that left two live children of one certificate with different keys
+// and was not reported yet. A client has one key at a time, so two parties hold the parent's: the client and a thief,
+// and nobody can tell which renewed first. The renewal stands, unless clients are to be suspended: a signal that anybody
+// with a stolen key can raise must not lock out by default.
+//
+// Each renewal calls it. The service calls it at its start and from time to time too, because whoever forked may not
+// come again when the journal or the process failed in between. A fork is recorded once at least; the error, a
+// *tokens.Error, says that some were not.
+func (a *Authority) ReportForks(ctx context.Context) error {
+	a.alarms.Lock()
+	defer a.alarms.Unlock()
+	forks, err := a.cfg.Store.Forks(ctx)
 	if err != nil {
 		return unavailable(err)
 	}
-	i := slices.IndexFunc(siblings, func(s store.Certificate) bool { return s.KeyHash != child.KeyHash })
-	if i < 0 {
-		return nil
+	for _, fork := range forks {
+		if err := a.reportFork(ctx, fork); err != nil {
+			return err
+		}
 	}
-	if a.cfg.Forked != nil {
-		a.cfg.Forked()
-	}
-	a.cfg.Logger.WarnContext(ctx, "one certificate was renewed into two live ones with different keys: one of them may be a thief's",
-		"client", child.ClientID, "parent", mtls.Thumbprint(child.RenewedFrom).String(), "address", from.Address, "correlation", from.Correlation)
-	err = a.record(ctx, audit.Event{
-		Name: "renew.fork", Outcome: "granted", Client: child.ClientID, Serial: child.Serial,
-		Thumbprint: mtls.Thumbprint(child.Thumbprint).String(), Address: from.Address, Correlation: from.Correlation,
-		Detail: map[string]string{
-			"renewed_from": mtls.Thumbprint(child.RenewedFrom).String(),
-			"sibling":      mtls.Thumbprint(siblings[i].Thumbprint).String(),
-		},
-	})
-	if err != nil || !a.cfg.SuspendOnFork {
-		return err
-	}
-	if err := a.cfg.Store.DisableClient(ctx, child.ClientID); err != nil && !errors.Is(err, store.ErrLastGrantor) {
-		return unavailable(err)
+	return nil
+}
+
+func (a *Authority) reportFork(ctx context.Context, fork store.Fork) error {
+	child := fork.Certificate
+	if !a.alarmed[child.Thumbprint] { // a journal that fails again and again repeats neither
+		a.alarmed[child.Thumbprint] = true
+		if a.cfg.Forked != nil {
+			a.cfg.Forked()
+		}
+		a.cfg.Logger.WarnContext(ctx, "one certificate was renewed into two live ones with different keys: one of them may be a thief's",
+			"client", child.ClientID, "parent", mtls.Thumbprint(child.RenewedFrom).String(), "suspension", string(fork.Suspension),
+			"address", fork.Address, "correlation", fork.Correlation)
 	}
 	if err := a.record(ctx, audit.Event{
-		Name: "client.suspend", Outcome: "granted", Reason: "renew_fork", Client: child.ClientID,
-		Address: from.Address, Correlation: from.Correlation,
+		Name: "renew.fork", Outcome: "granted", Client: child.ClientID, Serial: child.Serial,
+		Thumbprint: mtls.Thumbprint(child.Thumbprint).String(), Address: fork.Address, Correlation: fork.Correlation,
+		Detail: map[string]string{
+			"renewed_from": mtls.Thumbprint(child.RenewedFrom).String(),
+			"sibling":      mtls.Thumbprint(fork.Sibling).String(),
+			"forked_at":    fork.At.Format(time.RFC3339),
+		},
 	}); err != nil {
 		return err
 	}
-	return refusal("invalid_client", "suspended_on_fork", "client authentication failed")
+	if err := a.recordSuspension(ctx, fork); err != nil {
+		return err
+	}
+	if err := a.cfg.Store.DropFork(ctx, child.Thumbprint); err != nil {
+		return unavailable(err)
+	}
+	delete(a.alarmed, child.Thumbprint)
+	return nil
+}
+
+// recordSuspension tells what the fork did to the client: what took effect already, or that it could not.
+func (a *Authority) recordSuspension(ctx context.Context, fork store.Fork) error {
+	event := audit.Event{
+		Name: "client.suspend", Outcome: "granted", Reason: "renew_fork", Client: fork.Certificate.ClientID,
+		Address: fork.Address, Correlation: fork.Correlation,
+	}
+	switch fork.Suspension {
+	case store.SuspensionNone:
+		return nil
+	case store.SuspensionLastGrantor:
+		event.Outcome, event.Reason = "refused", "last_grantor"
+	}
+	return a.record(ctx, event)
 }
 
 // renewable finds the client that may renew from this parent. The transaction judges the same again; this

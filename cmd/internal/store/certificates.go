@@ -104,52 +104,6 @@ func (s *Store) AddCertificate(ctx context.Context, cert Certificate) error {
 	return nil
 }
 
-// AddRenewal adds at the time now cert, which the certificate with the thumbprint parent authenticated, and returns
-// the certificate that the caller must hand out: cert, or an earlier child of the same parent with the same key that
-// is valid and not revoked, so that a repeated renewal changes nothing.
-//
-// Whether the parent may still renew is judged in this transaction, so that a revocation under way either finds the
-// child or prevents it. Errors: ErrNotFound (the parent), ErrRevoked, ErrExpired, ErrClientDisabled, ErrGeneration,
-// ErrKeyBlocked, ErrKeyTaken, ErrExists.
-func (s *Store) AddRenewal(ctx context.Context, parent [32]byte, cert Certificate, now time.Time) (Certificate, error) {
-	var stored Certificate
-	err := s.change(ctx, func(c *change) error {
-		var err error
-		stored, err = s.renew(c, parent, cert, now)
-		return err
-	})
-	if err != nil {
-		return Certificate{}, fmt.Errorf("renew: %w", err)
-	}
-	return stored, nil
-}
-
-func (s *Store) renew(c *change, parent [32]byte, cert Certificate, now time.Time) (Certificate, error) {
-	if err := c.entitled(cert.ClientID, cert.Generation); err != nil {
-		return Certificate{}, err
-	}
-	old, err := scanCertificate(c.tx.QueryRowContext(c.ctx, queryCertificate+forUpdate, digest(parent)))
-	switch {
-	case err != nil:
-		return Certificate{}, err
-	case !old.RevokedAt.IsZero():
-		return Certificate{}, ErrRevoked
-	case now.After(old.NotAfter):
-		return Certificate{}, ErrExpired
-	case old.ClientID != cert.ClientID || old.Generation != cert.Generation:
-		return Certificate{}, ErrGeneration
-	}
-	if err := c.checkKey(cert.KeyHash, cert.ClientID); err != nil {
-		return Certificate{}, err
-	}
-	child, err := scanCertificate(c.tx.QueryRowContext(c.ctx, queryChild, digest(parent), digest(cert.KeyHash), moment(now)))
-	if !errors.Is(err, ErrNotFound) {
-		return child, err
-	}
-	cert.RenewedFrom = parent
-	return s.insertCertificate(c, cert)
-}
-
 // Certificate returns a certificate by its thumbprint, or ErrNotFound.
 func (s *Store) Certificate(ctx context.Context, thumbprint [32]byte) (Certificate, error) {
 	return certificate(s.read.QueryRowContext(ctx, queryCertificate, digest(thumbprint)))
@@ -166,12 +120,6 @@ func (s *Store) Child(ctx context.Context, parent, keyHash [32]byte, now time.Ti
 	return certificate(s.read.QueryRowContext(ctx, queryChild, digest(parent), digest(keyHash), moment(now)))
 }
 
-// Siblings lists the certificates that renewed parent and are neither revoked nor expired at the time now, oldest first,
-// at most 100. More than one key among them is a fork: two hold what one was given. The later of two renewals sees both.
-func (s *Store) Siblings(ctx context.Context, parent [32]byte, now time.Time) ([]Certificate, error) {
-	return s.certificates(ctx, querySiblings, digest(parent), moment(now))
-}
-
 func certificate(r row) (Certificate, error) {
 	cert, err := scanCertificate(r)
 	if err != nil {
@@ -182,13 +130,18 @@ func certificate(r row) (Certificate, error) {
 
 func scanCertificate(r row) (Certificate, error) {
 	var c Certificate
-	err := r.Scan((*digest)(&c.Thumbprint), &c.Serial, &c.ClientID, &c.Generation, (*moment)(&c.NotBefore),
-		(*moment)(&c.NotAfter), (*digest)(&c.KeyHash), &c.DER, (*digest)(&c.RenewedFrom), (*moment)(&c.RevokedAt),
-		&c.Reason, (*moment)(&c.CreatedAt))
+	err := r.Scan(c.columns()...)
 	if errors.Is(err, sql.ErrNoRows) {
 		return Certificate{}, ErrNotFound
 	}
 	return c, err
+}
+
+// columns are where certificateColumns go.
+func (cert *Certificate) columns() []any {
+	return []any{(*digest)(&cert.Thumbprint), &cert.Serial, &cert.ClientID, &cert.Generation, (*moment)(&cert.NotBefore),
+		(*moment)(&cert.NotAfter), (*digest)(&cert.KeyHash), &cert.DER, (*digest)(&cert.RenewedFrom), (*moment)(&cert.RevokedAt),
+		&cert.Reason, (*moment)(&cert.CreatedAt)}
 }
 
 // Certificates lists at most limit certificates, oldest first: those of a client, or all when clientID is empty,

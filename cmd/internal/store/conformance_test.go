@@ -83,9 +83,15 @@ func (f *fixture) enroll(id string, generation uint64, code byte, key int) Certi
 	return cert
 }
 
+// addRenewal renews and returns the certificate to hand out.
+func (f *fixture) addRenewal(parent [32]byte, cert Certificate) (Certificate, error) {
+	renewal, err := f.AddRenewal(f.ctx(), parent, cert, Renewer{Address: "192.0.2.9", Correlation: "c9"}, f.clock.now())
+	return renewal.Certificate, err
+}
+
 func (f *fixture) renew(parent Certificate, key int) Certificate {
 	f.t.Helper()
-	cert, err := f.AddRenewal(f.ctx(), parent.Thumbprint, f.cert(parent.ClientID, parent.Generation, key), f.clock.now())
+	cert, err := f.addRenewal(parent.Thumbprint, f.cert(parent.ClientID, parent.Generation, key))
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -183,7 +189,8 @@ func testStore(t *testing.T, open opener) {
 		{"requests are bounded", testPendingBound},
 		{"parallel confirmations", testPendingRace},
 		{"requests of who is disabled are void", testPendingVoid},
-		{"siblings", testSiblings},
+		{"forks", testForks},
+		{"forks that suspend", testSuspendingForks},
 		{"separated scopes", testGrantorScopes},
 		{"changes of trusts", testTrustChanges},
 	} {
@@ -530,7 +537,7 @@ func testCertificateKeys(f *fixture) {
 	ok(f.t, err)
 	same(f.t, owner, "")
 	two := f.enroll("two", 1, 2, 2)
-	_, err = f.AddRenewal(f.ctx(), two.Thumbprint, f.cert("two", 1, 1), f.clock.now())
+	_, err = f.addRenewal(two.Thumbprint, f.cert("two", 1, 1))
 	want(f.t, err, ErrKeyTaken)
 	want(f.t, f.AddCertificate(f.ctx(), f.cert("two", 1, 1)), ErrKeyTaken)
 	want(f.t, f.AddCertificate(f.ctx(), f.cert("two", 2, 2)), ErrGeneration)
@@ -553,7 +560,7 @@ func testRenew(f *fixture) {
 	f.client("payments", 1)
 	parent := f.enroll("payments", 1, 1, 1)
 	in := f.cert("payments", 1, 2)
-	child, err := f.AddRenewal(f.ctx(), parent.Thumbprint, in, f.clock.now())
+	child, err := f.addRenewal(parent.Thumbprint, in)
 	ok(f.t, err)
 	in.RenewedFrom, in.CreatedAt = parent.Thumbprint, start
 	same(f.t, child, in)
@@ -579,7 +586,7 @@ func testRenew(f *fixture) {
 	}
 	brief := f.cert("payments", 1, 5)
 	brief.NotAfter = f.in(time.Minute)
-	brief, err = f.AddRenewal(f.ctx(), parent.Thumbprint, brief, f.clock.now())
+	brief, err = f.addRenewal(parent.Thumbprint, brief)
 	ok(f.t, err)
 	f.clock.advance(time.Minute)
 	same(f.t, f.renew(parent, 5), brief)
@@ -591,7 +598,7 @@ func testRenew(f *fixture) {
 	var wg sync.WaitGroup
 	for i := range thumbprints {
 		wg.Go(func() {
-			cert, err := f.AddRenewal(f.ctx(), parent.Thumbprint, f.cert("payments", 1, 4), f.clock.now())
+			cert, err := f.addRenewal(parent.Thumbprint, f.cert("payments", 1, 4))
 			if err != nil {
 				f.t.Error(err)
 			}
@@ -610,7 +617,7 @@ func testRenewRefusals(f *fixture) {
 	f.client("other", 2)
 	parent := f.enroll("payments", 1, 1, 1)
 	renew := func(thumbprint [32]byte, id string, generation uint64) error {
-		_, err := f.AddRenewal(f.ctx(), thumbprint, f.cert(id, generation, 1), f.clock.now())
+		_, err := f.addRenewal(thumbprint, f.cert(id, generation, 1))
 		return err
 	}
 	want(f.t, renew([32]byte{1}, "payments", 1), ErrNotFound)
@@ -624,7 +631,7 @@ func testRenewRefusals(f *fixture) {
 	moved := f.enroll("moved", 1, 3, 3)
 	_, err := f.write.ExecContext(f.ctx(), "UPDATE clients SET generation = 2 WHERE id = 'moved'")
 	ok(f.t, err)
-	_, err = f.AddRenewal(f.ctx(), moved.Thumbprint, f.cert("moved", 2, 3), f.clock.now())
+	_, err = f.addRenewal(moved.Thumbprint, f.cert("moved", 2, 3))
 	want(f.t, err, ErrGeneration)
 	f.clock.advance(24 * time.Hour)
 	ok(f.t, renew(parent.Thumbprint, "payments", 1)) // the last second counts, as in crypto/x509
@@ -732,7 +739,7 @@ func testRevokeWhileRenewing(f *fixture) {
 	var wg sync.WaitGroup
 	for i := range 30 {
 		wg.Go(func() {
-			_, err := f.AddRenewal(f.ctx(), root.Thumbprint, f.cert("payments", 1, 100+i), f.clock.now())
+			_, err := f.addRenewal(root.Thumbprint, f.cert("payments", 1, 100+i))
 			if err != nil && !errors.Is(err, ErrRevoked) {
 				f.t.Error(err)
 			}
@@ -777,7 +784,7 @@ func testKeyCompromise(f *fixture) {
 	_, err = f.Redeem(f.ctx(), codeIDOf(2), keyOf(2), f.cert("payments", 1, 2), "192.0.2.7", f.clock.now())
 	want(f.t, err, ErrKeyBlocked)
 	next := f.enroll("payments", 1, 2, 3)
-	_, err = f.AddRenewal(f.ctx(), next.Thumbprint, f.cert("payments", 1, 1), f.clock.now())
+	_, err = f.addRenewal(next.Thumbprint, f.cert("payments", 1, 1))
 	want(f.t, err, ErrKeyBlocked)
 	want(f.t, f.AddCertificate(f.ctx(), f.cert("payments", 1, 1)), ErrKeyBlocked)
 }
@@ -987,7 +994,7 @@ func testChanges(f *fixture) {
 func checkStamps(t *testing.T, s *Store) {
 	t.Helper()
 	for _, table := range []string{"clients", "codes", "certificates", "resources", "sealed_keys", "blocked_keys",
-		"trusts", "pending_requests"} {
+		"trusts", "pending_requests", "forks"} {
 		var unstamped, ahead int
 		err := s.read.QueryRowContext(t.Context(), `SELECT
 			(SELECT count(*) FROM `+table+` WHERE version IS NULL),

@@ -583,37 +583,6 @@ func testPendingVoid(f *fixture) {
 	ok(f.t, err)
 }
 
-// Two live children of one parent with different keys: somebody else holds what the client was given.
-func testSiblings(f *fixture) {
-	f.client("payments", 1)
-	root := f.enroll("payments", 1, 1, 1)
-	siblings := func() []string {
-		certs, err := f.Siblings(f.ctx(), root.Thumbprint, f.clock.now())
-		ok(f.t, err)
-		return serials(certs)
-	}
-	same(f.t, siblings(), []string(nil))
-	left := f.renew(root, 2) // 2
-	f.renew(root, 2)         // the same again
-	f.renew(left, 3)         // 4: a grandchild
-	same(f.t, siblings(), []string{"2"})
-	right := f.cert("payments", 1, 4) // 5
-	right.NotAfter = f.in(time.Hour)
-	right, err := f.AddRenewal(f.ctx(), root.Thumbprint, right, f.clock.now())
-	ok(f.t, err)
-	same(f.t, siblings(), []string{"2", "5"})
-	_, err = f.Revoke(f.ctx(), Selection{Serial: left.Serial}, 0, f.clock.now())
-	ok(f.t, err)
-	same(f.t, siblings(), []string{"5"})
-	f.clock.advance(time.Hour)
-	same(f.t, siblings(), []string{"5"})
-	f.clock.advance(time.Second)
-	same(f.t, siblings(), []string(nil))
-	certs, err := f.Siblings(f.ctx(), [32]byte{}, f.clock.now())
-	ok(f.t, err)
-	same(f.t, serials(certs), []string(nil)) // enrolled certificates are nobody's children
-}
-
 // Each scope that gives scopes counts, and no other of the separated ones does.
 func testGrantorScopes(f *fixture) {
 	var ids []string

@@ -93,8 +93,9 @@ const (
 		ORDER BY created_at, serial LIMIT $3`
 	queryChild = selectCertificate + `WHERE renewed_from = $1 AND key_hash = $2 AND revoked_at IS NULL
 		AND not_after >= $3 ORDER BY created_at, serial LIMIT 1`
-	querySiblings = selectCertificate + `WHERE renewed_from = $1 AND revoked_at IS NULL AND not_after >= $2
-		ORDER BY created_at, serial LIMIT 100`
+	// A live child of the same parent with another key.
+	querySibling = selectCertificate + `WHERE renewed_from = $1 AND key_hash <> $2 AND revoked_at IS NULL
+		AND not_after >= $3 ORDER BY created_at, serial LIMIT 1`
 	queryClientCertificates = selectCertificate + `WHERE client_id = $1 AND not_after >= $2 ORDER BY created_at, serial`
 	// UNION, not UNION ALL: a row that is already there is not followed again, so that nothing can loop.
 	queryFamily = `WITH RECURSIVE family (thumbprint) AS (
@@ -109,6 +110,12 @@ const (
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, NULL, 0, $10)`
 	revokeCertificate = `UPDATE certificates SET revoked_at = $2, reason = $3, version = NULL
 		WHERE thumbprint = $1 AND revoked_at IS NULL`
+
+	insertFork = `INSERT INTO forks (child, sibling, address, correlation, suspension, forked_at)
+		VALUES ($1, $2, $3, $4, $5, $6)`
+	queryForks = `SELECT ` + certificateColumns + `, sibling, address, correlation, suspension, forked_at
+		FROM forks JOIN certificates ON thumbprint = child ORDER BY forked_at, child LIMIT 100`
+	deleteFork = `DELETE FROM forks WHERE child = $1`
 
 	insertBlockedKey = `INSERT INTO blocked_keys (key_hash, created_at) VALUES ($1, $2) ON CONFLICT DO NOTHING`
 	queryBlockedKeys = `SELECT key_hash FROM blocked_keys`
