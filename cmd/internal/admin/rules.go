@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/certbound/certbound/cmd/internal/store"
 	"github.com/certbound/certbound/pki"
@@ -223,6 +224,8 @@ func absoluteURI(raw string) (*url.URL, error) {
 		return nil, errors.New("not absolute, or with user information")
 	case web && uri.Hostname() == "":
 		return nil, errors.New("no host")
+	case strings.ContainsFunc(uri.Host, func(c rune) bool { return c >= utf8.RuneSelf }):
+		return nil, errors.New("a host that hides other characters behind percent signs") // such as a dot that is not ASCII's
 	}
 	return uri, nil
 }
@@ -335,7 +338,7 @@ func (r rules) resource(req *ResourceRequest) (store.Resource, error) {
 			Description: fmt.Sprintf("'%s' is not a resource", printable(req.Resource)),
 			Hint:        "use an absolute URI without user and fragment, such as https://ledger.example"}
 	}
-	if i := slices.IndexFunc(r.service, func(address string) bool { return covers(uri, address) }); i >= 0 {
+	if i := slices.IndexFunc(r.service, func(address string) bool { return r.covers(uri, address) }); i >= 0 {
 		return none, &Error{Status: http.StatusBadRequest, Code: codeTarget,
 			Description: fmt.Sprintf("'%s' could be taken for the service's own '%s'", printable(req.Resource), printable(r.service[i])),
 			Hint:        "use the resource server's own address"}
@@ -364,9 +367,9 @@ func (r rules) resource(req *ResourceRequest) (store.Resource, error) {
 }
 
 // covers reports whether a resource equals an address of the service or is a prefix of it, as text or by path segments,
-// whatever the scheme, the letter case of the host, dots in the path or a query: a careless resource server that compares
+// whatever the scheme, the spelling of host and port, dots in the path or a query: a careless resource server that compares
 // prefixes would take the one's tokens for the other's.
-func covers(resource *url.URL, service string) bool {
+func (r rules) covers(resource *url.URL, service string) bool {
 	if strings.HasPrefix(service, resource.String()) {
 		return true
 	}
@@ -374,18 +377,40 @@ func covers(resource *url.URL, service string) bool {
 	if err != nil {
 		return false
 	}
-	return strings.HasPrefix(hostAndPath(s), hostAndPath(resource))
+	return strings.HasPrefix(hostAndPath(s), hostAndPath(resource)) || strings.HasPrefix(r.spelled(s), r.spelled(resource))
 }
 
-// hostAndPath is a URI in one spelling, without scheme, query and trailing slash.
+// spelled is a URI in one spelling with one host for all names and addresses of the service: by each of them, its ports are
+// its own.
+func (r rules) spelled(u *url.URL) string {
+	if u.Opaque != "" || !r.reservedHost(plainHost(u)) {
+		return hostAndPath(u)
+	}
+	own := *u
+	own.Host = "localhost"
+	if port := u.Port(); port != "" {
+		own.Host += ":" + port
+	}
+	return hostAndPath(&own)
+}
+
+// hostAndPath is a URI in one spelling, without scheme, default port, query and trailing slash.
 func hostAndPath(u *url.URL) string {
 	if u.Opaque != "" {
 		return u.Scheme + ":" + u.Opaque
 	}
-	host := strings.ToLower(u.Host)
-	host = strings.TrimSuffix(strings.TrimSuffix(host, ":443"), ".")
+	host := plainHost(u)
+	if strings.Contains(host, ":") {
+		host = "[" + host + "]"
+	}
+	if port := strings.TrimLeft(u.Port(), "0"); port != "" && port != "443" && port != "80" {
+		host += ":" + port
+	}
 	return "//" + host + strings.TrimSuffix(path.Clean("/"+u.Path), "/")
 }
+
+// plainHost is a URI's host in lower case, without the dot that may end a name.
+func plainHost(u *url.URL) string { return strings.TrimRight(strings.ToLower(u.Hostname()), ".") }
 
 // appendNew appends s unless it is there.
 func appendNew(list []string, s string) []string {

@@ -204,7 +204,7 @@ func TestCovers(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := covers(u, tt.service); got != tt.want {
+		if got := (rules{}).covers(u, tt.service); got != tt.want {
 			t.Errorf("covers(%s, %s) = %v", tt.resource, tt.service, got)
 		}
 	}
@@ -214,7 +214,7 @@ func TestResourceAccepted(t *testing.T) {
 	t.Parallel()
 	for _, uri := range []string{
 		"https://ledger.example", "https://ledger.example/v1?tenant=a", "urn:example:ledger", "https://auth.example.evil",
-		testIssuer + "/api", "https://auth.example:8444", "https://[2001:db8::1]:443/", "spiffe://other.example/ledger",
+		testIssuer + "/api", "https://auth.example:8444", "https://[2001:db8::1]:443/", "https://localhost:8444", "https://127.0.0.1:9444/", "spiffe://other.example/ledger",
 	} {
 		got, err := testRules(t).resource(&ResourceRequest{Resource: uri, Scope: "b a b", Servers: []string{"l", "l"}})
 		if err != nil {
@@ -260,6 +260,18 @@ func TestResourceRefused(t *testing.T) {
 		"the admin API":           {testIssuer + "/admin/v1", "a", codeTarget, own},
 		"an endpoint":             {"https://auth.example:9443/oauth2", "a", codeTarget, own},
 		"before an endpoint":      {"https://auth.example:9443/", "a", codeTarget, own},
+		"port with zeros":         {"https://auth.example:08443/admin/v1", "a", codeTarget, own},
+		"host with a dot":         {"https://auth.example.:8443/admin/v1", "a", codeTarget, own},
+		"host with a dot, alone":  {"https://auth.example./", "a", codeTarget, own},
+		"host with escapes":       {"https://%61uth.example:8443", "a", codeTarget, form},
+		"host with another dot":   {"https://auth%E3%80%82example:8443", "a", codeTarget, form},
+		"by another name":         {"https://Auth-Alias.example:8443/admin/v1", "a", codeTarget, own},
+		"by an address":           {"https://192.0.2.7:8443", "a", codeTarget, own},
+		"by a mapped address":     {"https://[::ffff:192.0.2.7]:8443/admin", "a", codeTarget, own},
+		"by loopback":             {"https://127.0.0.1:08443/admin/v1", "a", codeTarget, own},
+		"by another loopback":     {"https://[0:0::1]:8443", "a", codeTarget, own},
+		"by localhost":            {"http://localhost.:8443/", "a", codeTarget, own},
+		"endpoint by an address":  {"https://192.0.2.7:9443/oauth2", "a", codeTarget, own},
 		"no scope":                {"https://ledger.example", " ", codeScope, "certbound resource add https://ledger.example --scope SCOPE"},
 		"malformed scope":         {"https://ledger.example", `a\b`, codeScope, "printable"},
 		"scope not ASCII":         {"https://ledger.example", "l\u00e9", codeScope, "printable"},

@@ -5,6 +5,7 @@ package admin
 
 import (
 	"crypto/x509"
+	"encoding/asn1"
 	"encoding/hex"
 	"errors"
 	"net/http"
@@ -222,14 +223,13 @@ func (r rules) reservedURI(raw string) bool {
 	return err == nil && r.reservedHost(uri.Hostname())
 }
 
-// commonNames are the common names of a distinguished name in the form of RFC 4514 that mtls accepted. It reads what
-// people write, to warn them: a value in hexadecimal is none.
+// commonNames are the common names of a distinguished name in the form of RFC 4514 that mtls accepted.
 func commonNames(dn string) []string {
 	var names []string
 	for _, part := range splitDN(dn) {
 		kind, value, _ := strings.Cut(part, "=")
 		if kind = strings.TrimSpace(kind); strings.EqualFold(kind, "CN") || kind == "2.5.4.3" {
-			names = append(names, unescapeDN(strings.TrimSpace(value)))
+			names = append(names, valueDN(strings.TrimSpace(value)))
 		}
 	}
 	return names
@@ -250,6 +250,38 @@ func splitDN(dn string) []string {
 	}
 	return append(parts, dn[start:])
 }
+
+// valueDN is the text of a value. One that begins with # is the hexadecimal form of its DER (RFC 4514, Section 2.4).
+func valueDN(value string) string {
+	digits, isHex := strings.CutPrefix(value, "#")
+	if !isHex {
+		return unescapeDN(value)
+	}
+	der, err := hex.DecodeString(digits)
+	if err != nil {
+		return value
+	}
+	var raw asn1.RawValue
+	if _, err := asn1.Unmarshal(der, &raw); err != nil {
+		return value
+	}
+	octets := map[int]int{asn1.TagBMPString: 2, tagUniversalString: 4}[raw.Tag] // of one character
+	if octets == 0 {
+		return string(raw.Bytes)
+	}
+	var text []rune
+	for character := range slices.Chunk(raw.Bytes, octets) {
+		var c rune
+		for _, octet := range character {
+			c = c<<8 | rune(octet)
+		}
+		text = append(text, c)
+	}
+	return string(text)
+}
+
+// tagUniversalString is what encoding/asn1 does not know: four octets for each character (ITU-T X.680, Section 8.6).
+const tagUniversalString = 28
 
 // unescapeDN undoes "\," and "\2C" (RFC 4514, Section 3).
 func unescapeDN(value string) string {

@@ -10,6 +10,7 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
+	"encoding/asn1"
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
@@ -197,6 +198,12 @@ func TestReservedNamesOfOthers(t *testing.T) {
 		"common name, by OID":        {ClientRequest{Trust: "p", SubjectDN: "O=b+2.5.4.3=localhost"}, false},
 		"common name, escaped":       {ClientRequest{Trust: "p", SubjectDN: `CN=\61uth\2eexample`}, false},
 		"common name, after a comma": {ClientRequest{Trust: "p", SubjectDN: `O=a\,b,CN=auth.example`}, false},
+		"common name, in hex":        {ClientRequest{Trust: "p", SubjectDN: "O=b,CN=" + hexValue(asn1.TagUTF8String, "auth.example", 1)}, false},
+		"common name, hex, OID":      {ClientRequest{Trust: "p", SubjectDN: "2.5.4.3=" + hexValue(asn1.TagPrintableString, "LOCALHOST", 1) + " ,O=b"}, false},
+		"common name, hex, BMP":      {ClientRequest{Trust: "p", SubjectDN: "CN=" + hexValue(asn1.TagBMPString, "auth.example", 2)}, false},
+		"common name, hex, four":     {ClientRequest{Trust: "p", SubjectDN: "CN=" + hexValue(tagUniversalString, "auth.example", 4)}, false},
+		"common name, with a dot":    {ClientRequest{Trust: "p", SubjectDN: "CN=auth.example."}, false},
+		"common name, an address":    {ClientRequest{Trust: "p", SubjectDN: "CN=127.0.0.1"}, false},
 		"our SPIFFE id":              {ClientRequest{Trust: "p", SANURI: own}, true},
 		"our SPIFFE id, in capitals": {ClientRequest{Trust: "p", SANURI: "SPIFFE://" + strings.ToUpper(testTrustDomain) + "/client/b"}, true},
 		"pinned, common name":        {pinned(mtlstest.Leaf{CommonName: "auth.example"}), false},
@@ -220,12 +227,21 @@ func TestReservedNamesOfOthers(t *testing.T) {
 			}
 		})
 	}
-	for _, dn := range []string{`O=CN\=auth.example`, `O=auth.example`, `CN=auth.example.org`, `CN=a\,CN\=localhost`} {
+	for _, dn := range []string{"CN=" + hexValue(asn1.TagUTF8String, "a.example", 1), `CN=\#auth.example`, `O=CN\=auth.example`, `O=auth.example`, `CN=auth.example.org`, `CN=a\,CN\=localhost`} {
 		req := ClientRequest{ID: "a", Trust: "p", SubjectDN: dn}
 		if _, err := testRules(t).client(&req, nil, time.Now()); err != nil {
 			t.Errorf("%s: %v", dn, err)
 		}
 	}
+}
+
+// hexValue is a text of so many octets a character in the hexadecimal form of RFC 4514, Section 2.4.
+func hexValue(tag int, text string, octets int) string {
+	var content []byte
+	for _, c := range []byte(text) {
+		content = append(append(content, make([]byte, octets-1)...), c)
+	}
+	return fmt.Sprintf("#%02x%02x%x", tag, len(content), content)
 }
 
 func TestPinnedRefused(t *testing.T) {
