@@ -163,16 +163,19 @@ func TestFork_LastGrantor(t *testing.T) {
 	b.reports(1, 1)
 }
 
-// Many renewals at once report a fork once.
+// Many renewals at once report each fork once.
 func TestFork_ReportedOnce(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	parent := b.enrolled("payments", newKey(t))
 	_, err := b.renew("payments", parent, newKey(t))
 	b.must(err)
+	const forks = 10
 	b.journal.failing(func() {
-		if _, err := b.renew("payments", parent, newKey(t)); err == nil {
-			t.Error("an answer without a record")
+		for range forks {
+			if _, err := b.renew("payments", parent, newKey(t)); err == nil {
+				t.Error("an answer without a record")
+			}
 		}
 	})
 	var wg sync.WaitGroup
@@ -184,5 +187,5 @@ func TestFork_ReportedOnce(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	b.reports(1, 0)
+	b.reports(forks, 0)
 }
