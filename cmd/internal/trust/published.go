@@ -18,10 +18,12 @@ import (
 	"io"
 	"maps"
 	"math/big"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/certbound/certbound/cmd/internal/store"
 	"github.com/certbound/certbound/mtls"
 )
 
@@ -37,6 +39,9 @@ const (
 	fetchTimeout    = 5 * time.Second
 	// idleAge is how long certificates are kept fresh, and in Health, though nobody asks for them.
 	idleAge = time.Hour
+	// clientsPerPage is how many clients are read at once at the start, fetchesAtOnce how many of them are prepared for.
+	clientsPerPage = 500
+	fetchesAtOnce  = 8
 )
 
 // pinned are certificates that were registered by value. It implements issuer.CertificateSet.
@@ -52,14 +57,6 @@ func newPinned(ders [][]byte) pinned {
 
 // Contains implements issuer.CertificateSet.
 func (p pinned) Contains(_ context.Context, t mtls.Thumbprint) (bool, error) { return p[t], nil }
-
-// contradiction stands for a client with certificates from two places. It implements issuer.CertificateSet.
-type contradiction struct{}
-
-// Contains implements issuer.CertificateSet.
-func (contradiction) Contains(context.Context, mtls.Thumbprint) (bool, error) {
-	return false, errors.New("the client has registered certificates and a jwks_uri")
-}
 
 // setKey names what one registration publishes. A client that was removed and added again is another.
 type setKey struct {
@@ -84,7 +81,11 @@ type keySet struct {
 	underway  chan struct{}            // closed when the fetch under way has ended; nil when there is none
 }
 
-// Contains implements issuer.CertificateSet. It waits for a fetch only when memory cannot say yes.
+// Contains implements issuer.CertificateSet. A certificate that was not in the set when it was last fetched is answered
+// at once, and never with an error, as one of an unknown client is: neither the answer nor its time shall tell a stranger
+// who has a jwks_uri, nor how that fares. A fetch begins meanwhile, so that a certificate which the client has just
+// published counts at its next attempt. One that was in the set, which only its owner can present, waits for a fetch when
+// the set is too old.
 func (k *keySet) Contains(ctx context.Context, t mtls.Thumbprint) (bool, error) {
 	known, wait, err := k.lookup(t)
 	if wait == nil {
@@ -106,31 +107,29 @@ func (k *keySet) lookup(t mtls.Thumbprint) (bool, <-chan struct{}, error) {
 	defer k.mu.Unlock()
 	now := k.manager.now()
 	k.used = now
-	if k.certs[t] && k.youngerThan(now, maxAge) {
-		if !k.youngerThan(now, refreshAge) {
-			k.fetch(now) // nobody has to wait for it
-		}
-		return true, nil, nil
+	fresh := k.certs[t] && k.youngerThan(now, maxAge)
+	if !fresh || !k.youngerThan(now, refreshAge) {
+		k.fetch(now)
 	}
-	if k.fetch(now); k.underway != nil {
+	if fresh || !k.certs[t] {
+		return fresh, nil, nil
+	}
+	if k.underway != nil {
 		return false, k.underway, nil
 	}
 	known, err := k.answer(t, now)
 	return known, nil, err
 }
 
-// answer is the last word from memory. mu is held.
+// answer is the last word from memory about a certificate that was in the set once. mu is held.
 func (k *keySet) answer(t mtls.Thumbprint, now time.Time) (bool, error) {
-	usable := k.youngerThan(now, maxAge)
 	switch {
-	case usable && k.certs[t]:
-		return true, nil
-	case k.err != nil: // an unknown certificate may be a new one that we could not hear of
+	case k.youngerThan(now, maxAge):
+		return k.certs[t], nil
+	case k.err != nil:
 		return false, k.err
-	case !usable:
-		return false, errors.New("the client's certificates could not be fetched in time")
 	}
-	return false, nil
+	return false, errors.New("the client's certificates could not be fetched in time")
 }
 
 // youngerThan reports whether certs were fetched less than age ago, by the wall clock: the monotonic one stands still
@@ -190,17 +189,119 @@ func (k *keySet) download() (certs map[mtls.Thumbprint]bool, partly, err error) 
 	return certs, partly, nil
 }
 
-// refresh keeps what is in use fresh, and reports whether nobody has asked for a long time.
-func (k *keySet) refresh(now time.Time) (idle bool) {
+// refresh keeps what is in use fresh.
+func (k *keySet) refresh(now time.Time) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if now.Sub(k.used) >= idleAge {
-		return true
-	}
-	if k.certs != nil && !k.youngerThan(now, refreshAge) {
+	if now.Sub(k.used) < idleAge && k.certs != nil && !k.youngerThan(now, refreshAge) {
 		k.fetch(now)
 	}
-	return false
+}
+
+// idle reports whether nobody has asked for a long time. What the set was is still remembered.
+func (k *keySet) idle(now time.Time) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return now.Sub(k.used) >= idleAge
+}
+
+// begin begins the first fetch, and returns a channel that is closed when it has ended; nil when there is none.
+func (k *keySet) begin(now time.Time) <-chan struct{} {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.certs == nil {
+		k.fetch(now)
+	}
+	return k.underway
+}
+
+// followClients looks at the clients that changed, and at all of them for the first time: those that publish certificates
+// are prepared for, so that their first request finds them, and what others published once is forgotten.
+func (m *Manager) followClients(ctx context.Context) []*keySet {
+	m.mu.Lock()
+	changed := slices.Collect(maps.Keys(m.clients))
+	clear(m.clients)
+	m.mu.Unlock()
+	var rows []store.Client
+	err := m.listClients(ctx, func(row store.Client) { rows = append(rows, row) })
+	for _, id := range changed {
+		row, readErr := m.store.Client(ctx, id)
+		switch {
+		case errors.Is(readErr, store.ErrNotFound):
+			row = store.Client{ID: id}
+		case readErr != nil:
+			err = readErr
+			m.noteClient(id) // to be read again
+			continue
+		}
+		rows = append(rows, row)
+	}
+	if err != nil {
+		err = fmt.Errorf("the database's clients cannot be read: %w", err)
+	}
+	if ctx.Err() == nil {
+		m.report("clients", partRow, err)
+	}
+	var sets []*keySet
+	for _, row := range rows {
+		if k := m.followClient(row); k != nil {
+			sets = append(sets, k)
+		}
+	}
+	return sets
+}
+
+// listClients gives all clients to each, once; only Run's own goroutine calls it.
+func (m *Manager) listClients(ctx context.Context, each func(store.Client)) error {
+	for !m.listed {
+		page, err := m.store.Clients(ctx, m.after, clientsPerPage)
+		if err != nil {
+			return err
+		}
+		for _, row := range page {
+			each(row)
+			m.after = row.ID
+		}
+		m.listed = len(page) < clientsPerPage
+	}
+	return nil
+}
+
+// followClient drops what the client published under another registration, and returns what it publishes now, if it does.
+func (m *Manager) followClient(row store.Client) *keySet {
+	key := setKey{row.ID, row.Generation, row.JWKSURI}
+	publishes := row.JWKSURI != "" && !row.Disabled && len(row.Certificates) == 0
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for other, k := range m.sets {
+		if other.client == row.ID && (other != key || !publishes) {
+			delete(m.sets, other)
+			m.discard(k.name)
+		}
+	}
+	if !publishes {
+		return nil
+	}
+	return m.set(key)
+}
+
+// prepare fetches sets for the first time, a few at once.
+func prepare(ctx context.Context, sets []*keySet) {
+	for some := range slices.Chunk(sets, fetchesAtOnce) {
+		var waits []<-chan struct{}
+		for _, k := range some {
+			if wait := k.begin(k.manager.now()); wait != nil {
+				waits = append(waits, wait)
+			}
+		}
+		for _, wait := range waits {
+			select {
+			case <-wait:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}
 }
 
 // parseKeySet reads the certificates of a JSON Web Key Set: the first of "x5c" of each key that has one (RFC 8705,

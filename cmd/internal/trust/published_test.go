@@ -85,8 +85,11 @@ func (p *publisher) contains(t *testing.T, cert tls.Certificate) string {
 	return fmt.Sprint(known)
 }
 
+// expect asks twice, since what a first question sets off counts at the second.
 func (p *publisher) expect(t *testing.T, what string, cert tls.Certificate, want string, fetches int64) {
 	t.Helper()
+	p.contains(t, cert)
+	trust.Settle(p.set)
 	if got := p.contains(t, cert); got != want {
 		t.Errorf("%s: %s, want %s", what, got, want)
 	}
@@ -127,8 +130,11 @@ func TestRFC7591_2_JWKSAndJWKSURI(t *testing.T) {
 	mine := mtlstest.SelfSigned(t, mtlstest.Leaf{})
 	w.site.show(jwks(t, jwk(t, mine.Leaf)))
 	set := w.Certificates(store.Client{ID: "c", Certificates: mine.Certificate, JWKSURI: w.site.url})
-	if got, err := set.Contains(t.Context(), mtls.ThumbprintOf(mine.Leaf)); got || err == nil {
+	if got, err := set.Contains(t.Context(), mtls.ThumbprintOf(mine.Leaf)); got || err != nil { // as if it were unknown
 		t.Errorf("got %v, %v", got, err)
+	}
+	if n := len(w.alarms.with("jwks:c")); n != 1 || w.site.hits.Load() != 0 {
+		t.Errorf("%d alarms, %d fetches", n, w.site.hits.Load())
 	}
 }
 
@@ -220,7 +226,7 @@ func TestRFC7517_4_7_X5C(t *testing.T) {
 			t.Parallel()
 			p := newPublisher(t)
 			p.site.show(tt.body)
-			p.expect(t, name, tt.cert, tt.want, 1)
+			p.expect(t, name, tt.cert, strings.Replace(tt.want, "error", "false", 1), 1)
 			if tt.want == "error" {
 				p.health(t, "jwks:billing", "certificates")
 			} else {
@@ -271,13 +277,13 @@ func TestRFC8705_2_2_2_OneRefetch(t *testing.T) {
 	p.clock.move(30 * time.Second)
 	p.site.fail()
 	for range 50 {
-		p.expect(t, "failing", stranger, "error", 3)
+		p.expect(t, "failing", stranger, "false", 3)
 	}
 	p.expect(t, "mine while failing", mine, "true", 3)
 }
 
-// CA-20: RFC 8705, Section 2.2.2: a certificate that is published counts after one fetch, and one that is taken back
-// no longer than the age to which a set is believed.
+// CA-20: RFC 8705, Section 2.2.2: a certificate that is published counts after one fetch, which the first attempt with it
+// sets off and does not wait for; and one that is taken back no longer than the age to which a set is believed.
 func TestRFC8705_2_2_2_Rotation(t *testing.T) {
 	t.Parallel()
 	old, next := mtlstest.SelfSigned(t, mtlstest.Leaf{}), mtlstest.SelfSigned(t, mtlstest.Leaf{})
@@ -286,6 +292,9 @@ func TestRFC8705_2_2_2_Rotation(t *testing.T) {
 	p.expect(t, "old", old, "true", 1)
 	p.site.show(jwks(t, jwk(t, old.Leaf), jwk(t, next.Leaf)))
 	p.clock.move(time.Minute)
+	if got := p.contains(t, next); got != "false" {
+		t.Errorf("next, before the fetch: %s", got)
+	}
 	p.expect(t, "next", next, "true", 2)
 	p.expect(t, "old beside it", old, "true", 2)
 	if p.changes.Load() != 2 {
@@ -305,7 +314,7 @@ func TestRFC8705_2_2_2_LastGood(t *testing.T) {
 	mine := mtlstest.SelfSigned(t, mtlstest.Leaf{})
 	p := newPublisher(t)
 	p.site.fail()
-	p.expect(t, "never fetched", mine, "error", 1)
+	p.expect(t, "never fetched", mine, "false", 1)
 	p.health(t, "jwks:billing", "503")
 	p.clock.move(time.Minute)
 	p.site.show(jwks(t, jwk(t, mine.Leaf)))
@@ -347,11 +356,48 @@ func (w *world) awaitHits(t *testing.T, n int64) {
 	}
 }
 
-// However many ask at once, one fetch is made; and who cannot wait any longer leaves.
+// CA-19: RFC 8705, Section 2.2.2: whoever presents a certificate that the client never published hears no at once, as of
+// an unknown client, and never learns that there is a jwks_uri and how it fares: not by an error, nor by waiting.
+func TestRFC8705_2_2_2_StrangerHearsNothing(t *testing.T) {
+	t.Parallel()
+	mine, stranger := mtlstest.SelfSigned(t, mtlstest.Leaf{}), mtlstest.SelfSigned(t, mtlstest.Leaf{})
+	p := newPublisher(t)
+	impatient, cancel := context.WithCancel(t.Context())
+	cancel()
+	ask := func(what string) {
+		t.Helper()
+		for range 3 {
+			if known, err := p.set.Contains(impatient, mtls.ThumbprintOf(stranger.Leaf)); known || err != nil {
+				t.Errorf("%s: %v, %v", what, known, err)
+			}
+		}
+	}
+	hanging := make(chan struct{})
+	p.site.set(http.StatusOK, jwks(t, jwk(t, mine.Leaf)), hanging)
+	ask("while the first fetch hangs")
+	close(hanging)
+	p.expect(t, "mine", mine, "true", 1)
+	ask("after it")
+	p.clock.move(time.Minute)
+	hanging = make(chan struct{})
+	p.site.set(http.StatusServiceUnavailable, nil, hanging)
+	ask("while a later one hangs")
+	close(hanging)
+	trust.Settle(p.set)
+	ask("after it failed")
+	p.clock.move(time.Hour)
+	ask("when all is too old")
+}
+
+// However many ask at once, one fetch is made; its owner waits for it with a certificate that was published before, and
+// leaves when it cannot wait any longer.
 func TestSingleFlight(t *testing.T) {
 	t.Parallel()
 	mine := mtlstest.SelfSigned(t, mtlstest.Leaf{})
 	p := newPublisher(t)
+	p.site.show(jwks(t, jwk(t, mine.Leaf)))
+	p.expect(t, "first", mine, "true", 1)
+	p.clock.move(time.Hour)
 	release := make(chan struct{})
 	p.site.set(http.StatusOK, jwks(t, jwk(t, mine.Leaf)), release)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -367,14 +413,14 @@ func TestSingleFlight(t *testing.T) {
 			}
 		})
 	}
-	p.awaitHits(t, 1)
+	p.awaitHits(t, 2)
 	p.clock.move(time.Minute) // past the interval, but one is under way
 	for range 10 {
 		wg.Go(func() { _ = p.contains(t, mine) })
 	}
 	close(release)
 	wg.Wait()
-	if n := p.site.hits.Load(); n != 1 {
+	if n := p.site.hits.Load(); n != 2 {
 		t.Errorf("%d fetches", n)
 	}
 }
@@ -406,10 +452,14 @@ func TestRFC8705_2_2_2_AddressIsJudged(t *testing.T) {
 	mine := mtlstest.SelfSigned(t, mtlstest.Leaf{})
 	w.site.show(jwks(t, jwk(t, mine.Leaf)))
 	for _, uri := range []string{w.site.url, "http" + strings.TrimPrefix(w.site.url, "https"), "https://169.254.169.254/keys"} {
-		known, err := w.Certificates(store.Client{ID: "c", JWKSURI: uri}).Contains(t.Context(), mtls.ThumbprintOf(mine.Leaf))
-		if known || !errors.Is(err, fetch.ErrRefused) {
-			t.Errorf("%s: got %v, %v", uri, known, err)
+		set := w.Certificates(store.Client{ID: "c", JWKSURI: uri})
+		for range 2 {
+			if known, err := set.Contains(t.Context(), mtls.ThumbprintOf(mine.Leaf)); known || err != nil {
+				t.Errorf("%s: got %v, %v", uri, known, err)
+			}
+			trust.Settle(set)
 		}
+		w.health(t, "jwks:c", fetch.ErrRefused.Error())
 	}
 	if w.site.hits.Load() != 0 {
 		t.Error("a fetch was made")
@@ -447,13 +497,16 @@ func TestNothingIsFetchedInAHandshake(t *testing.T) {
 	if n := p.site.hits.Load(); n != 0 {
 		t.Errorf("%d fetches within a handshake", n)
 	}
-	response, err := mtlstest.Client(t, server.Pool(), &mine).Get(running.URL)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer response.Body.Close()
-	if n := p.site.hits.Load(); n != 1 || response.StatusCode != http.StatusOK {
-		t.Errorf("%d fetches, status %d", n, response.StatusCode)
+	for _, want := range []int{http.StatusUnauthorized, http.StatusOK} {
+		response, err := mtlstest.Client(t, server.Pool(), &mine).Get(running.URL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		response.Body.Close()
+		trust.Settle(p.set)
+		if n := p.site.hits.Load(); n != 1 || response.StatusCode != want {
+			t.Errorf("%d fetches, status %d", n, response.StatusCode)
+		}
 	}
 }
 
@@ -491,7 +544,7 @@ func TestRunFetches(t *testing.T) {
 }
 
 // Published certificates that are in use are fetched again before they are too old, and no request waits for it; those
-// that nobody has asked for in an hour are let go.
+// that nobody has asked for in an hour rest, but are remembered.
 func TestRunRefreshes(t *testing.T) {
 	t.Parallel()
 	mine := mtlstest.SelfSigned(t, mtlstest.Leaf{})
@@ -518,4 +571,74 @@ func TestRunRefreshes(t *testing.T) {
 	}
 	cancel()
 	<-done
+}
+
+// Run prepares for the clients that there are and for those that are added, so that their first request is answered; and
+// what a removed or disabled client published, or at another place, is gone from Health.
+func TestRunFollowsClients(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	mine := mtlstest.SelfSigned(t, mtlstest.Leaf{})
+	w.site.show(jwks(t, jwk(t, mine.Leaf)))
+	add := func(id string) store.Client {
+		t.Helper()
+		client, err := w.store.AddClient(t.Context(), store.Client{
+			ID: id, AuthMethod: issuer.SelfSignedTLSClientAuth, JWKSURI: w.site.url + "?" + id,
+		}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return client
+	}
+	ready := func(client store.Client, fetches int64) { // and nobody has asked yet
+		t.Helper()
+		w.awaitHits(t, fetches)
+		set := w.Certificates(client)
+		trust.Settle(set)
+		if known, err := set.Contains(t.Context(), mtls.ThumbprintOf(mine.Leaf)); !known || err != nil {
+			t.Errorf("%s: %v, %v", client.ID, known, err)
+		}
+	}
+	clients := []store.Client{add("a"), add("b")}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		w.Run(ctx)
+		close(done)
+	}()
+	ready(clients[0], 2)
+	ready(clients[1], 2)
+	ready(add("c"), 3)
+	if err := w.store.RemoveClient(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.store.DisableClient(t.Context(), "b"); err != nil {
+		t.Fatal(err)
+	}
+	w.awaitGone(t, "jwks:a")
+	w.awaitGone(t, "jwks:b")
+	if _, there := w.Health()["jwks:c"]; !there {
+		t.Error("what another client publishes is gone")
+	}
+	if err := w.store.EnableClient(t.Context(), "b"); err != nil {
+		t.Fatal(err)
+	}
+	ready(clients[1], 4)
+	w.health(t, "jwks:b", "ok")
+	cancel()
+	<-done
+}
+
+func (w *world) awaitGone(t *testing.T, name string) {
+	t.Helper()
+	for deadline := time.After(10 * time.Second); ; {
+		if _, there := w.Health()[name]; !there {
+			return
+		}
+		select {
+		case <-deadline:
+			t.Fatalf("%s is in Health still", name)
+		case <-time.After(time.Millisecond):
+		}
+	}
 }

@@ -32,6 +32,7 @@ func (m *Manager) Run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
+		case <-m.wake:
 		}
 	}
 }
@@ -40,6 +41,9 @@ func (m *Manager) Run(ctx context.Context) {
 func (m *Manager) tick(ctx context.Context, fetches *sync.WaitGroup) {
 	_ = m.loadRows(ctx) // reported, and tried again
 	_ = m.readFiles()   // the same
+	if sets := m.followClients(ctx); len(sets) > 0 {
+		fetches.Go(func() { prepare(ctx, sets) })
+	}
 	m.refreshSets()
 	now := m.now()
 	for _, a := range m.begin(func(a *authority) bool { return !now.Before(a.due) }) {
@@ -176,14 +180,13 @@ func (a *authority) interval(now time.Time) time.Duration {
 	return max(interval, minListInterval)
 }
 
-// refreshSets keeps published certificates fresh and forgets those that nobody asks for.
+// refreshSets keeps published certificates fresh, but for those that nobody asks for.
 func (m *Manager) refreshSets() {
 	now := m.now()
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for key, k := range m.sets {
-		if k.refresh(now) {
-			delete(m.sets, key)
+	for _, k := range m.sets {
+		if k.refresh(now); k.idle(now) {
 			m.discard(k.name)
 		}
 	}

@@ -47,6 +47,8 @@ var ErrUnknown = errors.New("no such trust")
 // Store is what the Manager reads of the database; *store.Store is one.
 type Store interface {
 	Trusts(ctx context.Context) ([]store.Trust, error)
+	Client(ctx context.Context, id string) (store.Client, error)
+	Clients(ctx context.Context, after string, limit int) ([]store.Client, error)
 	OnChange(func(store.Change))
 }
 
@@ -106,8 +108,15 @@ type Manager struct {
 	epoch     uint64               // counts changes of the database's trusts
 	loaded    uint64               // the epoch that rows show
 	sets      map[setKey]*keySet
+	clients   map[string]bool              // ids of those that changed since Run last looked
 	troubles  map[string]map[string]string // by name and part; an empty part is well
 	listeners []func()
+
+	wake chan struct{} // tells Run that clients changed
+
+	// How far Run has read the clients for the first time. No other goroutine uses them.
+	after  string
+	listed bool
 }
 
 // published is what Anchors answers for one trust.
@@ -129,6 +138,7 @@ func New(c Config) (*Manager, error) {
 		files: make(map[string]*authority), rows: make(map[string]*authority), seen: make(map[signerKey]seen),
 		published: make(map[string]published), epoch: 1,
 		sets: make(map[setKey]*keySet), troubles: make(map[string]map[string]string),
+		clients: make(map[string]bool), wake: make(chan struct{}, 1),
 	}
 	if m.logger == nil {
 		m.logger = slog.New(slog.DiscardHandler)
@@ -202,22 +212,28 @@ func (m *Manager) Anchors(ctx context.Context, name string) (*mtls.Anchors, issu
 }
 
 // Certificates returns the certificates that a client of the method self_signed_tls_client_auth registered: those in
-// its row, or those at its JWKSURI, which are fetched when they are first asked for.
+// its row, or those at its JWKSURI, which Run has fetched, or are fetched when they are first asked for.
 func (m *Manager) Certificates(client store.Client) issuer.CertificateSet {
 	if client.JWKSURI == "" {
 		return newPinned(client.Certificates)
 	}
 	if len(client.Certificates) > 0 {
-		return contradiction{} // RFC 7591, Section 2: jwks and jwks_uri must not both be there
+		// RFC 7591, Section 2: jwks and jwks_uri must not both be there. To strangers it looks like an unknown client.
+		m.report("jwks:"+client.ID, partRow, errors.New("the client has registered certificates and a jwks_uri"))
+		return newPinned(nil)
 	}
-	key := setKey{client.ID, client.Generation, client.JWKSURI}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if k := m.sets[key]; k != nil {
-		return k
+	return m.set(setKey{client.ID, client.Generation, client.JWKSURI})
+}
+
+// set returns what one registration publishes. mu is held.
+func (m *Manager) set(key setKey) *keySet {
+	k := m.sets[key]
+	if k == nil {
+		k = &keySet{manager: m, name: "jwks:" + key.client, url: key.url, used: m.now()}
+		m.sets[key] = k
 	}
-	k := &keySet{manager: m, name: "jwks:" + client.ID, url: client.JWKSURI, used: m.now()}
-	m.sets[key] = k
 	return k
 }
 
@@ -238,9 +254,18 @@ func (m *Manager) announce() {
 	}
 }
 
-// forget notes that the database's trusts changed. They are read again when they are asked for; this is called within
-// the change, which must not wait.
+// forget notes what changed in the database. Trusts are read again when they are asked for, clients by Run; this is called
+// within the change, which must not wait.
 func (m *Manager) forget(c store.Change) {
+	for _, id := range c.ClientIDs {
+		m.noteClient(id)
+	}
+	if len(c.ClientIDs) > 0 {
+		select {
+		case m.wake <- struct{}{}:
+		default: // it is told already
+		}
+	}
 	if !c.Trusts {
 		return
 	}
@@ -250,8 +275,14 @@ func (m *Manager) forget(c store.Change) {
 	m.announce()
 }
 
+func (m *Manager) noteClient(id string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.clients[id] = true
+}
+
 // Health tells how each trust and each client's published certificates are: "ok", or what is wrong with them. The names
-// are "trust:NAME" and "jwks:CLIENT", and "trusts" when the database's cannot be read.
+// are "trust:NAME" and "jwks:CLIENT", and "trusts" or "clients" when the database's cannot be read.
 func (m *Manager) Health() map[string]string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -259,10 +290,16 @@ func (m *Manager) Health() map[string]string {
 	for name := range m.published {
 		health["trust:"+name] = "ok"
 	}
+	now := m.now()
 	for _, k := range m.sets {
-		health[k.name] = "ok"
+		if !k.idle(now) {
+			health[k.name] = "ok"
+		}
 	}
 	for name, parts := range m.troubles {
+		if strings.HasPrefix(name, "jwks:") && health[name] == "" {
+			continue // of a fetch that ended after nobody asked for it any more
+		}
 		var texts []string
 		for _, part := range slices.Sorted(maps.Keys(parts)) {
 			texts = append(texts, parts[part])
