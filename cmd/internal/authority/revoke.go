@@ -29,7 +29,8 @@ type crlState struct {
 
 // Revoke takes certificates away, with everything renewed from them unless the selection says only. It
 // returns when the change is committed and in force: the very next request on any connection is judged
-// by it. The caller records it.
+// by it. The caller records it. Of what our CA did not issue it takes away what the store's Revoke says, or it is
+// store.ErrNotRevocable.
 func (a *Authority) Revoke(ctx context.Context, s store.Selection, reason pki.Reason) (store.Revocation, error) {
 	r, err := a.cfg.Store.Revoke(ctx, s, int(reason), a.cfg.Now())
 	if err != nil {

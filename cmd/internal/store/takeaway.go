@@ -24,10 +24,10 @@ func (s *Store) revokeOther(c *change, id string, reason int, now time.Time, out
 		return fmt.Errorf("client %q: %w", id, err)
 	case client.enrols():
 		return nil
+	case !client.RemovedAt.IsZero() && (reason != keyCompromise || len(client.Certificates) == 0):
+		return fmt.Errorf("client %q: %w", id, ErrNotFound) // it has nothing any more
 	case reason == keyCompromise:
 		return s.takeRegistered(c, client, nil, reason, now, out)
-	case !client.RemovedAt.IsZero():
-		return fmt.Errorf("client %q: %w", id, ErrNotFound) // it has nothing any more
 	}
 	return fmt.Errorf("client %q: %w", id, ErrNotRevocable)
 }

@@ -81,6 +81,10 @@ func testRevokeOthers(f *fixture) {
 	f.grantors(0) // with blocked keys it can give nothing
 	checkStamps(f.t, f.Store)
 
+	ok(f.t, f.RemoveClient(f.ctx(), "foreign"))
+	_, err = f.Revoke(f.ctx(), Selection{ClientID: "foreign"}, keyCompromise, f.clock.now())
+	want(f.t, err, ErrNotFound)
+
 	// Its keys can still be blocked once it was removed.
 	late := newOwnKey(f.t)
 	ok(f.t, f.add(selfSigned("late", late.cert(f.t, 1))))
