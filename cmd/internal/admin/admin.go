@@ -92,7 +92,9 @@ type Config struct {
 	// either before or after one that takes its caller's authority. New and NewBreakGlass need the same one. Nil: its own.
 	Changes *sync.Mutex
 	// Approvals is how many operators it takes to give scopes of this API, or credentials to who holds them, and to
-	// change a trust: 2, or 0 or 1 for one.
+	// change a trust: 2, or 0 or 1 for one. Two are asked for from the first change on that finds two clients who can
+	// give scopes of this API, since the first operator has nobody to ask; and then always, since one who may revoke the
+	// others would otherwise be rid of them.
 	Approvals int
 
 	// OwnCAs are the service's own CA certificates, which no trust may hold.
@@ -117,6 +119,8 @@ type api struct {
 
 	// onlyOperators limits invitations to clients that hold scopes of the operators' API.
 	onlyOperators bool
+	// paired says that two operators are asked for. It is guarded by Config.Changes.
+	paired bool
 }
 
 // New returns the API as one handler for the paths below [Prefix]; it answers those alone. It is safe for concurrent use.
@@ -276,6 +280,10 @@ func (a *api) alter(r *http.Request, rt route, in any) (*outcome, error) {
 	defer a.cfg.Changes.Unlock()
 	if err := a.stillMay(r.Context(), rt.scopes); err != nil {
 		return nil, err
+	}
+	if _, err := a.twoNeeded(r.Context()); err != nil {
+		// What takes authority away is done all the same; what gives it asks again.
+		a.cfg.Logger.ErrorContext(r.Context(), "it is not known whether two operators are needed", "error", err)
 	}
 	done, err := rt.action.do(r, in)
 	if err != nil {

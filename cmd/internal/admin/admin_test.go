@@ -97,6 +97,7 @@ type bench struct {
 	// lost is why who asks may not ask any more; changes is what changes are made under.
 	lost    error
 	changes *sync.Mutex
+	cfg     Config
 }
 
 func newBench(t *testing.T) *bench {
@@ -125,6 +126,7 @@ func newBenchWith(t *testing.T, cfg Config, build func(Config) (http.Handler, er
 	cfg.StillAuthorized = func(context.Context) error { return b.lost }
 	b.changes = new(sync.Mutex)
 	cfg.Changes = b.changes
+	b.cfg = cfg
 	b.handler, err = build(cfg)
 	b.must(err)
 	b.must(db.AddResource(t.Context(), store.Resource{URI: testIssuer + Prefix, Scopes: Scopes(), BuiltIn: true}))

@@ -15,6 +15,7 @@ import (
 	"maps"
 	"net/http"
 	"slices"
+	"time"
 
 	"github.com/certbound/certbound/cmd/internal/audit"
 	"github.com/certbound/certbound/cmd/internal/store"
@@ -133,7 +134,11 @@ func (a *api) propose(ctx context.Context, name, target string, body any) (*outc
 			return nil, err
 		}
 	}
-	if p.waits && a.cfg.Approvals > 1 {
+	two, err := a.twoNeeded(ctx)
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	if p.waits && two {
 		return a.wait(ctx, name, target, body, p)
 	}
 	done, err := p.do(ctx)
@@ -142,6 +147,30 @@ func (a *api) propose(ctx context.Context, name, target string, body any) (*outc
 	}
 	done.status, done.events = k.status, []audit.Event{p.event}
 	return done, nil
+}
+
+// pairedSetting is the setting that says that two operators were there once.
+const pairedSetting = "admin.paired"
+
+// twoNeeded reports whether changes that wait do wait: where they are configured to, once there were two operators.
+func (a *api) twoNeeded(ctx context.Context) (bool, error) {
+	if a.cfg.Approvals < 2 || a.paired {
+		return a.cfg.Approvals > 1, nil
+	}
+	switch _, err := a.cfg.Store.Setting(ctx, pairedSetting); {
+	case err == nil:
+		a.paired = true
+		return true, nil
+	case !errors.Is(err, store.ErrNotFound):
+		return false, err
+	}
+	n, err := a.cfg.Store.Grantors(ctx)
+	if err != nil || n < 2 {
+		return false, err
+	}
+	a.paired = true
+	_, err = a.cfg.Store.SetOnce(ctx, pairedSetting, a.cfg.Now().UTC().Format(time.RFC3339))
+	return true, err
 }
 
 // wait keeps a change until a second operator confirms it.

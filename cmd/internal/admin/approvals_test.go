@@ -26,6 +26,8 @@ func newPair(t *testing.T) *bench {
 	t.Helper()
 	b := newBenchWith(t, Config{Approvals: 2}, New)
 	b.enlist("bob", ScopeAdmin)
+	b.certify("alice", "801")
+	b.certify("bob", "802")
 	return b
 }
 
@@ -426,4 +428,37 @@ func TestStaleApproval(t *testing.T) {
 	if after := b.contents(); after != before {
 		t.Errorf("changed:\n%s\n%s", before, after)
 	}
+}
+
+// The first operator has nobody to ask, so nothing waits until there are two who could enrol others. From then on all
+// does: who may revoke would otherwise be rid of the second.
+func TestApprovalsBeginWithTheSecond(t *testing.T) {
+	b := newBenchWith(t, Config{Approvals: 2}, New)
+	b.certify("alice", "801")
+	ca := body("ca", pemOf(mtlstest.NewCA(t, "p").Certificate()))
+	b.post("/trusts", strings.Replace(ca, "{", `{"name":"p",`, 1), http.StatusCreated, nil)
+	b.post("/clients", `{"client_id":"bob","scope":"certbound:admin"}`, http.StatusCreated, nil)
+	b.post("/clients/bob/invite", "", http.StatusCreated, nil)
+	b.do(http.MethodPut, "/trusts/p", ca, http.StatusOK, nil)
+	b.certify("bob", "802")
+	b.held(http.MethodPut, "/trusts/p", ca)
+	b.held(http.MethodPost, "/clients", `{"client_id":"olga","scope":"certbound:read"}`)
+	b.post("/certificates/revoke", `{"client_id":"bob"}`, http.StatusOK, nil)
+	b.held(http.MethodPut, "/trusts/p", ca)
+	b.must(b.store.RemoveClient(t.Context(), "bob"))
+	b.held(http.MethodPut, "/trusts/p", ca)
+	again, err := New(b.cfg)
+	b.must(err)
+	b.handler = again
+	b.held(http.MethodPut, "/trusts/p", ca)
+}
+
+// That two are there is noticed also by who revokes one of them, before that is done.
+func TestRevokingTheSecondDoesNotEndApprovals(t *testing.T) {
+	b := newBenchWith(t, Config{Approvals: 2}, New)
+	b.enlist("bob", ScopeAdmin)
+	b.certify("alice", "801")
+	b.certify("bob", "802")
+	b.post("/certificates/revoke", `{"client_id":"bob"}`, http.StatusOK, nil)
+	b.held(http.MethodPost, "/clients", `{"client_id":"olga","scope":"certbound:admin"}`)
 }

@@ -114,6 +114,8 @@ func (b *bench) aChange(route string) (path, request string) {
 		return "/certificates/revoke", `{"serial":"7"}`
 	case "POST /approvals/{id}/confirm", "DELETE /approvals/{id}":
 		b.enlist("bob", ScopeAdmin)
+		b.certify("alice", "801")
+		b.certify("bob", "802")
 		held := b.held(http.MethodPost, "/clients", `{"client_id":"olga","scope":"certbound:read"}`)
 		b.as("bob", ScopeAdmin)
 		_, path, _ = strings.Cut(route, " ")

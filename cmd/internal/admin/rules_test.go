@@ -197,6 +197,8 @@ func TestCovers(t *testing.T) {
 		{"https://auth.example:443", "https://auth.example/t1", true},
 		{"https://auth.example", "https://auth.example:443/t1", true},
 		{"https://auth.example/t1/", "https://auth.example/t1", true},
+		{"https://auth.example.:8443", "https://auth.example:8443", true},
+		{"https://AUTH.example:08443/", "https://auth.example:8443", true},
 		{"https://auth.example/t2", "https://auth.example/t1", false},
 		{"https://auth.example/t1/x", "https://auth.example/t1", false},
 	} {
