@@ -10,6 +10,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/certbound/certbound/mtls"
@@ -333,8 +334,8 @@ func because(e *tokens.Error, err error) *tokens.Error {
 func (s *Server) refuse(ctx context.Context, d Decision, e *tokens.Error) error {
 	d.Reason = e.Reason
 	if err := s.recorder.Record(ctx, d); err != nil {
-		s.logger.ErrorContext(ctx, "refusal not recorded", slog.String("reason", e.Reason), slog.Any("error", err),
-			slog.String("correlation_id", d.CorrelationID))
+		s.logger.Log(ctx, s.failureLevel(d, "refusal not recorded"), "refusal not recorded", slog.String("reason", e.Reason),
+			slog.Any("error", err), slog.String("correlation_id", d.CorrelationID))
 	}
 	return s.refused(ctx, d, e)
 }
@@ -346,7 +347,7 @@ func (s *Server) refused(ctx context.Context, d Decision, e *tokens.Error) error
 	}
 	level := slog.LevelDebug // strangers must not be able to fill a log; the journal has the refusal
 	if e.Status() >= 500 {
-		level = slog.LevelError
+		level = s.failureLevel(d, e.Reason)
 	}
 	if s.logger.Enabled(ctx, level) {
 		s.logger.LogAttrs(ctx, level, "request refused", slog.String("event", d.Event), slog.String("error", e.Code),
@@ -355,6 +356,35 @@ func (s *Server) refused(ctx context.Context, d Decision, e *tokens.Error) error
 			slog.String("correlation_id", d.CorrelationID), slog.Any("cause", e.Err))
 	}
 	return e
+}
+
+// failureLevel is where a failure of ours is logged: as an error, but while it lasts only once in failureInterval for all
+// strangers together, since any of them may ask as often as it likes.
+func (s *Server) failureLevel(d Decision, what string) slog.Level {
+	if d.Authenticated || s.failures.isNews(what, s.now()) {
+		return slog.LevelError
+	}
+	return slog.LevelDebug
+}
+
+// failureInterval is how often one kind of failure is logged as an error while strangers meet it.
+const failureInterval = time.Minute
+
+// failures remembers when each kind of failure that strangers may set off was last logged; there are few kinds.
+type failures struct {
+	mu   sync.Mutex
+	last map[string]time.Time
+}
+
+func (f *failures) isNews(what string, now time.Time) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	last, told := f.last[what]
+	if since := now.Sub(last); told && since >= 0 && since < failureInterval {
+		return false
+	}
+	f.last[what] = now
+	return true
 }
 
 func thumbprintText(t mtls.Thumbprint) string {

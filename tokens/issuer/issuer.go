@@ -99,7 +99,9 @@ type CertificateSet interface {
 	// Contains reports whether the certificate with this thumbprint is registered now. It is called for every request,
 	// concurrently, and by anyone who names the client; so it answers from memory, and where it must fetch it does so
 	// seldom and for a bounded time. An error means that it could not tell and refuses the request with
-	// temporarily_unavailable.
+	// temporarily_unavailable. For a certificate that was never registered it must neither wait nor return an error: the
+	// difference to an unknown client would tell a stranger who is registered. One that the client has just published
+	// elsewhere may so be refused once, until it was fetched.
 	Contains(ctx context.Context, t mtls.Thumbprint) (bool, error)
 }
 
@@ -204,6 +206,10 @@ type Config struct {
 	MTLSURL string
 	// Registry knows clients and certificates, Keys signs, Recorder keeps the journal.
 	Registry Registry
+	// KeyBlocked reports whether the public key with this SHA-256 of its SubjectPublicKeyInfo was reported compromised:
+	// it then authenticates nobody, whoever vouches for it. It is asked for every request and must answer from memory.
+	// Nil blocks none.
+	KeyBlocked func(key [sha256.Size]byte) bool
 	Keys     Keys
 	Recorder Recorder
 	// Events may be nil.
@@ -215,7 +221,8 @@ type Config struct {
 	MaxLifetime time.Duration
 	// Scopes returns what the metadata lists as scopes_supported; nil, or no scopes, leaves the member out.
 	Scopes func() []string
-	// Logger gets failures of the server itself and, at debug level, refusals. Nil discards.
+	// Logger gets failures of the server itself and, at debug level, refusals. A failure that callers meet before they
+	// are authenticated is an error once a minute, and debug otherwise. Nil discards.
 	Logger *slog.Logger
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
@@ -237,6 +244,7 @@ type Server struct {
 	scopes        func() []string
 	logger        *slog.Logger
 	now           func() time.Time
+	failures      *failures
 }
 
 // Paths of the endpoints. They do not move when the issuer identifier has a path.
@@ -277,6 +285,7 @@ func New(c Config) (*Server, error) {
 		scopes:        c.Scopes,
 		logger:        c.Logger,
 		now:           c.Now,
+		failures:      &failures{last: make(map[string]time.Time)},
 	}
 	if err := s.setDefaults(); err != nil {
 		return nil, fmt.Errorf("issuer: %w", err)

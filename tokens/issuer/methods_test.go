@@ -747,3 +747,46 @@ func TestExplain(t *testing.T) {
 		t.Errorf("without the registry: %v, %q", client, reason)
 	}
 }
+
+// Strangers cannot fill the log with failures of ours, whatever is down: each kind is an error once in a while. What a
+// client meets after it was authenticated always is one.
+func TestStrangersDoNotFillTheLog(t *testing.T) {
+	t.Parallel()
+	var log strings.Builder
+	now := time.Now()
+	s := newService(t, func(c *Config) {
+		c.Logger = slog.New(slog.NewTextHandler(&log, nil))
+		c.Now = func() time.Time { return now }
+	})
+	mine := mtlstest.PeerOf(s.enrolSelfSigned(t, "payments"))
+	errorsOf := func(times int) int {
+		log.Reset()
+		for range times {
+			if _, err := s.Issue(t.Context(), Request{GrantType: ClientCredentials, ClientID: "payments", Peer: mine}); err == nil {
+				t.Error("not refused")
+			}
+		}
+		return strings.Count(log.String(), "level=ERROR")
+	}
+	want := func(what string, times, lines int) {
+		t.Helper()
+		if n := errorsOf(times); n != lines {
+			t.Errorf("%s: %d lines, want %d: %s", what, n, lines, log.String())
+		}
+	}
+	s.set("payments").change(func(s *set) { s.err = errDown })
+	want("the set is down", 20, 1)
+	now = now.Add(59 * time.Second)
+	want("still", 20, 0)
+	now = now.Add(time.Second)
+	want("a minute later", 20, 1)
+	s.journal.fail(errDown)
+	want("the journal too", 20, 1)
+	now = now.Add(-10 * time.Second)
+	want("after the clock was set back", 20, 2)
+	s.registry.change(func(r *registry) { r.clientErr = errDown })
+	want("something else", 20, 1)
+	s.registry.change(func(r *registry) { r.clientErr = nil })
+	s.set("payments").change(func(s *set) { s.err = nil })
+	want("authenticated", 3, 3)
+}
