@@ -163,7 +163,7 @@ func (a *api) inviteClient(ctx context.Context, id string, _ *none) (*proposal, 
 		return nil, &Error{Status: http.StatusForbidden, Code: codeRequest,
 			Description: fmt.Sprintf("client '%s' is no operator: break-glass invites nobody else", id), Hint: "enrol as an operator first, then invite it"}
 	}
-	p := concerning(client, ScopeEnroll)
+	p := a.concerning(client, ScopeEnroll)
 	p.do = func(ctx context.Context) (*outcome, error) {
 		text, code, err := a.cfg.Authority.NewCode(id)
 		if err != nil {
@@ -180,11 +180,12 @@ func (a *api) inviteClient(ctx context.Context, id string, _ *none) (*proposal, 
 	return p, nil
 }
 
-// concerning is a proposal about a client that exists: it takes the scope, or another one where the client is an operator.
-func concerning(client store.Client, scope string) *proposal {
+// concerning is a proposal about a client that exists: it takes the scope, or another one where the client is an operator
+// or could pose as the service.
+func (a *api) concerning(client store.Client, scope string) *proposal {
 	view := clientView(client)
 	p := &proposal{event: audit.Event{Client: client.ID}, needs: []string{scope}, shown: shown{Client: &view}}
-	if operator(client) {
+	if operator(client) || a.rules.posesAsUs(client) {
 		p.needs, p.waits = []string{ScopeGrant}, true
 	}
 	return p
@@ -201,7 +202,7 @@ func (a *api) setCertificates(ctx context.Context, id string, req *CertificatesR
 		return nil, clientError(id, store.ErrNotPinned)
 	}
 	before := client.Certificates
-	p := concerning(client, ScopeRegistry)
+	p := a.concerning(client, ScopeRegistry)
 	if client.Certificates, err = a.rules.pinned(req.Certificates, req.AllowReserved, a.cfg.Now()); err != nil {
 		return nil, err
 	}
@@ -253,7 +254,17 @@ func (a *api) disableClient(r *http.Request, _ *none) (*outcome, error) {
 	return takeAway(r, "disabled", a.cfg.Store.DisableClient)
 }
 
+// removeClient takes, for an operator, more than to register: who only registers locks no operator out.
 func (a *api) removeClient(r *http.Request, _ *none) (*outcome, error) {
+	client, err := a.cfg.Store.Client(r.Context(), pathID(r))
+	if err != nil {
+		return nil, clientError(pathID(r), err)
+	}
+	if operator(client) {
+		if err := a.needAny(r.Context(), []string{ScopeGrant, ScopeRevoke}); err != nil {
+			return nil, err
+		}
+	}
 	return takeAway(r, "removed", a.cfg.Store.RemoveClient)
 }
 
@@ -272,7 +283,7 @@ func (a *api) enableClient(ctx context.Context, id string, _ *none) (*proposal, 
 	if err != nil {
 		return nil, clientError(id, err)
 	}
-	p := concerning(before, ScopeRegistry)
+	p := a.concerning(before, ScopeRegistry)
 	p.do = func(ctx context.Context) (*outcome, error) {
 		if err := a.cfg.Store.EnableClient(ctx, id); err != nil {
 			return nil, clientError(id, err)

@@ -165,6 +165,11 @@ func (r rules) reservedName(name string) bool {
 
 func (r rules) reservedAddress(addr netip.Addr) bool { return addr.IsLoopback() || r.addresses[addr] }
 
+// posesAsUs reports whether a certificate of our CA for the client would have a name of the service.
+func (r rules) posesAsUs(c store.Client) bool {
+	return slices.ContainsFunc(slices.Concat(c.DNS, c.IPs), r.reservedHost) || slices.ContainsFunc(c.URIs, r.reservedURI)
+}
+
 func (r rules) reservedHost(host string) bool {
 	if addr, err := netip.ParseAddr(host); err == nil {
 		return r.reservedAddress(addr.Unmap())

@@ -249,3 +249,40 @@ func TestOperatorsCertificatesAreNotStripped(t *testing.T) {
 		b.as("alice", ScopeAdmin)
 	}
 }
+
+// Nor by removing it.
+func TestOperatorsAreNotRemovedByRegistrars(t *testing.T) {
+	b := newBench(t)
+	for _, id := range []string{"one", "two"} {
+		b.enlist(id, ScopeRead)
+	}
+	b.enlist("payments", "ledger:read")
+	b.as("bob", ScopeRegistry)
+	b.refused(http.MethodDelete, "/clients/one", "", http.StatusForbidden, "insufficient_scope", "certbound:grant")
+	b.do(http.MethodDelete, "/clients/payments", "", http.StatusOK, nil)
+	b.refused(http.MethodDelete, "/clients/payments", "", http.StatusNotFound, "invalid_request", "client list")
+	b.as("bob", ScopeRegistry, ScopeRevoke)
+	b.do(http.MethodDelete, "/clients/one", "", http.StatusOK, nil)
+	b.as("bob", ScopeRegistry, ScopeGrant)
+	b.do(http.MethodDelete, "/clients/two", "", http.StatusOK, nil)
+}
+
+// Whoever gets the code of a client with names of the service can pose as the service too.
+func TestClientsWithReservedNamesNeedGrant(t *testing.T) {
+	b := newBench(t)
+	for id, names := range map[string]string{
+		"dns": `"dns_names":["localhost"]`, "ip": `"ip_addresses":["127.0.0.1"]`, "uri": `"uris":["https://auth.example/x"]`,
+	} {
+		b.as("alice", ScopeAdmin)
+		b.post("/clients", `{"client_id":"`+id+`","allow_reserved":true,`+names+`}`, http.StatusCreated, nil)
+		b.post("/clients/"+id+"/disable", "", http.StatusOK, nil)
+		b.as("bob", ScopeRegistry, ScopeEnroll)
+		b.refused(http.MethodPost, "/clients/"+id+"/enable", "", http.StatusForbidden, "insufficient_scope", "certbound:grant")
+		b.as("bob", ScopeGrant)
+		b.post("/clients/"+id+"/enable", "", http.StatusOK, nil)
+		b.as("bob", ScopeRegistry, ScopeEnroll)
+		b.refused(http.MethodPost, "/clients/"+id+"/invite", "", http.StatusForbidden, "insufficient_scope", "certbound:grant")
+		b.as("bob", ScopeGrant)
+		b.post("/clients/"+id+"/invite", "", http.StatusCreated, nil)
+	}
+}
