@@ -6,6 +6,7 @@ package issuer
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/base64"
 	"errors"
@@ -136,6 +137,9 @@ func (s *Server) authenticate(ctx context.Context, id string, peer *mtls.Peer, n
 	}
 	if !known {
 		return nil, time.Time{}, unauthenticated(peer, "unknown_client")
+	}
+	if cert := peer.Certificate(); cert != nil && s.keyBlocked != nil && s.keyBlocked(sha256.Sum256(cert.RawSubjectPublicKeyInfo)) {
+		return nil, time.Time{}, unauthenticated(peer, "key_blocked")
 	}
 	if refused := client.judge(ctx, peer, entry, now); refused != nil {
 		return nil, time.Time{}, refused

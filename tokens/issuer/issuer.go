@@ -18,6 +18,7 @@ package issuer
 import (
 	"context"
 	"crypto"
+	"crypto/sha256"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -210,8 +211,8 @@ type Config struct {
 	// it then authenticates nobody, whoever vouches for it. It is asked for every request and must answer from memory.
 	// Nil blocks none.
 	KeyBlocked func(key [sha256.Size]byte) bool
-	Keys     Keys
-	Recorder Recorder
+	Keys       Keys
+	Recorder   Recorder
 	// Events may be nil.
 	Events Events
 	// Lifetime of a token unless the client has its own: whole seconds, default DefaultLifetime or, if that is shorter,
@@ -236,6 +237,7 @@ type Server struct {
 	tokenURL      string
 	metadataPaths []string
 	registry      Registry
+	keyBlocked    func([sha256.Size]byte) bool
 	keys          Keys
 	recorder      Recorder
 	events        Events
@@ -277,6 +279,7 @@ func New(c Config) (*Server, error) {
 		tokenURL:      base.Scheme + "://" + base.Host + TokenPath,
 		metadataPaths: metadataPaths(strings.TrimSuffix(issuer.Path, "/")),
 		registry:      c.Registry,
+		keyBlocked:    c.KeyBlocked,
 		keys:          c.Keys,
 		recorder:      c.Recorder,
 		events:        c.Events,

@@ -68,7 +68,7 @@ func (s *service) build(ctx context.Context) error {
 	if err := s.buildTrust(h); err != nil {
 		return err
 	}
-	if err := s.buildIssuer(h); err != nil {
+	if err := s.buildIssuer(ctx); err != nil {
 		return err
 	}
 	if err := s.loadOwn(ctx); err != nil {
@@ -104,13 +104,16 @@ func (s *service) buildTrust(h *hierarchy) error {
 }
 
 // buildIssuer wires the token service to the registry, the keys and the journal.
-func (s *service) buildIssuer(h *hierarchy) error {
+func (s *service) buildIssuer(ctx context.Context) error {
 	reg := newRegistry(s.folder.store, s.trust, s.anchors, s.identity.trustDomain, s.adminResource())
 	s.trust.OnChange(reg.forgetForeign)
 	s.registry = reg
+	if err := reg.loadBlocked(ctx, s.folder.store); err != nil {
+		return err
+	}
 	cfg := issuer.Config{
 		Issuer: s.identity.issuer, MTLSURL: s.identity.mtlsURL,
-		Registry: reg, Keys: s.keys, Recorder: tokenRecorder{s.folder.journal}, Events: s.metrics,
+		Registry: reg, KeyBlocked: reg.keyBlocked, Keys: s.keys, Recorder: tokenRecorder{s.folder.journal}, Events: s.metrics,
 		Lifetime: s.cfg.Token.Lifetime, MaxLifetime: s.cfg.Token.MaxLifetime,
 		Scopes: reg.scopes, Logger: s.log,
 	}

@@ -19,6 +19,7 @@ import (
 
 	"github.com/certbound/certbound/cmd/internal/audit"
 	"github.com/certbound/certbound/cmd/internal/profile"
+	"github.com/certbound/certbound/mtls/mtlstest"
 	"github.com/certbound/certbound/pki"
 )
 
@@ -372,4 +373,35 @@ func TestRevokedOperatorWithASlowBody(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A key that was reported compromised authenticates nobody, also not a client of another CA that certified the same
+// key, at once and after a restart.
+func TestCompromisedKeyOfAnotherAuthority(t *testing.T) {
+	t.Parallel()
+	partner := mtlstest.NewCA(t, "partner")
+	cfg := testConfig(t, t.TempDir())
+	in := start(t, cfg)
+	in.addLedger()
+	in.mustOperate(http.MethodPost, "/trusts", map[string]any{"name": "partner", "ca": certificatePEM(partner.Certificate())}, nil)
+	in.mustOperate(http.MethodPost, "/clients", map[string]any{
+		"client_id": "feed", "trust": "partner", "tls_client_auth_san_dns": "feed.example", "scope": write,
+	}, nil)
+	key := newKey(t)
+	status, res := in.redeem(in.addClient("payments"), key)
+	if status != http.StatusOK {
+		t.Fatalf("status %d", status)
+	}
+	own := pair(t, res, key)
+	feed := partner.Issue(t, mtlstest.Leaf{CommonName: "feed", DNSNames: []string{"feed.example"}, Key: key})
+	wantToken(t, in.token(in.client(&own), "payments"))
+	wantToken(t, in.token(in.client(&feed), "feed"))
+	in.mustOperate(http.MethodPost, "/certificates/revoke", map[string]any{"x5t#S256": thumbprint(own), "reason": "keyCompromise"}, nil)
+	wantRefused(t, in.token(in.client(&own), "payments"))
+	wantRefused(t, in.token(in.client(&feed), "feed"))
+	if err := in.stop(); err != nil {
+		t.Fatal(err)
+	}
+	in = start(t, cfg)
+	wantRefused(t, in.token(in.client(&feed), "feed"))
 }

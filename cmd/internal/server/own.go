@@ -122,14 +122,14 @@ func halfLife(leaf *x509.Certificate) time.Time {
 // at least every ten minutes, so that a wrong clock or a suspended machine heals by itself.
 func (s *service) renewOwn(ctx context.Context) {
 	for {
+		if err := s.renewOwnOnce(ctx); err != nil && ctx.Err() == nil {
+			s.metrics.renewFailed.Inc()
+			s.log.Error("looking after the service's own certificates failed: the old ones go on as long as they live", "error", err)
+		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-time.After(s.nextLook(time.Now())):
-		}
-		if err := s.renewOwnOnce(ctx); err != nil && ctx.Err() == nil {
-			s.metrics.renewFailed.Inc()
-			s.log.Error("renewing the service's own certificates failed: the old ones go on as long as they live", "error", err)
 		}
 	}
 }
@@ -155,7 +155,7 @@ func (s *service) renewOwnOnce(ctx context.Context) error {
 		s.log.Info("the service's own certificate was renewed", "not_after", made.Leaf.NotAfter)
 	}
 	// The CA library keeps every one-time token that it saw, whole; ours live for one signing.
-	return errors.Join(s.ca.Purge(ctx, time.Now().Add(-libraryRetention)), s.refreshOperator(ctx))
+	return errors.Join(s.authority.ReportForks(ctx), s.ca.Purge(ctx, time.Now().Add(-libraryRetention)), s.refreshOperator(ctx))
 }
 
 // bootstrapOperator registers the first operator and lays down a profile for it, once. A first start that

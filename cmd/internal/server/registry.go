@@ -53,6 +53,7 @@ type registry struct {
 	certificates map[mtls.Thumbprint]*issuer.Certificate
 	resources    []store.Resource
 	loaded       bool
+	blocked      map[[32]byte]bool // compromised public keys, all of them
 }
 
 func newRegistry(db *store.Store, others foreign, anchors *mtls.Anchors, trustDomain, admin string) *registry {
@@ -60,6 +61,7 @@ func newRegistry(db *store.Store, others foreign, anchors *mtls.Anchors, trustDo
 		store: db, foreign: others, anchors: anchors, trustDomain: trustDomain, admin: admin,
 		clients:      make(map[string]*issuer.Client),
 		certificates: make(map[mtls.Thumbprint]*issuer.Certificate),
+		blocked:      make(map[[32]byte]bool),
 	}
 	db.OnChange(r.forget)
 	return r
@@ -78,12 +80,36 @@ func (r *registry) forget(c store.Change) {
 	if c.Trusts {
 		clear(r.clients)
 	}
+	for _, key := range c.Blocked {
+		r.blocked[key] = true // a key that is blocked stays so
+	}
 	for _, id := range c.ClientIDs {
 		delete(r.clients, id)
 	}
 	for _, t := range c.Thumbprints {
 		delete(r.certificates, t)
 	}
+}
+
+// loadBlocked reads the compromised keys. It is called after the registry has begun to listen, so that none is missed.
+func (r *registry) loadBlocked(ctx context.Context, db *store.Store) error {
+	keys, err := db.BlockedKeys(ctx)
+	if err != nil {
+		return fmt.Errorf("reading the compromised keys: %w", err)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, key := range keys {
+		r.blocked[key] = true
+	}
+	return nil
+}
+
+// keyBlocked says whether a public key was reported compromised.
+func (r *registry) keyBlocked(key [32]byte) bool {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return r.blocked[key]
 }
 
 // forgetForeign drops every client, because what others vouch for has changed.
