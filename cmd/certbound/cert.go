@@ -128,7 +128,10 @@ func (c *cli) showRevocation(w io.Writer, done *admin.Revocation) {
 	for _, cert := range done.AlreadyRevoked {
 		c.note("note: %s of %s had been revoked before", cert.Serial, cert.ClientID)
 	}
-	if len(done.Revoked)+len(done.AlreadyRevoked) == 0 {
+	for _, id := range done.Disabled {
+		c.note("client %s is disabled: its certificates are not ours to revoke", id)
+	}
+	if len(done.Revoked)+len(done.AlreadyRevoked)+len(done.Disabled) == 0 {
 		c.note("note: there was nothing to revoke")
 	}
 }

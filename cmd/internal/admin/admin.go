@@ -97,6 +97,9 @@ type Config struct {
 	// others would otherwise be rid of them.
 	Approvals int
 
+	// FirstOperator is the client that break-glass registers anew when nobody can give scopes of this API any more. New
+	// does not use it.
+	FirstOperator store.Client
 	// OwnCAs are the service's own CA certificates, which no trust may hold.
 	OwnCAs []*x509.Certificate
 	// FileTrusts are the names of the trusts that the configuration's files hold.

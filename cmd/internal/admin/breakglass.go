@@ -4,6 +4,7 @@
 package admin
 
 import (
+	"context"
 	"errors"
 	"net/http"
 
@@ -38,6 +39,25 @@ func (a *api) breakGlassRoutes() []route {
 		{http.MethodPost, "/clients/{id}/invite", clientInvite, admin, a.asked(clientInvite)},
 		{http.MethodPost, "/tickets/reset", "tickets.reset", admin, change(a.resetTickets)},
 	}
+}
+
+// restoreOperator gives the service its first operator again when nobody can make one any more: whoever redeems the code
+// is it, and nobody who was it before.
+func (a *api) restoreOperator(id string) *proposal {
+	return &proposal{event: audit.Event{Client: id, Detail: map[string]string{"restored": "true"}}, do: func(ctx context.Context) (*outcome, error) {
+		text, code, err := a.cfg.Authority.NewCode(id)
+		if err != nil {
+			return nil, unavailable(err)
+		}
+		client, err := a.cfg.Store.RestoreOperator(ctx, a.cfg.FirstOperator, code)
+		if err != nil {
+			return nil, clientError(id, err)
+		}
+		return &outcome{
+			answer: invitation(client, text, code.ExpiresAt),
+			undo:   func(context.Context) error { return nil }, // the code leaves with the answer or not at all
+		}, nil
+	}}
 }
 
 // resetTickets ends all TLS sessions: clients make full handshakes from then on.

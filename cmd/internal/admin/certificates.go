@@ -55,10 +55,16 @@ func (a *api) revoke(r *http.Request, req *RevokeRequest) (*outcome, error) {
 	if errors.Is(err, store.ErrNotFound) {
 		return nil, notFound("no such certificate", "certbound cert list shows all")
 	}
+	if errors.Is(err, store.ErrNotRevocable) {
+		return nil, conflict(codeRequest, "the certificates of this client are another authority's or its own: they are not ours to revoke",
+			"certbound client disable "+shellWord(req.ClientID)+" ends it at once; the reason keyCompromise also bars its keys")
+	}
 	if err != nil {
 		return nil, unavailable(err)
 	}
-	answer := &Revocation{Revoked: a.certificateViews(done.Revoked), AlreadyRevoked: a.certificateViews(done.Already)}
+	answer := &Revocation{
+		Revoked: a.certificateViews(done.Revoked), AlreadyRevoked: a.certificateViews(done.Already), Disabled: done.Disabled,
+	}
 	return &outcome{
 		answer: answer, events: revocationEvents(req, done, reason),
 		pending: func() { answer.AuditPending = true },
@@ -73,6 +79,9 @@ func revocationEvents(req *RevokeRequest, done store.Revocation, reason pki.Reas
 		events = append(events, audit.Event{Client: c.ClientID, Serial: c.Serial, Detail: map[string]string{
 			"reason": reason.String(), "x5t#S256": mtls.Thumbprint(c.Thumbprint).String(),
 		}})
+	}
+	for _, id := range done.Disabled {
+		events = append(events, audit.Event{Client: id, Detail: map[string]string{"reason": reason.String(), "changed": "disabled"}})
 	}
 	if len(events) == 0 {
 		events = append(events, audit.Event{Client: req.ClientID, Serial: req.Serial, Detail: map[string]string{

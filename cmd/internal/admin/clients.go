@@ -155,6 +155,15 @@ func invitation(c store.Client, text string, expires time.Time) Invitation {
 // inviteClient makes a new enrolment code; the store voids older ones. Whoever has the code of an operator is that
 // operator, so it takes the scope to make operators.
 func (a *api) inviteClient(ctx context.Context, id string, _ *none) (*proposal, error) {
+	if a.onlyOperators && id == a.cfg.FirstOperator.ID {
+		grantors, err := a.cfg.Store.Grantors(ctx)
+		if err != nil {
+			return nil, unavailable(err)
+		}
+		if grantors == 0 {
+			return a.restoreOperator(id), nil
+		}
+	}
 	client, err := a.cfg.Store.Client(ctx, id)
 	if err != nil {
 		return nil, clientError(id, err)

@@ -270,6 +270,8 @@ type RevokeRequest struct {
 type Revocation struct {
 	Revoked        []Certificate `json:"revoked"`
 	AlreadyRevoked []Certificate `json:"already_revoked"`
+	// Disabled are clients that were disabled because their certificates are not ours to revoke.
+	Disabled []string `json:"disabled,omitempty"`
 	// AuditPending says that the revocation holds although the journal could not be written.
 	AuditPending bool `json:"audit_pending,omitempty"`
 }

@@ -171,7 +171,8 @@ func (s *service) adminConfig() admin.Config {
 		Reserved:  append(s.ownNames(), operatorID),
 		Endpoints: s.endpoints(), Version: s.version, Logger: s.log,
 		OwnCAs: []*x509.Certificate{s.root, s.issuing}, FileTrusts: s.fileTrusts(), TrustHealth: s.trust.Health,
-		ResetTickets: s.resetTickets, Changes: &s.operatorChanges,
+		FirstOperator: s.firstOperator(),
+		ResetTickets:  s.resetTickets, Changes: &s.operatorChanges,
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -404,4 +405,71 @@ func TestCompromisedKeyOfAnotherAuthority(t *testing.T) {
 	}
 	in = start(t, cfg)
 	wantRefused(t, in.token(in.client(&feed), "feed"))
+}
+
+// A4: when nobody can give scopes any more, break-glass brings the first operator back: whoever redeems the code is it,
+// and the certificates from before are worth nothing.
+func TestBreakGlassRestoresTheOperator(t *testing.T) {
+	t.Parallel()
+	in := start(t, testConfig(t, t.TempDir()))
+	in.addLedger()
+	in.mustOperate(http.MethodPost, "/certificates/revoke", map[string]any{"client_id": operatorID, "reason": "keyCompromise"}, nil)
+	if in.operate(http.MethodGet, "/clients", nil, nil) == nil {
+		t.Fatal("a revoked operator still reads the clients")
+	}
+	socket := profile.NewSocket(filepath.Join(in.data, socketName))
+	defer socket.Close()
+	var invited struct {
+		Code string `json:"code"`
+	}
+	if err := socket.Do(t.Context(), http.MethodPost, "/clients/"+operatorID+"/invite", nil, &invited); err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(t.TempDir(), "operator")
+	p, err := profile.Enroll(t.Context(), profile.EnrollOptions{Code: invited.Code, Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	op, err := profile.NewOperator(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer op.Close()
+	if err := op.Do(t.Context(), http.MethodGet, "/clients", nil, nil); err != nil {
+		t.Errorf("the restored operator: %v", err)
+	}
+	if in.operate(http.MethodGet, "/clients", nil, nil) == nil {
+		t.Error("the operator's certificate from before still counts")
+	}
+	if !strings.Contains(in.journal(), `"restored":"true"`) {
+		t.Error("the restoration is not on record")
+	}
+}
+
+// What our CA did not issue it cannot revoke, and does not say that it did: a foreign client is disabled instead, or its
+// key barred.
+func TestRevokingWhatIsNotOurs(t *testing.T) {
+	t.Parallel()
+	in := start(t, testConfig(t, t.TempDir()))
+	in.addLedger()
+	pinned := mtlstest.SelfSigned(t, mtlstest.Leaf{CommonName: "feed"})
+	in.mustOperate(http.MethodPost, "/clients", map[string]any{
+		"client_id": "feed", "scope": write, "certificates": []string{certificatePEM(pinned.Leaf)},
+	}, nil)
+	wantToken(t, in.token(in.client(&pinned), "feed"))
+	err := in.operate(http.MethodPost, "/certificates/revoke", map[string]any{"client_id": "feed"}, nil)
+	if refused, ok := errors.AsType[*profile.APIError](err); !ok || refused.Status != http.StatusConflict || !strings.Contains(refused.Hint, "client disable feed") {
+		t.Errorf("revoking a registered certificate: %v", err)
+	}
+	wantToken(t, in.token(in.client(&pinned), "feed"))
+	var done struct {
+		Disabled []string `json:"disabled"`
+	}
+	in.mustOperate(http.MethodPost, "/certificates/revoke", map[string]any{"client_id": "feed", "reason": "keyCompromise"}, &done)
+	if len(done.Disabled) != 1 || done.Disabled[0] != "feed" {
+		t.Errorf("disabled %v", done.Disabled)
+	}
+	wantRefused(t, in.token(in.client(&pinned), "feed"))
+	in.mustOperate(http.MethodPost, "/clients/feed/enable", nil, nil)
+	wantRefused(t, in.token(in.client(&pinned), "feed")) // the key stays barred
 }

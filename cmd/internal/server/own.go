@@ -175,11 +175,7 @@ func (s *service) bootstrapOperator(ctx context.Context) error {
 	if !isNotFound(err) {
 		return fmt.Errorf("reading settings: %w", err)
 	}
-	_, err = db.AddClient(ctx, store.Client{
-		ID: operatorID, AuthMethod: "tls_client_auth", Usage: "client",
-		SubjectKind: string(mtls.SANURI), SubjectValue: pki.ClientURI(s.identity.trustDomain, operatorID),
-		Scopes: []string{scopeAdmin}, Resources: []string{s.adminResource()}, BuiltIn: true,
-	}, nil)
+	_, err = db.AddClient(ctx, s.firstOperator(), nil)
 	if err != nil && !errors.Is(err, store.ErrExists) {
 		return fmt.Errorf("registering the first operator: %w", err)
 	}
@@ -193,6 +189,15 @@ func (s *service) bootstrapOperator(ctx context.Context) error {
 	}
 	s.operatorDir, err = db.SetOnce(ctx, settingOperator, keep)
 	return err
+}
+
+// firstOperator is the client that every installation begins with.
+func (s *service) firstOperator() store.Client {
+	return store.Client{
+		ID: operatorID, AuthMethod: "tls_client_auth", Usage: "client",
+		SubjectKind: string(mtls.SANURI), SubjectValue: pki.ClientURI(s.identity.trustDomain, operatorID),
+		Scopes: []string{scopeAdmin}, Resources: []string{s.adminResource()}, BuiltIn: true,
+	}
 }
 
 // refreshOperator replaces the profile in the data folder when it is past half its life, also when it has
