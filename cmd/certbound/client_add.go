@@ -49,7 +49,7 @@ func (r *registration) register(cmd *cobra.Command) {
 	flags.StringArrayVar(&r.scopes, "scope", nil, "scope that it may ask for (repeatable)")
 	flags.StringArrayVar(&r.resources, "resource", nil, "resource that it may ask for (repeatable; default: every one that declares its scopes)")
 	flags.StringVar(&r.tokenTTL, "token-ttl", "", "life of its tokens, 1s to 1h, such as 10m (default: the service's)")
-	flags.BoolVar(&r.allowReserved, "allow-reserved", false, "permit names like localhost, for demonstrations on one machine")
+	flags.BoolVar(&r.allowReserved, "allow-reserved", false, "permit names like localhost, for demonstrations on one machine (needs certbound:grant)")
 }
 
 func (r *registration) request(cmd *cobra.Command, id string) (*admin.ClientRequest, error) {

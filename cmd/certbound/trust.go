@@ -32,12 +32,14 @@ func (c *cli) trustAddCommand() *cobra.Command {
 		Use:   "add NAME --ca FILE",
 		Short: "Register a foreign CA, pinned by the bytes of its certificates",
 		Long: "Register a foreign CA, pinned by the bytes of its certificates: another CA of the same name is another CA.\n\n" +
-			"It vouches only for clients that were added with --trust NAME. Self-issued certificates in the file become\n" +
+			"It vouches only for clients that were added with --trust NAME. Self-signed certificates in the file become\n" +
 			"anchors, others intermediates. With --crl, what the CA revoked is refused: with --revocation hard also when its\n" +
-			"list is stale or cannot be had, with soft that only raises an alarm. Needs the scope certbound:trust.",
+			"list is stale or cannot be had, with soft that only raises an alarm. With --replace, what is left out stays as it\n" +
+			"is; --revocation off --crl \"\" drops the list. Needs the scope certbound:trust.",
 		Args: arguments(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			req := &admin.TrustRequest{Name: args[0], Revocation: revocation}
+			req.DropCRL = replace && cmd.Flags().Changed("crl") && crl == ""
 			if err := readTrust(req, ca, crl); err != nil {
 				return err
 			}
@@ -53,6 +55,9 @@ func (c *cli) trustAddCommand() *cobra.Command {
 				"--san-ip, --san-email", trust.Name)
 			return c.print(trust, func(w io.Writer) {
 				line(trust.Name + done)(w)
+				if before := trust.PreviousRevocation; before != "" && before != trust.Revocation {
+					line("revocation was " + before + " and is " + trust.Revocation)(w)
+				}
 				trustTable(w, []admin.Trust{*trust})
 			})
 		},
@@ -60,7 +65,7 @@ func (c *cli) trustAddCommand() *cobra.Command {
 	flags := cmd.Flags()
 	flags.StringVar(&ca, "ca", "", "PEM file of the CA's certificates")
 	flags.StringVar(&crl, "crl", "", "its revocation list: a file (DER or PEM), or the URL to fetch it from")
-	flags.StringVar(&revocation, "revocation", "", "when it is not known what is revoked: hard, soft or off (default hard with --crl, else off)")
+	flags.StringVar(&revocation, "revocation", "", "when it is not known what is revoked: hard, soft or off (default: as before with --replace, else hard with --crl and off without)")
 	flags.BoolVar(&replace, "replace", false, "replace the CA of this name, which its clients have from now on")
 	return cmd
 }

@@ -138,11 +138,11 @@ func (s *Server) authenticate(ctx context.Context, id string, peer *mtls.Peer, n
 	if !known {
 		return nil, time.Time{}, unauthenticated(peer, "unknown_client")
 	}
-	if cert := peer.Certificate(); cert != nil && s.keyBlocked != nil && s.keyBlocked(sha256.Sum256(cert.RawSubjectPublicKeyInfo)) {
-		return nil, time.Time{}, unauthenticated(peer, "key_blocked")
-	}
 	if refused := client.judge(ctx, peer, entry, now); refused != nil {
 		return nil, time.Time{}, refused
+	}
+	if s.keyBlocked != nil && s.keyBlocked(sha256.Sum256(peer.Certificate().RawSubjectPublicKeyInfo)) {
+		return nil, time.Time{}, unauthenticated(peer, "key_blocked")
 	}
 	notAfter := peer.Certificate().NotAfter
 	if entry != nil && !entry.NotAfter.IsZero() && entry.NotAfter.Before(notAfter) {
@@ -383,8 +383,7 @@ type failures struct {
 func (f *failures) isNews(what string, now time.Time) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	last, told := f.last[what]
-	if since := now.Sub(last); told && since >= 0 && since < failureInterval {
+	if since := now.Sub(f.last[what]); since >= 0 && since < failureInterval { // the zero time is long ago
 		return false
 	}
 	f.last[what] = now

@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -266,8 +267,12 @@ func scopesAt(c *issuer.Client, resource string) []string {
 // endpoints are the addresses that no registered resource may equal or stand before.
 func (s *service) endpoints() []string {
 	origin := s.publicOrigin()
+	// What a listener answers to inside may have another port than what clients are told.
+	listener := func(l net.Listener) string {
+		return "https://" + net.JoinHostPort(s.issuerHost(), port(l.Addr().String()))
+	}
 	return []string{
-		s.identity.issuer, s.identity.mtlsURL,
+		s.identity.issuer, s.identity.mtlsURL, listener(s.sockets.public), listener(s.sockets.mtls),
 		origin + "/oauth2", origin + "/pki", origin + "/.well-known",
 		s.identity.mtlsURL + "/oauth2", s.identity.mtlsURL + "/pki", s.identity.mtlsURL + "/admin",
 	}
