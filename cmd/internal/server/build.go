@@ -267,15 +267,18 @@ func scopesAt(c *issuer.Client, resource string) []string {
 // endpoints are the addresses that no registered resource may equal or stand before.
 func (s *service) endpoints() []string {
 	origin := s.publicOrigin()
-	// What a listener answers to inside may have another port than what clients are told.
-	listener := func(l net.Listener) string {
-		return "https://" + net.JoinHostPort(s.issuerHost(), port(l.Addr().String()))
-	}
-	return []string{
-		s.identity.issuer, s.identity.mtlsURL, listener(s.sockets.public), listener(s.sockets.mtls),
+	taken := []string{
+		s.identity.issuer, s.identity.mtlsURL,
 		origin + "/oauth2", origin + "/pki", origin + "/.well-known",
 		s.identity.mtlsURL + "/oauth2", s.identity.mtlsURL + "/pki", s.identity.mtlsURL + "/admin",
 	}
+	// What a listener answers to inside may have another port than what clients are told.
+	for _, l := range []net.Listener{s.sockets.public, s.sockets.mtls} {
+		if l != nil {
+			taken = append(taken, "https://"+net.JoinHostPort(s.issuerHost(), port(l.Addr().String())))
+		}
+	}
+	return taken
 }
 
 // publicOrigin is the issuer without its path: the paths of this service never move under it.
