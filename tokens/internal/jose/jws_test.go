@@ -493,7 +493,8 @@ func TestSizeBound(t *testing.T) { // not parallel: it counts allocations
 		if _, err := Parse(raw); !errors.Is(err, ErrToken) || !strings.Contains(err.Error(), "too large") {
 			t.Errorf("%s: %v", name, err)
 		}
-		if n := testing.AllocsPerRun(10, func() { _, _ = Parse(raw) }); n > 3 {
+		// Many runs, because pools forget at random under the race detector.
+		if n := testing.AllocsPerRun(1000, func() { _, _ = Parse(raw) }); n > 3 {
 			t.Errorf("%s: %v allocations", name, n)
 		}
 	}
