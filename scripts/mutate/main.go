@@ -35,7 +35,7 @@ import (
 
 // securityPackages decide who is who and who gets what.
 var securityPackages = strings.Join([]string{
-	"./mtls", "./tokens", "./tokens/internal/jose", "./tokens/resource", "./tokens/issuer", "./tokens/client", "./pki",
+	"./mtls", "./tokens", "./tokens/internal/jose", "./tokens/resource", "./tokens/issuer",
 }, ",")
 
 type options struct {
