@@ -75,7 +75,10 @@ func (s *service) measure(listener string) mux.MiddlewareFunc {
 				}
 			}
 			start := time.Now()
-			sw := &statusWriter{ResponseWriter: w}
+			sw, ok := w.(*statusWriter) // entry's: one is enough on the way to a token
+			if !ok {
+				sw = &statusWriter{ResponseWriter: w}
+			}
 			next.ServeHTTP(sw, r)
 			s.metrics.request(listener, route, cmp.Or(sw.status, http.StatusOK), time.Since(start))
 		})

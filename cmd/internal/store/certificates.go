@@ -275,19 +275,31 @@ func (c *change) selected(sel Selection, now time.Time) ([]Certificate, error) {
 		if seen[root.Thumbprint] {
 			continue // its family was followed with an ancestor
 		}
-		rows, err := c.tx.QueryContext(c.ctx, queryFamily, digest(root.Thumbprint))
-		family, err := all(rows, err, scanCertificate)
+		family, err := c.family(root, seen)
 		if err != nil {
 			return nil, err
 		}
-		for _, cert := range family {
-			if !seen[cert.Thumbprint] {
-				seen[cert.Thumbprint] = true
-				out = append(out, cert)
-			}
-		}
+		out = append(out, family...)
 	}
 	return out, nil
+}
+
+// family returns a certificate and all that were renewed from it, directly or not, but for those seen before, and notes
+// them as seen.
+func (c *change) family(root Certificate, seen map[[32]byte]bool) ([]Certificate, error) {
+	rows, err := c.tx.QueryContext(c.ctx, queryFamily, digest(root.Thumbprint))
+	family, err := all(rows, err, scanCertificate)
+	if err != nil {
+		return nil, err
+	}
+	var fresh []Certificate
+	for _, cert := range family {
+		if !seen[cert.Thumbprint] {
+			seen[cert.Thumbprint] = true
+			fresh = append(fresh, cert)
+		}
+	}
+	return fresh, nil
 }
 
 // withSameKeys adds every certificate of the keys of certs, for a key that is compromised is so in all of them, and
@@ -309,18 +321,17 @@ func (c *change) withSameKeys(certs []Certificate, only bool) ([]Certificate, er
 			return nil, err
 		}
 		for _, twin := range same {
-			family := []Certificate{twin}
-			if !only && !seen[twin.Thumbprint] {
-				rows, err := c.tx.QueryContext(c.ctx, queryFamily, digest(twin.Thumbprint))
-				if family, err = all(rows, err, scanCertificate); err != nil {
+			switch {
+			case seen[twin.Thumbprint]:
+			case only:
+				seen[twin.Thumbprint] = true
+				certs = append(certs, twin)
+			default:
+				family, err := c.family(twin, seen)
+				if err != nil {
 					return nil, err
 				}
-			}
-			for _, cert := range family {
-				if !seen[cert.Thumbprint] {
-					seen[cert.Thumbprint] = true
-					certs = append(certs, cert)
-				}
+				certs = append(certs, family...)
 			}
 		}
 	}
