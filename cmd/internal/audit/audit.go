@@ -34,9 +34,28 @@ const (
 // ErrClosed says that the journal was closed.
 var ErrClosed = errors.New("the journal is closed")
 
+// Class says what becomes of an event's record, and of the decision when there can be none.
+type Class uint8
+
+const (
+	// Decision gives authority, or is an alarm: Record returns when the record is durable, as Config.Sync says, or with
+	// an error, and then the caller refuses.
+	Decision Class = iota
+	// Takeaway takes authority away: like a Decision, and taken also while the journal is full. When it fails all the
+	// same, the change holds, and its record waits in the outbox.
+	Takeaway
+	// Refusal refuses a client that authenticated itself. It is recorded singly, up to a rate for each client, and never
+	// waited for.
+	Refusal
+	// Stranger refuses somebody who could not be told. Such refusals are counted by reason, network and second, with one
+	// sample, and never waited for; they have room of their own.
+	Stranger
+)
+
 // Event is one decision. Empty members are left out of its line. What exceeds MaxString or MaxList is cut, and the line
 // says "truncated":true; bytes that are no UTF-8 become U+FFFD.
 type Event struct {
+	Class       Class
 	Time        time.Time         // zero: now
 	ID          string            // empty: made by the journal from its start and a sequence number
 	Name        string            // what was decided: token.issue, client.add, cert.renew, …
@@ -54,6 +73,7 @@ type Event struct {
 	Audience    []string          // of the token
 	Expires     time.Time         // of the token, code or certificate
 	Detail      map[string]string // anything else; written in the order of its keys
+	Personal    map[string]string // like Detail, what concerns a person: sealed with Address
 }
 
 // segment is what the journal needs of an *os.File.
@@ -76,9 +96,16 @@ type Log struct {
 	now    func() time.Time
 }
 
-// Open begins a new segment, audit-<start>.jsonl (0600), in the folder dir, which is created (0700) when it is missing.
+// Config is what Open needs.
+type Config struct {
+	// Dir is the folder of the segments, created (0700) when it is missing.
+	Dir string
+}
+
+// Open begins a new segment, audit-<start>.jsonl (0600), in the folder.
 // Earlier segments are left as they are: a line that a crash cut off stays the last of its file.
-func Open(dir string) (*Log, error) {
+func Open(_ context.Context, cfg Config) (*Log, error) {
+	dir := cfg.Dir
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open the journal: %w", err)
 	}
@@ -133,6 +160,10 @@ func (l *Log) Record(_ context.Context, e Event) error {
 	l.takeBack(n)
 	return fmt.Errorf("record %s: %w", e.Name, err)
 }
+
+// Ready returns nil when an event of the class can be recorded, and otherwise why not. It is asked before what cannot be
+// taken back is done; Record may fail all the same.
+func (l *Log) Ready(Class) error { return l.Err() }
 
 // Err returns why the last Record failed, or nil: for readiness. A closed journal is ErrClosed.
 func (l *Log) Err() error {

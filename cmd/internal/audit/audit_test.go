@@ -45,7 +45,7 @@ type line struct {
 
 func open(t *testing.T, dir string) *Log {
 	t.Helper()
-	l, err := Open(dir)
+	l, err := Open(t.Context(), Config{Dir: dir})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -342,7 +342,7 @@ func TestRecordAllocates(t *testing.T) {
 }
 
 func BenchmarkRecord(b *testing.B) {
-	l, err := Open(b.TempDir())
+	l, err := Open(b.Context(), Config{Dir: b.TempDir()})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -89,7 +89,7 @@ func (w *encoder) bound(n int) int {
 	return min(n, MaxList)
 }
 
-const hex = "0123456789abcdef"
+const hexDigits = "0123456789abcdef"
 
 // value appends a JSON string (RFC 8259, Section 7). U+2028 and U+2029 are escaped as well, since some readers take
 // them for the end of a line; so is U+007F, for terminals.
@@ -132,7 +132,7 @@ func (w *encoder) escape(c rune) {
 	case '"', '\\':
 		w.b = append(w.b, '\\', byte(c))
 	default:
-		w.b = append(w.b, '\\', 'u', hex[c>>12&0xf], hex[c>>8&0xf], hex[c>>4&0xf], hex[c&0xf])
+		w.b = append(w.b, '\\', 'u', hexDigits[c>>12&0xf], hexDigits[c>>8&0xf], hexDigits[c>>4&0xf], hexDigits[c&0xf])
 	}
 }
 

@@ -78,7 +78,7 @@ func (s *service) open(ctx context.Context) error {
 		return err
 	}
 	s.onClose(db.Close)
-	journal, err := audit.Open(filepath.Join(data, "audit"))
+	journal, err := audit.Open(ctx, audit.Config{Dir: filepath.Join(data, "audit")})
 	if err != nil {
 		return err
 	}

@@ -254,7 +254,7 @@ func TestBreakGlass(t *testing.T) {
 // Whoever is neither the service's user nor root is refused, and so is a caller of whom the kernel says nothing.
 func TestBreakGlassIsForOurself(t *testing.T) {
 	t.Parallel()
-	journal, err := audit.Open(t.TempDir())
+	journal, err := audit.Open(t.Context(), audit.Config{Dir: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)
 	}
