@@ -61,7 +61,7 @@ demo: build
 interop: build
 	GO='$(GO)' scripts/interop/run ./certbound
 
-# Server CPU per token beside a bare reference; BENCHFLAGS=-short for a quick look, -h for the rest.
+# Server CPU per token beside a bare reference and what we promise; BENCHFLAGS=-short for a quick look, -h for the rest.
 bench: build
 	$(GO) build -o bin/bench ./scripts/bench
 	bin/bench -certbound ./certbound $(BENCHFLAGS)

@@ -5,7 +5,8 @@
 // that it answered with a token, on kept-alive connections, with a full handshake for each token and with a resumed
 // one. Beside it, in the same run and in alternating rounds, it measures a bare reference: net/http and one ES256
 // signature, with the same certificates, and no database, registry or record (reference.go). The ratio of the two is
-// what the service adds. It goes on to measure start, memory, and that tokens do not grow the database.
+// what the service adds; beside it stands the ratio that we promise. The service runs twice, with each value of
+// audit.sync. It goes on to measure start, memory, and that tokens do not grow the database.
 //
 // The server under load has one CPU to itself where taskset is at hand and the machine has two, and the load comes
 // from another. CPU time is read from /proc, so it runs on Linux only.
@@ -29,8 +30,9 @@ type options struct {
 	rounds    int           // of each server in each mode
 	round     time.Duration // how long one lasts
 	starts    int
-	tokens    int     // that must leave the database as large as it was
-	maxRatio  float64 // for kept-alive connections; 0: only report
+	tokens    int    // that must leave the database as large as it was
+	only      string // modes that have this in their names
+	strict    bool   // fail when a ratio is above its target
 }
 
 func main() {
@@ -50,13 +52,14 @@ func main() {
 
 func parseFlags() options {
 	o := options{}
-	short := flag.Bool("short", false, "about 20 seconds, coarse figures")
+	short := flag.Bool("short", false, "about 40 seconds, coarse figures")
 	flag.StringVar(&o.certbound, "certbound", "./certbound", "the `program` to measure")
-	flag.IntVar(&o.rounds, "rounds", 7, "rounds of each server in each mode")
+	flag.IntVar(&o.rounds, "rounds", 9, "rounds of each server in each mode")
 	flag.DurationVar(&o.round, "round", 2*time.Second, "how long a round lasts")
 	flag.IntVar(&o.starts, "starts", 7, "starts on the existing data folder")
 	flag.IntVar(&o.tokens, "tokens", 100_000, "tokens that must not grow the database")
-	flag.Float64Var(&o.maxRatio, "max-ratio", 0, "fail when kept-alive tokens cost more than this many times the reference")
+	flag.StringVar(&o.only, "only", "", "measure only the modes whose names contain this `text`")
+	flag.BoolVar(&o.strict, "strict", false, "fail when a token costs more, beside the reference's, than is promised")
 	flag.Parse()
 	if *short {
 		o.rounds, o.round, o.starts, o.tokens = 3, 500*time.Millisecond, 3, 2_000
@@ -65,7 +68,7 @@ func parseFlags() options {
 }
 
 func run(ctx context.Context, o options) error {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Minute)
 	defer cancel()
 	dir, err := os.MkdirTemp("", "certbound-bench-")
 	if err != nil {

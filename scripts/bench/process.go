@@ -84,11 +84,12 @@ type process struct {
 	exited  chan struct{}
 }
 
-// start starts a server and waits for its first line of standard output, which begins with "ready ".
-func start(ctx context.Context, pin []string, dir string, argv ...string) (*process, error) {
+// start starts a server in the folder dir, with env added to its environment, and waits for its first line of standard
+// output, which begins with "ready ".
+func start(ctx context.Context, pin []string, dir string, env []string, argv ...string) (*process, error) {
 	argv = append(pin[:len(pin):len(pin)], argv...)
 	cmd := exec.Command(argv[0], argv[1:]...)
-	cmd.Dir = dir
+	cmd.Dir, cmd.Env = dir, append(os.Environ(), env...)
 	log, err := os.Create(filepath.Join(dir, filepath.Base(argv[len(pin)])+".log"))
 	if err != nil {
 		return nil, err
