@@ -4,7 +4,6 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"crypto/tls"
@@ -21,6 +20,7 @@ import (
 	"time"
 
 	"github.com/certbound/certbound/mtls"
+	"github.com/certbound/certbound/scripts/process"
 )
 
 const (
@@ -33,19 +33,19 @@ type bench struct {
 	options
 	dir     string
 	pins    pins
-	running []*process
+	running []*process.Process
 }
 
 // A service is the program under one value of audit.sync, with a folder, a CA and clients of its own.
 type service struct {
 	sync    string
 	dir     string
-	process *process
+	process *process.Process
 }
 
 func (b *bench) kill() {
 	for _, p := range b.running {
-		p.kill()
+		p.Kill()
 	}
 }
 
@@ -134,15 +134,11 @@ func (b *bench) enrol(ctx context.Context, s *service) error {
 }
 
 func (b *bench) certboundRun(ctx context.Context, dir, line, stdin string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, b.certbound, strings.Fields(line)...)
-	var stdout, stderr bytes.Buffer
-	cmd.Dir, cmd.Stdin, cmd.Stdout, cmd.Stderr = dir, strings.NewReader(stdin), &stdout, &stderr
-	if err := cmd.Run(); err != nil {
-		return "", fmt.Errorf("certbound %s: %w: %s", line, err, stderr.Bytes())
+	r, err := process.Run(ctx, process.Command{Argv: append([]string{b.certbound}, strings.Fields(line)...), Dir: dir}, stdin)
+	if err == nil && r.Exit != 0 {
+		err = fmt.Errorf("certbound %s: exit status %d: %s", line, r.Exit, r.Stderr)
 	}
-	return stdout.String(), nil
+	return r.Stdout, err
 }
 
 // targets returns the reference, which it starts with certificates of the first service, and the services.
@@ -160,8 +156,8 @@ func (b *bench) targets(ctx context.Context, services []*service) ([]*target, er
 	if err != nil {
 		return nil, err
 	}
-	address, _ := strings.CutPrefix(p.ready, "ready address=")
-	targets := []*target{newTarget("reference", address, "/token", form, config, p)}
+	address, _ := strings.CutPrefix(p.Line, "ready address=")
+	targets := []*target{newTarget("reference", address, "/token", form, config, p.Pid())}
 	for _, s := range services {
 		if config, err = readClientConfig(s.dir); err != nil {
 			return nil, err
@@ -170,7 +166,7 @@ func (b *bench) targets(ctx context.Context, services []*service) ([]*target, er
 		if err != nil {
 			return nil, err
 		}
-		targets = append(targets, newTarget(s.sync, endpoint.Host, endpoint.Path, form, config, s.process))
+		targets = append(targets, newTarget(s.sync, endpoint.Host, endpoint.Path, form, config, s.process.Pid()))
 	}
 	return targets, nil
 }
@@ -199,12 +195,12 @@ func clientConfig(keyPair *mtls.KeyPair, roots *x509.CertPool) *tls.Config {
 }
 
 // tokenEndpoint reads it out of the line that the service prints when it is ready.
-func tokenEndpoint(service *process) (*url.URL, error) {
-	_, base, ok := strings.Cut(service.ready, " mtls=")
+func tokenEndpoint(service *process.Process) (*url.URL, error) {
+	_, base, ok := strings.Cut(service.Line, " mtls=")
 	base, _, _ = strings.Cut(base, " ")
 	endpoint, err := url.Parse(base)
 	if !ok || err != nil {
-		return nil, fmt.Errorf("the service does not say where it is: %q", service.ready)
+		return nil, fmt.Errorf("the service does not say where it is: %q", service.Line)
 	}
 	return endpoint.ResolveReference(&url.URL{Path: "/oauth2/token"}), nil
 }
@@ -262,7 +258,7 @@ func (b *bench) grow(ctx context.Context, of *service, t *target) error {
 	if err != nil {
 		return err
 	}
-	resident, err := residentKiB(t.process.pid())
+	resident, err := residentKiB(t.pid)
 	if err != nil {
 		return err
 	}
@@ -293,13 +289,13 @@ func (s *service) databaseSize() (int64, error) {
 func (b *bench) restart(ctx context.Context, s *service) error {
 	var started []time.Duration
 	for range b.starts {
-		if err := s.process.stop(); err != nil {
+		if err := s.process.Stop(); err != nil {
 			return err
 		}
 		if err := b.start(ctx, s, nil); err != nil {
 			return err
 		}
-		started = append(started, s.process.started)
+		started = append(started, s.process.Took)
 	}
 	fmt.Printf("%-46s %d ms, median of %d\n", "start to ready, existing data folder", median(started).Milliseconds(), b.starts)
 	select {
@@ -307,12 +303,12 @@ func (b *bench) restart(ctx context.Context, s *service) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	resident, err := residentKiB(s.process.pid())
+	resident, err := residentKiB(s.process.Pid())
 	if err != nil {
 		return err
 	}
 	fmt.Printf("%-46s %.1f MiB\n", "resident memory, idle after start", float64(resident)/1024)
-	return s.process.stop()
+	return s.process.Stop()
 }
 
 func micros(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }

@@ -7,7 +7,6 @@ import (
 	"crypto/x509"
 	"net"
 	"os"
-	"os/exec"
 	"testing"
 	"time"
 
@@ -40,8 +39,7 @@ func TestLoad(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	self := &process{cmd: &exec.Cmd{Process: &os.Process{Pid: os.Getpid()}}}
-	target := newTarget("reference", listener.Addr().String(), "/token", form, clientConfig(keyPair, ca.Pool()), self)
+	target := newTarget("reference", listener.Addr().String(), "/token", form, clientConfig(keyPair, ca.Pool()), os.Getpid())
 	for _, m := range modes() {
 		t.Run(m.name, func(t *testing.T) {
 			s, err := load(t.Context(), target, m, time.Minute, 20)

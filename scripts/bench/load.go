@@ -28,7 +28,7 @@ type target struct {
 	address string
 	config  *tls.Config // with the client's certificate; keeps no sessions
 	request []byte      // the whole request, HTTP/1.1
-	process *process
+	pid     int
 }
 
 // A mode is how tokens are asked for.
@@ -53,10 +53,10 @@ func modes() []mode {
 	}
 }
 
-func newTarget(name, address, path, form string, config *tls.Config, p *process) *target {
+func newTarget(name, address, path, form string, config *tls.Config, pid int) *target {
 	request := fmt.Sprintf("POST %s HTTP/1.1\r\nHost: %s\r\nContent-Type: application/x-www-form-urlencoded\r\n"+
 		"Content-Length: %d\r\n\r\n%s", path, address, len(form), form)
-	return &target{name: name, address: address, config: config, request: []byte(request), process: p}
+	return &target{name: name, address: address, config: config, request: []byte(request), pid: pid}
 }
 
 // A worker asks for one token after the other.
@@ -174,7 +174,7 @@ func load(ctx context.Context, t *target, m mode, duration time.Duration, limit 
 			return sample{}, fmt.Errorf("%s, %s: %w", t.name, m.name, err)
 		}
 	}
-	before, err := cpuTime(t.process.pid())
+	before, err := cpuTime(t.pid)
 	if err != nil {
 		return sample{}, err
 	}
@@ -184,7 +184,7 @@ func load(ctx context.Context, t *target, m mode, duration time.Duration, limit 
 		return sample{}, fmt.Errorf("%s, %s: %w", t.name, m.name, err)
 	}
 	elapsed := time.Since(begin)
-	after, err := cpuTime(t.process.pid())
+	after, err := cpuTime(t.pid)
 	if err != nil {
 		return sample{}, err
 	}

@@ -4,20 +4,19 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
+
+	"github.com/certbound/certbound/scripts/process"
 )
 
 // pins says how processes are kept to a CPU each, so that the load does not disturb what is measured.
@@ -76,81 +75,12 @@ func (p pins) String() string {
 	return fmt.Sprintf("the server has CPU %s to itself, the load comes from CPU %s", p.server[2], p.load[4])
 }
 
-// A process is a running server.
-type process struct {
-	cmd     *exec.Cmd
-	ready   string        // its first line
-	started time.Duration // from start to that line
-	exited  chan struct{}
-}
-
-// start starts a server in the folder dir, with env added to its environment, and waits for its first line of standard
-// output, which begins with "ready ".
-func start(ctx context.Context, pin []string, dir string, env []string, argv ...string) (*process, error) {
-	argv = append(pin[:len(pin):len(pin)], argv...)
-	cmd := exec.Command(argv[0], argv[1:]...)
-	cmd.Dir, cmd.Env = dir, append(os.Environ(), env...)
-	log, err := os.Create(filepath.Join(dir, filepath.Base(argv[len(pin)])+".log"))
-	if err != nil {
-		return nil, err
-	}
-	defer log.Close()
-	read, write, err := os.Pipe()
-	if err != nil {
-		return nil, err
-	}
-	cmd.Stdout, cmd.Stderr = write, log
-	begin := time.Now()
-	err = cmd.Start()
-	write.Close()
-	if err != nil {
-		read.Close()
-		return nil, err
-	}
-	p := &process{cmd: cmd, exited: make(chan struct{})}
-	go func() {
-		_ = cmd.Wait() // its status is in ProcessState
-		close(p.exited)
-	}()
-	line := make(chan string, 1)
-	go func() {
-		defer read.Close()
-		r := bufio.NewReader(read)
-		text, _ := r.ReadString('\n')
-		line <- strings.TrimSpace(text)
-		_, _ = io.Copy(io.Discard, r)
-	}()
-	select {
-	case p.ready = <-line:
-		p.started = time.Since(begin)
-	case <-time.After(30 * time.Second):
-	case <-ctx.Done():
-	}
-	if !strings.HasPrefix(p.ready, "ready ") {
-		p.kill()
-		said, _ := os.ReadFile(log.Name())
-		return nil, fmt.Errorf("%s did not get ready: %q\n%s", argv[len(pin)], p.ready, said)
-	}
-	return p, nil
-}
-
-func (p *process) pid() int { return p.cmd.Process.Pid }
-
-func (p *process) stop() error {
-	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		return err
-	}
-	select {
-	case <-p.exited:
-		return nil
-	case <-time.After(10 * time.Second):
-		return errors.New("a server did not stop within 10 s of SIGTERM")
-	}
-}
-
-func (p *process) kill() {
-	_ = p.cmd.Process.Kill() // fails only when it has ended
-	<-p.exited
+// start starts a server in the folder dir, kept to a CPU by pin, with env added to its environment.
+func start(ctx context.Context, pin []string, dir string, env []string, argv ...string) (*process.Process, error) {
+	return process.Start(ctx, process.Command{
+		Argv: append(pin[:len(pin):len(pin)], argv...), Dir: dir, Env: append(os.Environ(), env...),
+		Log: filepath.Join(dir, filepath.Base(argv[0])+".log"),
+	})
 }
 
 // clockTick is the unit of CPU times in /proc, which Linux fixes for programs at 1/100 s.

@@ -13,6 +13,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/certbound/certbound/scripts/process"
 )
 
 const (
@@ -26,7 +28,7 @@ type story struct {
 	screen *screen
 	dir    string
 
-	service, ledger *process
+	service, ledger *process.Process
 	tokenURL        string // the token endpoint, as the service's metadata names it
 	entriesURL      string // the path of the resource server that needs a token
 	token           string // of payments
@@ -74,10 +76,10 @@ func (s *story) runQuietly(ctx context.Context, line, stdin string) (string, err
 	if err != nil {
 		return "", err
 	}
-	if r.exit != 0 {
-		return "", fmt.Errorf("%s: exit status %d: %s", line, r.exit, strings.TrimSpace(r.stderr))
+	if r.Exit != 0 {
+		return "", fmt.Errorf("%s: exit status %d: %s", line, r.Exit, strings.TrimSpace(r.Stderr))
 	}
-	return strings.TrimSpace(r.stdout), nil
+	return strings.TrimSpace(r.Stdout), nil
 }
 
 // runRefused shows and runs a command that has to be refused.
@@ -87,9 +89,9 @@ func (s *story) runRefused(ctx context.Context, line string) error {
 	if err != nil {
 		return err
 	}
-	s.screen.say(r.stderr)
-	if r.exit != 1 || r.stdout != "" {
-		return fmt.Errorf("want exit status 1 and nothing on standard output, got %d", r.exit)
+	s.screen.say(r.Stderr)
+	if r.Exit != 1 || r.Stdout != "" {
+		return fmt.Errorf("want exit status 1 and nothing on standard output, got %d", r.Exit)
 	}
 	return nil
 }
@@ -128,12 +130,11 @@ func (s *story) caller(profile string, certificate bool) (*caller, error) {
 func (s *story) startService(ctx context.Context) (err error) {
 	line := "certbound serve --public 127.0.0.1:0 --mtls 127.0.0.1:0 --debug 127.0.0.1:0"
 	s.screen.act("%s &", line)
-	var ready string
-	s.service, ready, err = s.shell.start(ctx, line)
+	s.service, err = s.shell.start(ctx, line)
 	if err != nil {
 		return err
 	}
-	s.screen.say(ready)
+	s.screen.say(s.service.Line)
 	s.tokenURL, err = s.discover(ctx)
 	if err != nil {
 		return err
@@ -181,13 +182,12 @@ func (s *story) enrolLedger(ctx context.Context) (err error) {
 	}
 	line := "ledger-server --profile ledger --audience " + audience + " --scope " + scope + " --listen 127.0.0.1:0"
 	s.screen.act("%s &", line)
-	var ready string
-	s.ledger, ready, err = s.shell.start(ctx, line)
+	s.ledger, err = s.shell.start(ctx, line)
 	if err != nil {
 		return err
 	}
-	s.screen.say(ready)
-	_, port, ok := strings.Cut(ready, "listen=127.0.0.1:")
+	s.screen.say(s.ledger.Line)
+	_, port, ok := strings.Cut(s.ledger.Line, "listen=127.0.0.1:")
 	port, _, _ = strings.Cut(port, " ")
 	if !ok || port == "" {
 		return errors.New("ledger does not say where it listens")
@@ -359,9 +359,9 @@ func (s *story) revoke(ctx context.Context) error {
 }
 
 func (s *story) stop(ctx context.Context) error {
-	for _, p := range []*process{s.ledger, s.service} {
-		s.screen.act("kill %%%s", p.name)
-		if err := p.stop(); err != nil {
+	for _, p := range []*process.Process{s.ledger, s.service} {
+		s.screen.act("kill %%%s", p.Name())
+		if err := p.Stop(); err != nil {
 			return err
 		}
 	}
