@@ -33,7 +33,7 @@ type AnchorsConfig struct {
 }
 
 // Anchors is an immutable set of trust anchors, safe for concurrent use. To change trust make another one: what a Peer
-// remembers is bound to the value it was verified by.
+// remembers, and which chains are remembered here, is bound to the value that built them.
 type Anchors struct {
 	roots         *x509.CertPool
 	intermediates *x509.CertPool
@@ -41,6 +41,7 @@ type Anchors struct {
 	usages        []x509.ExtKeyUsage
 	fingerprints  [][sha256.Size]byte // of the roots, sorted
 	building      chan struct{}       // bounds chain building, which is the costly part
+	chains        *chains             // that were built
 }
 
 // NewAnchors returns the anchors described by c. It refuses an empty set of roots, because an empty or missing pool
@@ -65,6 +66,7 @@ func NewAnchors(c AnchorsConfig) (*Anchors, error) {
 		usePresented:  c.UsePresented,
 		usages:        slices.Clone(c.Usages),
 		building:      make(chan struct{}, runtime.GOMAXPROCS(0)),
+		chains:        newChains(slices.Concat(c.Roots, c.Intermediates)),
 	}
 	for _, cert := range c.Intermediates {
 		a.intermediates.AddCert(cert)
@@ -127,9 +129,10 @@ func (p *Peer) VerifiedBy(a *Anchors, now time.Time) error {
 // last, all of whose certificates are valid at now (RFC 5280, Section 6.1). It answers ErrNoCertificate, or an error
 // that is ErrExpired, ErrNotYetValid or ErrUntrusted, with no chain. The chain is shared and must not be modified.
 //
-// A chain once built is remembered with the Peer for this very a; its dates are judged again at every call, so that
-// it may be called for every request. Building blocks while as many chains as there are processors are being built for
-// the same anchors. Failures are not remembered.
+// A chain once built is remembered with the Peer for this very a, and with a for the next connection that presents the
+// same certificate and, where a uses them, the same intermediates; of the latter memory at most 8 MiB are used. Its
+// dates are judged again at every call, so that it may be called for every request. Building blocks while as many chains
+// as there are processors are being built for the same anchors. Failures are not remembered.
 //
 // The extended key usage must allow clientAuth (or what the anchors ask) in every certificate that names usages; one
 // without the extension, or with anyExtendedKeyUsage, is not limited (RFC 5280, Section 4.2.1.12). The certificate
@@ -150,9 +153,14 @@ func (p *Peer) ChainTo(a *Anchors, now time.Time) ([]*x509.Certificate, error) {
 	if chain := p.remembered(a); validAt(chain, now) {
 		return chain, nil
 	}
-	chain, err := a.build(p, now)
-	if err != nil {
-		return nil, err
+	key := a.chainKey(p)
+	chain := a.chains.get(key, p.leaf)
+	if !validAt(chain, now) {
+		var err error
+		if chain, err = a.build(p, now); err != nil {
+			return nil, err
+		}
+		a.chains.put(key, chain)
 	}
 	p.remember(a, chain)
 	return chain, nil
