@@ -12,6 +12,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -31,8 +32,27 @@ const (
 	MaxList   = 64   // entries of a list or of Detail
 )
 
-// ErrClosed says that the journal was closed.
-var ErrClosed = errors.New("the journal is closed")
+// Errors that callers branch on.
+var (
+	// ErrClosed says that the journal was closed.
+	ErrClosed = errors.New("the journal is closed")
+	// ErrFull says that the disk has no room for this class of event.
+	ErrFull = errors.New("the journal is full")
+	// ErrFailed says that the disk failed a write or a sync. It is final: the process must end.
+	ErrFailed = errors.New("the journal's disk failed")
+)
+
+// DamageError says that a journal is not what was written: it was changed, or the disk lost what it had promised to keep.
+type DamageError struct {
+	File   string // the segment, with its folder
+	Offset int64  // of the first byte that is wrong
+	What   string
+}
+
+// Error names the place.
+func (e *DamageError) Error() string {
+	return fmt.Sprintf("the journal is damaged: %s, byte %d: %s", e.File, e.Offset, e.What)
+}
 
 // Class says what becomes of an event's record, and of the decision when there can be none.
 type Class uint8
@@ -96,10 +116,85 @@ type Log struct {
 	now    func() time.Time
 }
 
+// Sync says when a record is durable for whoever waits for it.
+type Sync uint8
+
+const (
+	Always   Sync = iota // before Record returns
+	Interval             // up to Config.SyncInterval after Record returned: a crash of the machine loses that much
+)
+
+// Keys keeps the keys that personal members are sealed under. It must be safe for concurrent use.
+type Keys interface {
+	// Day returns the 32 bytes of a day such as 2026-11-23, made when there are none. It returns ErrErased for a day
+	// whose key was deleted.
+	Day(ctx context.Context, day string) ([]byte, error)
+	// Subject returns the 32 bytes of a client, made when there are none.
+	Subject(ctx context.Context, id string) ([]byte, error)
+}
+
+// ErrErased is what Keys returns for a key that was deleted on purpose.
+var ErrErased = errors.New("the key was erased")
+
+// Registrar keeps outside the journal what whoever holds the journal's disk must not rewrite.
+type Registrar interface {
+	// Last returns the newest incarnation of a replica, the zero value when there is none.
+	Last(ctx context.Context, replica string) (Incarnation, error)
+	// Begin registers an incarnation, durably before it returns.
+	Begin(ctx context.Context, i Incarnation) error
+}
+
+// Incarnation is one run of a process over a journal.
+type Incarnation struct {
+	Identity
+	Key      string // public key of the first checkpoint, base64url
+	Previous Head   // where the incarnation before it ended
+	Started  time.Time
+}
+
+// Anchor is what somebody else keeps of a journal, to hold it to that later: its newest checkpoint that is durable.
+type Anchor struct {
+	Identity
+	FirstKey   string     `json:"first_key"` // public key of the incarnation's first checkpoint, base64url
+	Checkpoint Checkpoint `json:"checkpoint"`
+}
+
+// Stats is what a journal did and how it stands. Counts begin with Open.
+type Stats struct {
+	Records, Bytes uint64 // written to both streams, frames included
+	Groups, Syncs  uint64 // batches written, and how often the disk was waited for
+	Waiting        int    // callers that wait for the disk now
+	Dropped        uint64 // refusals for which there was no room
+	Full           bool   // the disk has no room: only what takes authority away is recorded
+	Room           int64  // bytes filled beforehand and not used yet
+	Checkpoint     time.Time
+}
+
 // Config is what Open needs.
 type Config struct {
-	// Dir is the folder of the segments, created (0700) when it is missing.
-	Dir string
+	Dir          string // the folder of the segments, created (0700) when it is missing
+	Installation string // whose journal it is
+	Replica      string
+
+	Sync         Sync
+	SyncInterval time.Duration // zero: 100 ms
+	SegmentBytes int64         // zero: 64 MiB; at least 64 KiB
+	SegmentAge   time.Duration // zero: 24 h
+	RefusalBytes int64         // quota of the refusals; zero: 64 MiB
+	Retention    time.Duration // zero: kept for ever
+
+	Keys      Keys       // nil: personal members are written plain
+	Registrar Registrar  // nil: incarnations are counted from the files
+	InFlight  func() int // requests that may still record and wait, those that wait included; nil: unknown
+	// Fatal is called once, when the journal must not be used any more, from a goroutine of its own: the process ends
+	// and begins anew. nil: nobody is told.
+	Fatal func(error)
+	// Synced is told of each group of records that was made durable, from within: it must return at once. nil: nobody.
+	Synced func(records int, d time.Duration)
+
+	FS     FS // nil: the operating system's
+	Logger *slog.Logger
+	Now    func() time.Time // nil: time.Now
 }
 
 // Open begins a new segment, audit-<start>.jsonl (0600), in the folder.
@@ -174,6 +269,19 @@ func (l *Log) Err() error {
 	}
 	return l.failed
 }
+
+// MakeRoom makes room for a Takeaway in a full journal. It returns nil when there is room, and ErrFull when none could be
+// made.
+func (l *Log) MakeRoom() error { return l.Err() }
+
+// Head is where the main stream stands, as far as it is durable.
+func (l *Log) Head() Head { return Head{} }
+
+// Checkpoint returns the newest durable checkpoint, and false before there is one.
+func (l *Log) Checkpoint() (Anchor, bool) { return Anchor{}, false }
+
+// Stats returns how the journal stands.
+func (l *Log) Stats() Stats { return Stats{} }
 
 // takeBack removes the n bytes of a line that could not be written whole. If even that fails, the next line begins on
 // a line of its own, and readers find one line that is no JSON.
