@@ -20,15 +20,57 @@ type change struct {
 	tx      *sql.Tx
 	touched []string // tables with rows that have no version yet
 	what    Change
+	wrote   bool  // rows that carry no version
+	noted   int   // entries of the outbox
+	failed  error // of a part: then nothing may be committed
 }
+
+// Transact runs f in one transaction: what f does through tx, whose reading methods see it too, is committed together
+// when f returns nil, and else nothing is. What tx refuses cannot be ignored: then nothing is committed, whatever f
+// returns. f must not use the Store that it was called on, nor the CA library: they would wait for each other.
+//
+// The wait for the turn to write obeys ctx; a caller that leaves later does not keep the transaction from being
+// committed. An error of the commit itself leaves it unknown whether it was.
+func (s *Store) Transact(ctx context.Context, f func(tx *Store) error) error {
+	return s.change(ctx, func(c *change) error {
+		return f(&Store{core: s.core, read: c.tx, write: c.tx, tx: c})
+	})
+}
+
+// Touched reports whether the transaction has changed something that decides. It is false outside of one.
+func (s *Store) Touched() bool { return s.tx != nil && len(s.tx.touched) > 0 }
 
 // change runs f in a transaction that ends with the next version of the state, stamped on every row it touched, and
 // tells those who registered with OnChange before it returns. When f touched nothing, nothing is written.
 //
 // The wait for the turn to write obeys ctx. From then on the transaction does not: a caller that leaves must not make
 // the outcome of a commit unknown.
+//
+// In a transaction, f is a part of that.
 func (s *Store) change(ctx context.Context, f func(*change) error) error {
-	conn, err := s.write.Conn(ctx)
+	if s.tx != nil {
+		return s.tx.part(f)
+	}
+	if err := s.broken(); err != nil {
+		return err
+	}
+	return s.judge(s.transact(ctx, f))
+}
+
+// part runs f as a part of the transaction. What f has done before it failed must not be committed.
+func (c *change) part(f func(*change) error) error {
+	if c.failed != nil {
+		return c.failed
+	}
+	if err := f(c); err != nil {
+		c.failed = err
+		return err
+	}
+	return c.failed // of a part within, which f did not pass on
+}
+
+func (s *Store) transact(ctx context.Context, f func(*change) error) error {
+	conn, err := s.writer.Conn(ctx)
 	if err != nil {
 		return fmt.Errorf("wait for the database: %w", err)
 	}
@@ -45,14 +87,16 @@ func (s *Store) change(ctx context.Context, f func(*change) error) error {
 	}
 	defer tx.Rollback() // after a commit it does nothing
 	c := &change{ctx: ctx, tx: tx}
-	if err := f(c); err != nil {
+	if err := c.part(f); err != nil {
 		return err
 	}
-	if len(c.touched) == 0 {
+	if len(c.touched) == 0 && !c.wrote {
 		return nil
 	}
-	if err := c.stamp(); err != nil {
-		return err
+	if len(c.touched) > 0 {
+		if err := c.stamp(); err != nil {
+			return err
+		}
 	}
 	if err := tx.Commit(); err != nil {
 		// Whether it was committed is unknown: whoever remembers an older state must look again.
@@ -61,6 +105,51 @@ func (s *Store) change(ctx context.Context, f func(*change) error) error {
 	}
 	s.announce(c.what)
 	return nil
+}
+
+// direct runs one statement that writes and has no version, on its own or as a part of the transaction.
+func (s *Store) direct(f func() error) error {
+	if s.tx != nil {
+		return s.tx.part(func(c *change) error {
+			c.wrote = true
+			return f()
+		})
+	}
+	if err := s.broken(); err != nil {
+		return err
+	}
+	return s.judge(f())
+}
+
+// broken is why nothing may be written any more, or nil.
+func (s *Store) broken() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.failed
+}
+
+// judge gives errors of the disk their sentinels. A failed sync is final: the pages count as clean from then on, so that
+// the next sync would succeed and keep nothing.
+func (s *Store) judge(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case diskFull(err):
+		return fmt.Errorf("%w: %w", ErrFull, err)
+	case !syncFailed(err):
+		return err
+	}
+	err = fmt.Errorf("%w: %w", ErrSync, err)
+	s.mu.Lock()
+	first := s.failed == nil
+	if first {
+		s.failed = err
+	}
+	s.mu.Unlock()
+	if first && s.fatal != nil {
+		s.fatal(err)
+	}
+	return err
 }
 
 // stamp bumps the version, last of all so that its row is locked for the shortest time: the order of the commits is

@@ -165,6 +165,12 @@ func testStore(t *testing.T, open opener) {
 		{"resources", testResources},
 		{"keys", testKeys},
 		{"settings", testSettings},
+		{"outbox", testOutbox},
+		{"outbox order", testOutboxOrder},
+		{"outbox bounds", testOutboxBounds},
+		{"transactions", testTransact},
+		{"transactions that fail in a part", testTransactFailedPart},
+		{"transactions without a version", testTransactUnversioned},
 		{"changes and versions", testChanges},
 		{"stats", testStats},
 		{"reads do not wait for writers", testReadsDoNotWait},
@@ -994,7 +1000,7 @@ func testChanges(f *fixture) {
 func checkStamps(t *testing.T, s *Store) {
 	t.Helper()
 	for _, table := range []string{"clients", "codes", "certificates", "resources", "sealed_keys", "blocked_keys",
-		"trusts", "pending_requests", "forks"} {
+		"trusts", "pending_requests", "forks", "outbox"} {
 		var unstamped, ahead int
 		err := s.read.QueryRowContext(t.Context(), `SELECT
 			(SELECT count(*) FROM `+table+` WHERE version IS NULL),

@@ -100,6 +100,24 @@ func damaged(err error) error {
 	return err
 }
 
+// coded is an error of SQLite.
+type coded interface {
+	error
+	Code() int // extended result code
+}
+
+// diskFull reports whether err says that the disk was full.
+func diskFull(err error) bool {
+	e, ok := errors.AsType[coded](err)
+	return ok && e.Code()&0xff == sqlite3.SQLITE_FULL
+}
+
+// syncFailed reports whether err says that what was written may not be on the disk.
+func syncFailed(err error) bool {
+	e, ok := errors.AsType[coded](err)
+	return ok && (e.Code() == sqlite3.SQLITE_IOERR_FSYNC || e.Code() == sqlite3.SQLITE_IOERR_DIR_FSYNC)
+}
+
 // exists reports whether there is a database at path. A write-ahead log without its database is an error: the
 // database was moved away without it, and a new one in its place would hide that.
 func exists(path string) (bool, error) {

@@ -40,7 +40,8 @@ func open(ctx context.Context, cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{sealer: seal, logger: cfg.Logger, now: cfg.Now, maxLife: cfg.MaxTokenLife, files: slices.Clone(cfg.FileTrusts)}
+	s := &Store{core: &core{sealer: seal, logger: cfg.Logger, now: cfg.Now, maxLife: cfg.MaxTokenLife,
+		files: slices.Clone(cfg.FileTrusts), fatal: cfg.Fatal}}
 	if s.logger == nil {
 		s.logger = slog.New(slog.DiscardHandler)
 	}
@@ -160,12 +161,13 @@ func (s *Store) fill(ctx context.Context, path string, steps []string) error {
 // connect opens the pools and brings an older schema up to date.
 func (s *Store) connect(ctx context.Context, path string) error {
 	var err error
-	if s.write, err = pool(path, writePragmas, 1); err != nil {
+	if s.writer, err = pool(path, writePragmas, 1); err != nil {
 		return err
 	}
-	if s.read, err = pool(path, readPragmas, readers); err != nil {
+	if s.reader, err = pool(path, readPragmas, readers); err != nil {
 		return err
 	}
+	s.write, s.read = s.writer, s.reader
 	if s.shared, err = pool(path, writePragmas, callers); err != nil {
 		return err
 	}
@@ -174,10 +176,10 @@ func (s *Store) connect(ctx context.Context, path string) error {
 		return err
 	}
 	var version int
-	if err := s.write.QueryRowContext(ctx, querySchemaVersion).Scan(&version); err != nil {
+	if err := s.writer.QueryRowContext(ctx, querySchemaVersion).Scan(&version); err != nil {
 		return damaged(err)
 	}
-	return migrate(ctx, s.write, version, steps)
+	return migrate(ctx, s.writer, version, steps)
 }
 
 // schemaSteps returns the migrations in order; the schema's version is how many of them were applied.
@@ -239,7 +241,7 @@ func (s *Store) DB() *sql.DB { return s.shared }
 func (s *Store) Close() error {
 	var errs []error
 	// The readers go first: the last connection to close moves the log into the database, and it must be able to write.
-	for _, db := range []*sql.DB{s.read, s.shared, s.write} {
+	for _, db := range []*sql.DB{s.reader, s.shared, s.writer} {
 		if db != nil {
 			errs = append(errs, db.Close())
 		}
@@ -282,7 +284,11 @@ func (s *Store) Setting(ctx context.Context, name string) (string, error) {
 
 // SetOnce stores a setting unless it has a value, and returns the one that is stored now: the first writer wins.
 func (s *Store) SetOnce(ctx context.Context, name, value string) (string, error) {
-	if _, err := s.write.ExecContext(context.WithoutCancel(ctx), insertSetting, name, value); err != nil {
+	err := s.direct(func() error {
+		_, err := s.write.ExecContext(context.WithoutCancel(ctx), insertSetting, name, value)
+		return err
+	})
+	if err != nil {
 		return "", fmt.Errorf("setting %q: %w", name, err)
 	}
 	return s.Setting(ctx, name)

@@ -69,7 +69,7 @@ func TestReopen(t *testing.T) {
 func TestPragmas(t *testing.T) {
 	t.Parallel()
 	s := openAt(t, t.TempDir(), time.Now)
-	for name, db := range map[string]*sql.DB{"write": s.write, "read": s.read, "shared": s.shared} {
+	for name, db := range map[string]*sql.DB{"write": s.writer, "read": s.reader, "shared": s.shared} {
 		for pragma, want := range map[string]string{
 			"journal_mode": "wal", "synchronous": "2", "foreign_keys": "1", "busy_timeout": "10000",
 		} {

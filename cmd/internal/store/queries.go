@@ -150,6 +150,11 @@ const (
 	expirePending  = `DELETE FROM pending_requests WHERE expires_at <= $1`
 	voidPending    = `DELETE FROM pending_requests WHERE requested_by = $1`
 
+	insertNoted  = `INSERT INTO outbox (id, body, noted_at, position) VALUES ($1, $2, $3, $4)`
+	queryNoted   = `SELECT id, body, noted_at FROM outbox ORDER BY version, position LIMIT $1`
+	queryWaiting = `SELECT count(*), min(noted_at) FROM outbox`
+	deleteNoted  = `DELETE FROM outbox WHERE id = $1`
+
 	queryStats = `SELECT
 		(SELECT count(*) FROM clients WHERE removed_at IS NULL AND NOT disabled),
 		(SELECT count(*) FROM clients WHERE removed_at IS NULL AND disabled),

@@ -5,6 +5,7 @@
 // of certificates, revocations, resources, sealed private keys and settings. It is for the program's own packages;
 // libraries declare the two or three methods they need.
 //
+// Transact joins changes in one transaction, with the records of them in the outbox, where they wait for the journal.
 // Every rule that must hold under concurrency is judged inside the transaction that writes, so two replicas or two
 // requests cannot both win. The package refuses a database of another application, of a newer program, a damaged one,
 // and one whose keys were sealed under another key-encryption key. It holds no row per token.
@@ -13,6 +14,7 @@
 package store
 
 import (
+	"context"
 	"database/sql"
 	"encoding/base64"
 	"errors"
@@ -84,6 +86,10 @@ var (
 	ErrNewerSchema = errors.New("written by a newer version of certbound")
 	// ErrForeign says that the file is a database of another application.
 	ErrForeign = errors.New("not a certbound database")
+	// ErrFull says that the disk is full: nothing was changed.
+	ErrFull = errors.New("the disk is full")
+	// ErrSync says that the disk failed to keep what was written: nothing is written any more.
+	ErrSync = errors.New("the database could not be synced: restart the service")
 	// ErrDamaged says that the database file is corrupt or truncated.
 	ErrDamaged = errors.New("damaged or truncated database")
 )
@@ -164,23 +170,43 @@ type Config struct {
 	FileTrusts []string
 	// Logger receives what is odd but not fatal; nil discards it.
 	Logger *slog.Logger
+	// Fatal is told, once, that a sync failed: what the database then holds on disk is unknown until it is opened again,
+	// so nothing is written any more, and the process must end. It must not block. Nil: only ErrSync says so.
+	Fatal func(error)
 	// Now is the clock for created and updated times; nil is time.Now.
 	Now func() time.Time
 }
 
-// Store is the database. It is safe for concurrent use. Reading methods never wait for writing ones.
+// Store is the database. It is safe for concurrent use. Reading methods never wait for writing ones. The one that
+// Transact hands out is a transaction: for one goroutine, and only until the function that was given it returns.
 type Store struct {
-	write   *sql.DB // one connection: writers queue fairly instead of polling a busy file
-	read    *sql.DB
+	*core
+	read, write conn    // the pools of core, or the transaction
+	tx          *change // nil but in a transaction
+}
+
+// core is what a Store and its transactions share.
+type core struct {
+	writer  *sql.DB // one connection: writers queue fairly instead of polling a busy file
+	reader  *sql.DB
 	shared  *sql.DB // handed out by DB
 	sealer  sealer
 	logger  *slog.Logger
 	now     func() time.Time
 	maxLife time.Duration
 	files   []string // names of the trusts that have no row
+	fatal   func(error)
 
 	mu       sync.Mutex
 	onChange []func(Change)
+	failed   error // the sync that failed: nothing is written any more
+}
+
+// conn is what a pool and a transaction can both do.
+type conn interface {
+	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
 }
 
 // Client is one registered client.
@@ -344,6 +370,14 @@ type Key struct {
 	Private   []byte   // PKCS #8, DER
 	Algorithm string
 	CreatedAt time.Time
+}
+
+// Entry is a record that waits in the outbox.
+type Entry struct {
+	ID   string // unique for ever: by it a record is known that was written before
+	Body []byte // sealed in the database
+	// NotedAt is when the change was made; Note sets it.
+	NotedAt time.Time
 }
 
 // Change tells what a committed transaction changed, so that caches can drop it.

@@ -179,6 +179,16 @@ CREATE TABLE pending_requests (
 );
 CREATE INDEX pending_requests_version ON pending_requests (version);
 
+-- Records of changes, put here in the transaction of the change, until they are in the journal.
+CREATE TABLE outbox (
+    id       TEXT NOT NULL PRIMARY KEY,
+    body     BLOB NOT NULL,
+    noted_at BIGINT NOT NULL,
+    position BIGINT NOT NULL,
+    version  BIGINT
+);
+CREATE INDEX outbox_version ON outbox (version);
+
 -- The CA library's own rows.
 CREATE TABLE ca_kv (
     bucket     TEXT NOT NULL,
