@@ -94,6 +94,7 @@ type Event struct {
 	Expires     time.Time         // of the token, code or certificate
 	Detail      map[string]string // anything else; written in the order of its keys
 	Personal    map[string]string // like Detail, what concerns a person: sealed with Address
+	Count       int               // how many decisions alike this one stands for; 0: itself
 }
 
 // segment is what the journal needs of an *os.File.
@@ -337,6 +338,7 @@ func (l *Log) appendEvent(b []byte, e *Event) []byte {
 		w.time("expires", e.Expires)
 	}
 	w.object("detail", e.Detail)
+	w.count("count", e.Count)
 	if w.truncated {
 		w.member("truncated")
 		w.b = append(w.b, "true"...)

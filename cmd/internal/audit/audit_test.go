@@ -40,6 +40,7 @@ type line struct {
 	Audience    []string          `json:"aud"`
 	Expires     time.Time         `json:"expires"`
 	Detail      map[string]string `json:"detail"`
+	Count       int               `json:"count"`
 	Truncated   bool              `json:"truncated"`
 }
 

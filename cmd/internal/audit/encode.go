@@ -6,6 +6,7 @@ package audit
 import (
 	"maps"
 	"slices"
+	"strconv"
 	"time"
 	"unicode/utf8"
 )
@@ -46,6 +47,14 @@ func (w *encoder) time(name string, t time.Time) {
 	w.b = append(w.b, '"')
 	w.b = t.AppendFormat(w.b, "2006-01-02T15:04:05.000000Z")
 	w.b = append(w.b, '"')
+}
+
+// count appends a number unless it is 0.
+func (w *encoder) count(name string, n int) {
+	if n != 0 {
+		w.member(name)
+		w.b = strconv.AppendInt(w.b, int64(n), 10)
+	}
 }
 
 func (w *encoder) list(name string, values []string) {

@@ -199,6 +199,8 @@ func testStore(t *testing.T, open opener) {
 		{"forks that suspend", testSuspendingForks},
 		{"separated scopes", testGrantorScopes},
 		{"changes of trusts", testTrustChanges},
+		{"keys of the journal", testAuditKeys},
+		{"parallel keys of the journal", testAuditKeysRace},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()

@@ -53,10 +53,11 @@ func dsn(path, pragmas string) (string, error) {
 }
 
 // The pragmas of each pool. WAL lets readers pass a writer; synchronous FULL puts a commit on disk before it returns;
-// an immediate transaction takes the write lock when it begins, so that what it read cannot have changed when it writes.
+// an immediate transaction takes the write lock when it begins, so that what it read cannot have changed when it writes;
+// secure_delete overwrites what is deleted, since deleting a key must end it.
 const (
 	common         = "_pragma=busy_timeout(10000)&_pragma=foreign_keys(1)"
-	writePragmas   = "_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)&" + common + "&_txlock=immediate"
+	writePragmas   = "_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)&_pragma=secure_delete(1)&" + common + "&_txlock=immediate"
 	readPragmas    = writePragmas + "&_pragma=query_only(1)"
 	inspectPragmas = "mode=ro&" + common
 	// createPragmas make the new file whole in one piece before it gets its name: no log beside it.
@@ -76,6 +77,14 @@ func pool(path, pragmas string, n int) (*sql.DB, error) {
 	db.SetMaxOpenConns(n)
 	db.SetMaxIdleConns(n)
 	return db, nil
+}
+
+// forgetDeleted overwrites what was deleted: secure_delete has zeroed it in the pages, and the log that still holds the
+// former ones is moved into the database and cut off. While somebody reads an older state the log stays: the next one to
+// be cut off is then the one that SQLite itself cuts.
+func forgetDeleted(ctx context.Context, db *sql.DB) error {
+	_, err := db.ExecContext(ctx, "PRAGMA wal_checkpoint(TRUNCATE)")
+	return err
 }
 
 // isUnique reports whether err says that a row with this key exists.

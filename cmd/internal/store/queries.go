@@ -155,6 +155,14 @@ const (
 	queryWaiting = `SELECT count(*), min(noted_at) FROM outbox`
 	deleteNoted  = `DELETE FROM outbox WHERE id = $1`
 
+	insertAuditDay = `INSERT INTO audit_days (day, sealed, seal_version) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`
+	queryAuditDay  = `SELECT sealed, seal_version FROM audit_days WHERE day = $1`
+	// The argument is the first day that stays.
+	deleteAuditDays    = `DELETE FROM audit_days WHERE day < $1`
+	insertAuditSubject = `INSERT INTO audit_subjects (id, sealed, seal_version) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`
+	queryAuditSubject  = `SELECT sealed, seal_version FROM audit_subjects WHERE id = $1`
+	deleteAuditSubject = `DELETE FROM audit_subjects WHERE id = $1`
+
 	queryStats = `SELECT
 		(SELECT count(*) FROM clients WHERE removed_at IS NULL AND NOT disabled),
 		(SELECT count(*) FROM clients WHERE removed_at IS NULL AND disabled),

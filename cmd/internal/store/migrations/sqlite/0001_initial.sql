@@ -197,3 +197,15 @@ CREATE TABLE ca_kv (
     created_at INTEGER NOT NULL DEFAULT (unixepoch()),
     PRIMARY KEY (bucket, nkey)
 );
+
+-- The keys of what the journal seals: deleting one erases what it sealed.
+CREATE TABLE audit_days (
+    day          TEXT NOT NULL PRIMARY KEY,
+    sealed       BLOB NOT NULL,
+    seal_version BIGINT NOT NULL
+);
+CREATE TABLE audit_subjects (
+    id           TEXT NOT NULL PRIMARY KEY,
+    sealed       BLOB NOT NULL,
+    seal_version BIGINT NOT NULL
+);
