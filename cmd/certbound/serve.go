@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"io"
 	"log/slog"
+	"runtime"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -92,6 +93,8 @@ func (c *cli) serveCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			held := ballast(c.env)
+			defer runtime.KeepAlive(held)
 			err = server.Run(cmd.Context(), cfg, server.Options{Stdout: c.stdout, Logger: logger(cfg.Log, c.stderr), Version: version})
 			if err != nil {
 				return startFailure(err)
