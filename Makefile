@@ -18,10 +18,11 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 
 TESTFLAGS ?=
 BENCHFLAGS ?=
+FAULTSFLAGS ?=
 FUZZTIME ?= 5s
 MUTATEFLAGS ?=
 
-.PHONY: all build test race lint fuzz mutate demo interop bench clean
+.PHONY: all build test race lint fuzz mutate demo interop bench faults clean
 all: build
 
 # One static binary in this folder.
@@ -65,6 +66,12 @@ interop: build
 bench: build
 	$(GO) build -o bin/bench ./scripts/bench
 	bin/bench -certbound ./certbound $(BENCHFLAGS)
+
+# Kills the program under load, fills its disk, copies and damages its journal, and holds it to what it told its callers.
+# Linux with user namespaces; minutes, unless FAULTSFLAGS=-short.
+faults: build
+	$(GO) build -o bin/faults ./scripts/faults
+	bin/faults -certbound ./certbound $(FAULTSFLAGS)
 
 clean:
 	rm -rf certbound bin

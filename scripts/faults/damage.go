@@ -1,0 +1,227 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build linux
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+)
+
+// damagedTokens is how many tokens are on record before the journal is damaged: enough for several segments.
+const damagedTokens = 1500
+
+// A damage is one that is done to the journal of a service that has ended.
+type damage struct {
+	name string
+	// do damages one of the segments, and says which and where. Below zero, the place is the file itself.
+	do func(segments []string) (segment string, offset int64, err error)
+	// starts says that the program may start all the same, and leaves it to audit verify to find the damage: it reads the
+	// last segments only.
+	starts bool
+}
+
+func damageList() []damage {
+	last := func(segments []string) string { return segments[len(segments)-1] }
+	middle := func(segments []string) string { return segments[len(segments)/2] }
+	return []damage{
+		{"a byte of the last segment is another", func(s []string) (string, int64, error) { return flip(last(s)) }, false},
+		{"a byte of an earlier segment is another", func(s []string) (string, int64, error) { return flip(middle(s)) }, true},
+		{"an earlier segment is cut off", func(s []string) (string, int64, error) { return cut(middle(s)) }, true},
+		{"an earlier segment is missing", func(s []string) (string, int64, error) {
+			return middle(s), -1, os.Remove(middle(s))
+		}, true},
+		{"the last segment is missing", func(s []string) (string, int64, error) {
+			return last(s), -1, os.Remove(last(s))
+		}, true},
+	}
+}
+
+// flip changes a byte in the first half of what a segment holds: other batches were written after it.
+func flip(name string) (string, int64, error) {
+	data, err := os.ReadFile(name)
+	if err != nil {
+		return name, 0, err
+	}
+	at := len(bytes.TrimRight(data, "\n")) / 2
+	for data[at] < 'a' || data[at] > 'y' {
+		at--
+	}
+	data[at]++
+	return name, int64(at), os.WriteFile(name, data, 0o600)
+}
+
+// cut ends a segment amid its records.
+func cut(name string) (string, int64, error) {
+	data, err := os.ReadFile(name)
+	if err != nil {
+		return name, 0, err
+	}
+	at := int64(len(bytes.TrimRight(data, "\n")) / 2)
+	return name, at, os.Truncate(name, at)
+}
+
+// damages damages copies of a journal, each in one way, and tries to start the program on each, once after the service
+// was killed and once after it stopped.
+func damages(ctx context.Context, dir, certbound string) error {
+	s, err := newService(certbound, dir, "audit.segment_size=65536")
+	if err != nil {
+		return err
+	}
+	defer s.end()
+	if err := s.populate(ctx, 1); err != nil {
+		return err
+	}
+	if err := s.takeTokens(ctx, damagedTokens); err != nil {
+		return err
+	}
+	if err := s.kill(); err != nil {
+		return err
+	}
+	if err := copyTree(s.data(), filepath.Join(dir, "killed")); err != nil {
+		return err
+	}
+	if err := s.start(ctx); err != nil {
+		return err
+	}
+	if err := s.takeTokens(ctx, damagedTokens/10); err != nil {
+		return err
+	}
+	if err := s.stop(); err != nil {
+		return err
+	}
+	if err := copyTree(s.data(), filepath.Join(dir, "stopped")); err != nil {
+		return err
+	}
+	for _, how := range []string{"killed", "stopped"} {
+		for _, d := range damageList() {
+			if err := s.tryDamaged(ctx, filepath.Join(dir, how), d); err != nil {
+				return fmt.Errorf("%s before, %s: %w", how, d.name, err)
+			}
+		}
+	}
+	return nil
+}
+
+// takeTokens takes so many tokens, one after the other.
+func (s *service) takeTokens(ctx context.Context, n int) error {
+	c, err := s.caller("load-0")
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	for range n {
+		a, err := c.askToken(ctx, s.tokenURL(), "load-0", resource)
+		if err != nil {
+			return err
+		}
+		if _, _, err := a.token(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// tryDamaged puts a damaged copy of a data folder in the place of the service's.
+func (s *service) tryDamaged(ctx context.Context, from string, d damage) error {
+	if err := errors.Join(os.RemoveAll(s.data()), copyTree(from, s.data()), os.RemoveAll(s.log)); err != nil {
+		return err
+	}
+	names, err := segments(s.data("audit"))
+	if err != nil {
+		return err
+	}
+	if len(names) < 4 {
+		return fmt.Errorf("the journal has only %d segments", len(names))
+	}
+	segment, offset, err := d.do(names)
+	if err != nil {
+		return err
+	}
+	before, err := contents(s.data("audit"))
+	if err != nil {
+		return err
+	}
+	found, err := s.run(ctx, "audit verify --data data", "")
+	if err != nil {
+		return err
+	}
+	if found.Exit != 1 || !located(found.Stdout+found.Stderr, segment, offset) {
+		return fmt.Errorf("%s, byte %d: audit verify ends with %d and says %s%s", segment, offset, found.Exit, found.Stdout, found.Stderr)
+	}
+	started := s.start(ctx)
+	s.down()
+	if started == nil {
+		if err := s.stop(); err != nil {
+			return err
+		}
+	}
+	s.end()
+	if started == nil && !d.starts {
+		return fmt.Errorf("%s, byte %d: the service starts", segment, offset)
+	}
+	if started != nil && !located(started.Error(), segment, offset) {
+		return fmt.Errorf("%s, byte %d: %w", segment, offset, started)
+	}
+	after, err := contents(s.data("audit"))
+	if err != nil {
+		return err
+	}
+	for name, text := range before {
+		if !bytes.Equal(after[name], text) {
+			return fmt.Errorf("%s is not as it was", name)
+		}
+	}
+	if started != nil && len(after) != len(before) {
+		return errors.New("the service did not start, and made files")
+	}
+	what := "the service refuses to start and names it"
+	if started == nil {
+		what = "the service starts"
+	}
+	say("%s, %s: audit verify names it, %s, and what was there is as it was", filepath.Base(from), d.name, what)
+	return nil
+}
+
+var number = regexp.MustCompile(`[0-9]+`)
+
+// located reports whether a text names a segment and, unless it is below zero, a place at the offset or not far before it,
+// where the damaged batch or record begins.
+func located(text, segment string, offset int64) bool {
+	_, rest, ok := strings.Cut(text, filepath.Base(segment))
+	if !ok || offset < 0 {
+		return ok
+	}
+	for _, digits := range number.FindAllString(rest, -1) {
+		if n, err := strconv.ParseInt(digits, 10, 64); err == nil && n <= offset && n > offset-(64<<10) {
+			return true
+		}
+	}
+	return false
+}
+
+// contents reads the files of a folder, by name.
+func contents(dir string) (map[string][]byte, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	found := make(map[string][]byte)
+	for _, entry := range entries {
+		data, err := os.ReadFile(filepath.Join(dir, entry.Name()))
+		if err != nil {
+			return nil, err
+		}
+		found[entry.Name()] = data
+	}
+	return found, nil
+}

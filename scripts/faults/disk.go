@@ -1,0 +1,338 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/certbound/certbound/mtls"
+)
+
+// insideNamespace is the first argument of this program where it runs in a namespace of its own.
+const insideNamespace = "fill-inside-namespace"
+
+const (
+	diskSize    = 96 << 20
+	refillTime  = 15 * time.Second // from space on the disk to serving as before
+	fullTokens  = 200_000          // more than the room holds that is left to a journal on a full disk
+	floodTime   = 4 * time.Second
+	floodNeeded = 500
+)
+
+// fill runs this program again, in a user and mount namespace of its own, where it may mount a small disk.
+func fill(ctx context.Context, dir, certbound string) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	cmd := exec.CommandContext(ctx, self, insideNamespace, certbound, dir)
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS,
+		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
+		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}},
+	}
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	err = cmd.Run()
+	if errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.ENOSPC) {
+		return fmt.Errorf("this machine permits no user namespaces, in which a small disk could be had: %w", err)
+	}
+	return err
+}
+
+// fillInside has a disk fill under a service. On failure it leaves the disk's content in a folder beside it.
+func fillInside(ctx context.Context, certbound, dir string) error {
+	disk := filepath.Join(dir, "disk")
+	if err := os.Mkdir(disk, 0o700); err != nil {
+		return err
+	}
+	if err := syscall.Mount("tmpfs", disk, "tmpfs", 0, fmt.Sprintf("size=%d", diskSize)); err != nil {
+		return os.NewSyscallError("mount", err)
+	}
+	s, err := newService(certbound, disk, "audit.segment_size=4194304", "audit.refusal_quota=2097152")
+	if err != nil {
+		return err
+	}
+	s.log = filepath.Join(dir, "serve.log")
+	f := &filling{service: s, disk: disk, book: newBook()}
+	err = f.run(ctx)
+	s.end()
+	if err != nil {
+		err = errors.Join(err, os.Remove(f.ballast()), copyTree(disk, filepath.Join(dir, "disk-as-it-was")))
+	}
+	return errors.Join(err, syscall.Unmount(disk, syscall.MNT_DETACH))
+}
+
+// A filling is a service on a disk that fills.
+type filling struct {
+	service  *service
+	disk     string
+	book     *book
+	load     *load
+	operator *operator
+	victims  [][]*mtls.KeyPair // their certificates
+}
+
+// ballast is the file that fills the disk.
+func (f *filling) ballast() string { return filepath.Join(f.disk, "ballast") }
+
+func victim(n int) string { return fmt.Sprintf("victim-%d", n) }
+
+func (f *filling) run(ctx context.Context) error {
+	s := f.service
+	if err := s.populate(ctx, loadClients); err != nil {
+		return err
+	}
+	roots, err := s.roots()
+	if err != nil {
+		return err
+	}
+	f.load = &load{service: s, book: f.book, roots: roots, stopped: make(chan struct{}), sending: make(chan struct{})}
+	c, err := s.caller("data/admin")
+	if err != nil {
+		return err
+	}
+	f.operator = &operator{load: f.load, caller: c}
+	for n := range 4 {
+		code, err := f.operator.invited(ctx, victim(n))
+		if err != nil {
+			return err
+		}
+		first, second, err := f.load.certified(ctx, victim(n), code)
+		if err != nil {
+			return err
+		}
+		first.close()
+		second.close()
+		f.victims = append(f.victims, []*mtls.KeyPair{first.pair, second.pair})
+	}
+	for _, step := range []func(context.Context) error{f.refusals, f.full, f.restarted, f.freed, f.conclude} {
+		if err := step(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// used is how much of the disk is in use.
+func (f *filling) used() (int64, error) {
+	var stat syscall.Statfs_t
+	if err := syscall.Statfs(f.disk, &stat); err != nil {
+		return 0, os.NewSyscallError("statfs", err)
+	}
+	return int64(stat.Blocks-stat.Bfree) * int64(stat.Bsize), nil
+}
+
+// refusals fills what refusals may use, from many networks; tokens leave all the while and afterwards.
+func (f *filling) refusals(ctx context.Context) error {
+	before, err := f.used()
+	if err != nil {
+		return err
+	}
+	tokens, _, _ := f.book.counts()
+	refused, err := flood(ctx, f.load, floodTime)
+	if err != nil {
+		return err
+	}
+	if refused < floodNeeded {
+		return fmt.Errorf("only %d requests were refused", refused)
+	}
+	after, err := f.used()
+	if err != nil {
+		return err
+	}
+	if err := f.token(ctx, 0); err != nil {
+		return fmt.Errorf("after %d refusals: %w", refused, err)
+	}
+	now, _, _ := f.book.counts()
+	say("%d refusals from %d networks; %d tokens left meanwhile; the disk holds %d KiB more", refused, floodNetworks, now-tokens, (after-before)>>10)
+	if limit := int64(12 << 20); after-before > limit {
+		return fmt.Errorf("refusals may use 2 MiB, and the journal a segment; the disk holds %d MiB more", (after-before)>>20)
+	}
+	return nil
+}
+
+// token takes a token for load-n.
+func (f *filling) token(ctx context.Context, n int) error {
+	client := fmt.Sprintf("load-%d", n)
+	c, err := f.service.caller(client)
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	return f.load.tokenFor(ctx, c, client)
+}
+
+// full fills the disk until nothing is granted any more, and then takes authority away.
+func (f *filling) full(ctx context.Context) error {
+	if _, err := f.operator.token(ctx); err != nil { // of before
+		return err
+	}
+	if err := fillFile(f.ballast()); err != nil {
+		return err
+	}
+	given, err := f.exhaust(ctx)
+	if err != nil {
+		return err
+	}
+	if err := f.service.awaitReadiness(ctx, http.StatusServiceUnavailable, again); err != nil {
+		return err
+	}
+	say("disk full: %d more tokens, then 503; readiness is 503", given)
+	if err := f.takeAway(ctx, "revoke", "cert revoke --client "+victim(0), revokeEvent, 0); err != nil {
+		return err
+	}
+	return f.takeAway(ctx, "disable", "client disable "+victim(1), disableEvent, 1)
+}
+
+// exhaust takes tokens until they are refused, and returns how many there were.
+func (f *filling) exhaust(ctx context.Context) (int, error) {
+	c, err := f.service.caller("load-0")
+	if err != nil {
+		return 0, err
+	}
+	defer c.close()
+	for given := range fullTokens {
+		a, err := c.askToken(ctx, f.service.tokenURL(), "load-0", resource)
+		switch {
+		case err != nil:
+			return given, err
+		case a.status == http.StatusServiceUnavailable:
+			return given, nil
+		}
+		if err := f.load.note(a, c, "load-0"); err != nil {
+			return given, err
+		}
+	}
+	return fullTokens, fmt.Errorf("the disk is full, and %d tokens were given", fullTokens)
+}
+
+// takeAway takes authority from a victim over the break-glass socket, since operators get no token either.
+func (f *filling) takeAway(ctx context.Context, what, line, event string, n int) error {
+	r, err := f.service.run(ctx, line+" --socket data/admin.sock", "")
+	if err != nil {
+		return err
+	}
+	if r.Exit != 0 {
+		return fmt.Errorf("on the full disk, certbound %s: exit status %d: %s", line, r.Exit, r.Stderr)
+	}
+	c := change{event: event, client: victim(n), records: 1}
+	state := "disabled"
+	if event == revokeEvent {
+		c.records, state = len(f.victims[n]), "enabled" // one for each certificate
+	}
+	f.book.change(c, state)
+	f.book.lost(victim(n), event == revokeEvent, f.victims[n]...)
+	pending := ""
+	if strings.Contains(r.Stderr, "journal") {
+		pending = ", its record waits"
+	}
+	say("disk full: %s succeeds%s", what, pending)
+	return nil
+}
+
+// restarted kills the service and starts it on the full disk.
+func (f *filling) restarted(ctx context.Context) error {
+	s := f.service
+	s.down()
+	f.book.killed()
+	if err := s.kill(); err != nil {
+		return err
+	}
+	if err := fillFile(f.ballast()); err != nil {
+		return err
+	}
+	if err := s.start(ctx); err != nil {
+		return fmt.Errorf("start on the full disk: %w", err)
+	}
+	if err := s.awaitReadiness(ctx, http.StatusServiceUnavailable, again); err != nil {
+		return err
+	}
+	given, err := f.exhaust(ctx)
+	if err != nil {
+		return err
+	}
+	say("disk full: killed and started again in %d ms: readiness is 503, %d tokens", s.process.Took.Milliseconds(), given)
+	if given > 0 {
+		return errors.New("it gives tokens that it may have no room to record")
+	}
+	if err := f.takeAway(ctx, "revoke after the restart", "cert revoke --client "+victim(2), revokeEvent, 2); err != nil {
+		return err
+	}
+	return f.takeAway(ctx, "disable after the restart", "client disable "+victim(3), disableEvent, 3)
+}
+
+// freed gives the disk its space back.
+func (f *filling) freed(ctx context.Context) error {
+	if err := os.Remove(f.ballast()); err != nil {
+		return err
+	}
+	begin := time.Now()
+	if err := f.service.awaitReadiness(ctx, http.StatusOK, refillTime); err != nil {
+		return err
+	}
+	if err := f.token(ctx, 1); err != nil {
+		return err
+	}
+	if err := f.load.stillRefused(ctx, 2*len(f.victims)); err != nil {
+		return err
+	}
+	say("space again: it serves as before after %d ms, and who lost authority gets nothing", time.Since(begin).Milliseconds())
+	return nil
+}
+
+func (f *filling) conclude(ctx context.Context) error {
+	inv, err := f.service.inventory(ctx)
+	if err != nil {
+		return err
+	}
+	if err := f.service.stop(); err != nil {
+		return err
+	}
+	j, err := readJournal(f.service.data("audit"))
+	if err != nil {
+		return err
+	}
+	if err := f.book.judge(j, inv); err != nil {
+		return err
+	}
+	if lost := f.book.missing(j); len(lost) > 0 {
+		return fmt.Errorf("%d tokens were received and are not on record", len(lost))
+	}
+	if err := f.service.verify(ctx, "data"); err != nil {
+		return err
+	}
+	say("everything that was told is on record, once; audit verify accepts it")
+	return nil
+}
+
+// fillFile makes a file as large as the disk permits.
+func fillFile(name string) error {
+	f, err := os.OpenFile(name, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	for _, size := range []int{1 << 20, 4 << 10} { // a write may fail as a whole
+		for {
+			if _, err := f.Write(make([]byte, size)); errors.Is(err, syscall.ENOSPC) {
+				break
+			} else if err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}

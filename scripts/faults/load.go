@@ -1,0 +1,396 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"net/url"
+	"sync"
+	"time"
+
+	"github.com/certbound/certbound/mtls"
+	"github.com/certbound/certbound/pki"
+)
+
+// How much load there is. It is meant to leave the machine something for those who run it.
+const (
+	loadClients = 4
+	askers      = 16                   // ask for tokens, each on its own kept-alive connection
+	think       = 8 * time.Millisecond // greatest pause between two tokens of one
+	churners    = 3                    // register, enrol, renew and revoke
+	verbPause   = 200 * time.Millisecond
+)
+
+// A load is everybody who uses a service, through its ends, until it is stopped.
+type load struct {
+	service *service
+	book    *book
+	roots   *x509.CertPool
+	running sync.WaitGroup
+	stopped chan struct{}
+	// sending is told of the sending of changes, if anybody listens.
+	sending chan struct{}
+}
+
+// newLoad begins the load on a service that populate has filled.
+func newLoad(ctx context.Context, s *service, b *book) (*load, error) {
+	roots, err := s.roots()
+	if err != nil {
+		return nil, err
+	}
+	l := &load{service: s, book: b, roots: roots, stopped: make(chan struct{}), sending: make(chan struct{})}
+	for i := range askers {
+		client := fmt.Sprintf("load-%d", i%loadClients)
+		c, err := s.caller(client)
+		if err != nil {
+			return nil, err
+		}
+		l.running.Go(func() { l.ask(ctx, c, client) })
+	}
+	for i := range churners {
+		c, err := s.caller("data/admin")
+		if err != nil {
+			return nil, err
+		}
+		l.running.Go(func() { l.churn(ctx, &operator{load: l, caller: c}, i) })
+	}
+	l.running.Go(func() { l.verbs(ctx) })
+	return l, nil
+}
+
+// stop ends the load, when everybody has got the answers that are still due. The service must be up.
+func (l *load) stop() {
+	close(l.stopped)
+	l.running.Wait()
+}
+
+func (l *load) goesOn(ctx context.Context) bool {
+	select {
+	case <-l.stopped:
+		return false
+	case <-ctx.Done():
+		return false
+	default:
+		return true
+	}
+}
+
+// insist makes a request until there is an answer, through ends of the service.
+func (l *load) insist(ctx context.Context, request func() (answer, error)) (answer, error) {
+	for {
+		if err := l.service.serving(ctx); err != nil {
+			return answer{}, err
+		}
+		a, err := request()
+		if err == nil || ctx.Err() != nil {
+			return a, err
+		}
+		if !pause(ctx, 2*time.Millisecond) {
+			return answer{}, ctx.Err()
+		}
+	}
+}
+
+// insistOnChange is insist for what changes something, of which the one who kills may want to know.
+func (l *load) insistOnChange(ctx context.Context, request func() (answer, error)) (answer, error) {
+	return l.insist(ctx, func() (answer, error) {
+		select {
+		case l.sending <- struct{}{}:
+		default:
+		}
+		return request()
+	})
+}
+
+// ask asks for one token after the other.
+func (l *load) ask(ctx context.Context, c *caller, client string) {
+	defer c.close()
+	for l.goesOn(ctx) {
+		if err := l.tokenFor(ctx, c, client); err != nil && ctx.Err() == nil {
+			l.book.problem(fmt.Sprintf("a token for %s: %v", client, err))
+			return
+		}
+		pause(ctx, time.Duration(rand.Int64N(int64(think))))
+	}
+}
+
+// tokenFor takes one token and notes it.
+func (l *load) tokenFor(ctx context.Context, c *caller, client string) error {
+	a, err := l.insist(ctx, func() (answer, error) { return c.askToken(ctx, l.service.tokenURL(), client, resource) })
+	if err != nil {
+		return err
+	}
+	return l.note(a, c, client)
+}
+
+// note notes a token that arrived.
+func (l *load) note(a answer, c *caller, client string) error {
+	_, claims, err := a.token()
+	if err != nil {
+		return err
+	}
+	if claims.Client != client || claims.Confirmation.Thumbprint != c.thumbprint() {
+		return fmt.Errorf("the token is for %s and bound to %s", claims.Client, claims.Confirmation.Thumbprint)
+	}
+	l.book.token(claims, time.Now())
+	return nil
+}
+
+// An operator calls the operators' API, with a token that it renews in time.
+type operator struct {
+	*load
+	caller *caller
+	bearer string
+	since  time.Time
+}
+
+// token returns a token for the operators' API.
+func (o *operator) token(ctx context.Context) (string, error) {
+	if o.bearer != "" && time.Since(o.since) < time.Minute {
+		return o.bearer, nil
+	}
+	a, err := o.insist(ctx, func() (answer, error) {
+		return o.caller.askToken(ctx, o.service.tokenURL(), firstOperator, o.service.issuer()+"/admin/v1")
+	})
+	if err != nil {
+		return "", err
+	}
+	text, claims, err := a.token()
+	if err != nil {
+		return "", fmt.Errorf("an operator's token: %w", err)
+	}
+	o.book.token(claims, time.Now())
+	o.bearer, o.since = text, time.Now()
+	return text, nil
+}
+
+// call makes a change and returns the answer, whatever it says.
+func (o *operator) call(ctx context.Context, method, path string, in any) (answer, error) {
+	bearer, err := o.token(ctx)
+	if err != nil {
+		return answer{}, err
+	}
+	return o.insistOnChange(ctx, func() (answer, error) {
+		if method == http.MethodDelete {
+			return o.caller.do(ctx, method, o.service.adminURL()+path, "", bearer, nil)
+		}
+		return o.caller.postJSON(ctx, o.service.adminURL()+path, bearer, in)
+	})
+}
+
+// done makes a change of a client that has to succeed, also when it is repeated because an answer was lost.
+func (o *operator) done(ctx context.Context, event, method, path string, in any, client, state string) error {
+	o.book.unsure(client)
+	a, err := o.call(ctx, method, path, in)
+	if err != nil {
+		return err
+	}
+	if event == removeEvent && a.status == http.StatusNotFound {
+		o.book.settled(client, state) // an answer was lost
+		return nil
+	}
+	var told struct {
+		Revoked []struct{} `json:"revoked"`
+	}
+	if err := a.decode(&told); err != nil {
+		return fmt.Errorf("%s of %s: %w", event, client, err)
+	}
+	o.book.change(change{event: event, client: client, correlation: a.correlation, records: max(1, len(told.Revoked))}, state)
+	return nil
+}
+
+type empty struct{}
+
+// invited registers a client and returns its enrolment code.
+func (o *operator) invited(ctx context.Context, client string) (string, error) {
+	a, err := o.call(ctx, http.MethodPost, "/clients", map[string]string{"client_id": client, "scope": scope})
+	if err != nil {
+		return "", err
+	}
+	event := addEvent
+	if a.status == http.StatusConflict { // an answer was lost
+		event = inviteEvent
+		if a, err = o.call(ctx, http.MethodPost, clientPath(client)+"/invite", empty{}); err != nil {
+			return "", err
+		}
+	}
+	var invitation struct {
+		Code string `json:"code"`
+	}
+	if err := a.decode(&invitation); err != nil {
+		return "", fmt.Errorf("%s of %s: %w", event, client, err)
+	}
+	o.book.change(change{event: event, client: client, correlation: a.correlation, records: 1}, "enabled")
+	return invitation.Code, nil
+}
+
+func clientPath(id string) string { return "/clients/" + url.PathEscape(id) }
+
+// churn leads clients through their lives, one after the other.
+func (l *load) churn(ctx context.Context, o *operator, number int) {
+	defer o.caller.close()
+	for n := 0; l.goesOn(ctx); n++ {
+		client := fmt.Sprintf("churn-%d-%d", number, n)
+		if err := l.life(ctx, o, client, n); err != nil && ctx.Err() == nil {
+			l.book.problem(fmt.Sprintf("%s: %v", client, err))
+			return
+		}
+	}
+}
+
+// life is that of one client: registered, enrolled, renewed, and then one of revoked, disabled, let in again, removed.
+func (l *load) life(ctx context.Context, o *operator, client string, n int) error {
+	code, err := o.invited(ctx, client)
+	if err != nil {
+		return err
+	}
+	first, second, err := l.certified(ctx, client, code)
+	if err != nil {
+		return err
+	}
+	defer first.close()
+	defer second.close()
+	switch n % 4 {
+	case 0:
+		request := map[string]string{"serial": first.pair.Current().Leaf.SerialNumber.String(), "reason": "superseded"}
+		// A revocation that is repeated finds nothing left to do, and is done all the same.
+		if err := o.done(ctx, revokeEvent, http.MethodPost, "/certificates/revoke", request, client, "enabled"); err != nil {
+			return err
+		}
+	case 1, 2:
+		if err := o.done(ctx, disableEvent, http.MethodPost, clientPath(client)+"/disable", empty{}, client, "disabled"); err != nil {
+			return err
+		}
+	case 3:
+		if err := o.done(ctx, removeEvent, http.MethodDelete, clientPath(client), nil, client, "removed"); err != nil {
+			return err
+		}
+	}
+	lost := l.book.lost(client, n%4 == 0, first.pair, second.pair)
+	for _, c := range []*caller{first, second} {
+		if err := l.refused(ctx, c, client); err != nil {
+			return err
+		}
+	}
+	if n%4 != 1 {
+		return nil
+	}
+	l.book.back(lost)
+	if err := o.done(ctx, enableEvent, http.MethodPost, clientPath(client)+"/enable", empty{}, client, "enabled"); err != nil {
+		return err
+	}
+	return l.tokenFor(ctx, second, client)
+}
+
+// certified enrols a client and renews its certificate, and returns callers with the one and the other.
+func (l *load) certified(ctx context.Context, client, code string) (first, second *caller, _ error) {
+	e, err := newEnrolment(code, l.service.issuer())
+	if err != nil {
+		return nil, nil, err
+	}
+	stranger := newCaller(nil, l.roots)
+	defer stranger.close()
+	a, err := l.insistOnChange(ctx, func() (answer, error) {
+		return stranger.postJSON(ctx, l.service.issuer()+"/pki/enroll", "", e.request)
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	pair, err := a.certificate(e.key)
+	if err != nil {
+		return nil, nil, fmt.Errorf("enrolment: %w", err)
+	}
+	l.book.certificate(pair, client, enrollEvent)
+	first = newCaller(pair, l.roots)
+	if err := l.tokenFor(ctx, first, client); err != nil {
+		return nil, nil, err
+	}
+	csr, err := pki.CreateRequest(e.key)
+	if err != nil {
+		return nil, nil, err
+	}
+	a, err = l.insistOnChange(ctx, func() (answer, error) {
+		return first.postJSON(ctx, l.service.mtlsURL()+"/pki/renew", "", pki.NewRenewRequest(csr))
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	if pair, err = a.certificate(e.key); err != nil {
+		return nil, nil, fmt.Errorf("renewal: %w", err)
+	}
+	l.book.certificate(pair, client, renewEvent)
+	second = newCaller(pair, l.roots)
+	return first, second, l.tokenFor(ctx, second, client)
+}
+
+// refused requires that a client gets no token, neither on the connection that it has nor on a new one.
+func (l *load) refused(ctx context.Context, c *caller, client string) error {
+	for range 2 {
+		a, err := l.insist(ctx, func() (answer, error) { return c.askToken(ctx, l.service.tokenURL(), client, resource) })
+		if err != nil {
+			return err
+		}
+		if a.status != http.StatusUnauthorized {
+			return errors.New("who had lost all authority was answered " + a.String()[:3])
+		}
+		c.close()
+	}
+	return nil
+}
+
+// stillRefused asks for the newest n certificates that lost their authority whether they get a token.
+func (l *load) stillRefused(ctx context.Context, n int) error {
+	for _, lost := range l.book.gone(n) {
+		if err := l.stillLost(ctx, lost.client, lost.pair); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (l *load) stillLost(ctx context.Context, client string, pair *mtls.KeyPair) error {
+	c := newCaller(pair, l.roots)
+	defer c.close()
+	if err := l.refused(ctx, c, client); err != nil {
+		return fmt.Errorf("%s: %w", client, err)
+	}
+	return nil
+}
+
+// verbs runs the operator's verbs as programs of their own. One that says that it is done is taken by its word; one that
+// failed because the service was gone is not repeated.
+func (l *load) verbs(ctx context.Context) {
+	const profile = " --profile data/admin"
+	for n := 0; l.goesOn(ctx); n++ {
+		client := fmt.Sprintf("verb-%d", n)
+		for _, verb := range []struct{ event, line, state string }{
+			{addEvent, "client add " + client + " --scope " + scope, "enabled"},
+			{disableEvent, "client disable " + client, "disabled"},
+		} {
+			if !pause(ctx, verbPause/2) {
+				return
+			}
+			life := l.book.life() // before it is known to serve
+			if l.service.serving(ctx) != nil {
+				return
+			}
+			l.book.unsure(client)
+			r, err := l.service.run(ctx, verb.line+profile, "")
+			if err != nil || r.Exit != 0 {
+				if ctx.Err() == nil && life == l.book.life() {
+					l.book.problem(fmt.Sprintf("certbound %s: %v %s", verb.line, err, r.Stderr))
+				}
+				break
+			}
+			l.book.change(change{event: verb.event, client: client, records: 1}, verb.state)
+		}
+	}
+}
