@@ -115,6 +115,8 @@ type Log struct {
 	line   []byte // reused: only one line is built at a time
 	failed error  // of the last Record; nil after one that succeeded
 	now    func() time.Time
+
+	reserve *Reserve
 }
 
 // Sync says when a record is durable for whoever waits for it.
@@ -186,6 +188,7 @@ type Config struct {
 
 	Keys      Keys       // nil: personal members are written plain
 	Registrar Registrar  // nil: incarnations are counted from the files
+	Reserve   *Reserve   // given up for a Takeaway on a full disk, which is full until it is back; nil: none
 	InFlight  func() int // requests that may still record and wait, those that wait included; nil: unknown
 	// Fatal is called once, when the journal must not be used any more, from a goroutine of its own: the process ends
 	// and begins anew. nil: nobody is told.
@@ -219,7 +222,7 @@ func Open(_ context.Context, cfg Config) (*Log, error) {
 		if err := syncFolder(dir); err != nil {
 			return nil, errors.Join(fmt.Errorf("open the journal: %w", err), f.Close())
 		}
-		return &Log{file: f, prefix: prefix + "-", now: time.Now}, nil
+		return &Log{file: f, prefix: prefix + "-", now: time.Now, reserve: cfg.Reserve}, nil
 	}
 }
 
@@ -259,7 +262,14 @@ func (l *Log) Record(_ context.Context, e Event) error {
 
 // Ready returns nil when an event of the class can be recorded, and otherwise why not. It is asked before what cannot be
 // taken back is done; Record may fail all the same.
-func (l *Log) Ready(Class) error { return l.Err() }
+func (l *Log) Ready(c Class) error {
+	if c != Takeaway {
+		if err := l.reserve.Full(); err != nil {
+			return err
+		}
+	}
+	return l.Err()
+}
 
 // Err returns why the last Record failed, or nil: for readiness. A closed journal is ErrClosed.
 func (l *Log) Err() error {
@@ -273,7 +283,7 @@ func (l *Log) Err() error {
 
 // MakeRoom makes room for a Takeaway in a full journal. It returns nil when there is room, and ErrFull when none could be
 // made.
-func (l *Log) MakeRoom() error { return l.Err() }
+func (l *Log) MakeRoom() error { return l.reserve.Release() }
 
 // Head is where the main stream stands, as far as it is durable.
 func (l *Log) Head() Head { return Head{} }

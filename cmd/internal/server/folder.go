@@ -39,6 +39,9 @@ type identity struct {
 // kernel.
 type sockets struct{ public, mtls, debug net.Listener }
 
+// journalFolder holds the journal, below the data folder.
+const journalFolder = "audit"
+
 // names of the settings that are written once.
 const (
 	settingIssuer      = "issuer"
@@ -59,6 +62,9 @@ func (s *service) open(ctx context.Context) error {
 		return err
 	}
 	s.onClose(lock.Unlock)
+	if err := s.openReserve(); err != nil {
+		return err
+	}
 	database := filepath.Join(data, "certbound.db")
 	if err := checkNotLost(data, database); err != nil {
 		return err
@@ -78,7 +84,7 @@ func (s *service) open(ctx context.Context) error {
 		return err
 	}
 	s.onClose(db.Close)
-	journal, err := audit.Open(ctx, audit.Config{Dir: filepath.Join(data, "audit")})
+	journal, err := audit.Open(ctx, audit.Config{Dir: filepath.Join(data, journalFolder), Reserve: s.reserve})
 	if err != nil {
 		return err
 	}

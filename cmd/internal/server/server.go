@@ -71,8 +71,9 @@ type service struct {
 	log     *slog.Logger
 	version string
 
-	folder   *folder  // what lies on disk: lock, database, journal
-	identity identity // who we are: issuer, trust domain, addresses
+	reserve  *audit.Reserve // room on the disk for what takes authority away
+	folder   *folder        // what lies on disk: lock, database, journal
+	identity identity       // who we are: issuer, trust domain, addresses
 	sockets  sockets
 
 	root, issuing         *x509.Certificate

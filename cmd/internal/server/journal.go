@@ -1,0 +1,120 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/certbound/certbound/cmd/internal/audit"
+	"github.com/certbound/certbound/cmd/internal/store"
+)
+
+// journalKeys are the keys of what the journal seals, in the database. A day's key is kept in memory while it is in use;
+// what is made of a subject's secret the journal keeps.
+type journalKeys struct {
+	store     *store.Store
+	retention time.Duration // how long a day's key is kept; 0: for ever
+	now       func() time.Time
+
+	mu   sync.Mutex
+	days map[string][]byte
+}
+
+// maxDays bounds the keys of days that are in memory.
+const maxDays = 8
+
+func newJournalKeys(db *store.Store, retention time.Duration) *journalKeys {
+	return &journalKeys{store: db, retention: retention, now: time.Now, days: make(map[string][]byte)}
+}
+
+// oldest is the first day whose key has not been deleted; any day when none ever is.
+func (k *journalKeys) oldest() string {
+	if k.retention <= 0 {
+		return ""
+	}
+	return audit.Day(k.now().Add(-k.retention))
+}
+
+// Day implements audit.Keys.
+func (k *journalKeys) Day(ctx context.Context, day string) ([]byte, error) {
+	k.mu.Lock()
+	key := k.days[day]
+	k.mu.Unlock()
+	oldest := k.oldest()
+	if key != nil && day >= oldest {
+		return key, nil
+	}
+	key, err := k.store.AuditDay(ctx, day, oldest)
+	if err != nil {
+		return nil, erased(err)
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if len(k.days) >= maxDays {
+		clear(k.days)
+	}
+	k.days[day] = key
+	return key, nil
+}
+
+// Subject implements audit.Keys.
+func (k *journalKeys) Subject(ctx context.Context, id string) ([]byte, error) {
+	return k.store.AuditSubject(ctx, id)
+}
+
+// StoredDay implements audit.StoredKeys.
+func (k *journalKeys) StoredDay(ctx context.Context, day string) ([]byte, error) {
+	key, err := k.store.StoredAuditDay(ctx, day)
+	return key, erased(err)
+}
+
+// StoredSubject implements audit.StoredKeys.
+func (k *journalKeys) StoredSubject(ctx context.Context, id string) ([]byte, error) {
+	key, err := k.store.StoredAuditSubject(ctx, id)
+	return key, erased(err)
+}
+
+// deleteBefore deletes the keys of the days before one.
+func (k *journalKeys) deleteBefore(ctx context.Context, day string) (int64, error) {
+	n, err := k.store.DeleteAuditDays(ctx, day)
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	clear(k.days)
+	return n, err
+}
+
+// erased is how the journal calls a key that is not there.
+func erased(err error) error {
+	if errors.Is(err, store.ErrNotFound) {
+		return fmt.Errorf("%w: %w", audit.ErrErased, err)
+	}
+	return err
+}
+
+// openReserve makes room for the day when a disk is full, before anything else is opened: a service that cannot start
+// takes nothing away.
+func (s *service) openReserve() error {
+	dirs := []string{s.cfg.Data}
+	if journal := filepath.Join(s.cfg.Data, journalFolder); isFolder(journal) {
+		dirs = append(dirs, journal) // it may be a file system of its own
+	}
+	reserve, err := audit.OpenReserve(audit.ReserveConfig{Dirs: dirs, Logger: s.log})
+	if err != nil {
+		return err
+	}
+	s.onClose(reserve.Close)
+	s.reserve = reserve
+	return nil
+}
+
+func isFolder(name string) bool {
+	info, err := os.Stat(name)
+	return err == nil && info.IsDir()
+}

@@ -1,0 +1,96 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/certbound/certbound/cmd/internal/audit"
+	"github.com/certbound/certbound/cmd/internal/store"
+)
+
+func openStore(t *testing.T) *store.Store {
+	t.Helper()
+	db, err := store.Open(t.Context(), store.Config{Path: filepath.Join(t.TempDir(), "certbound.db"), KEK: make([]byte, 32)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := db.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return db
+}
+
+func TestJournalKeys(t *testing.T) {
+	t.Parallel()
+	db := openStore(t)
+	now := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
+	k := newJournalKeys(db, 30*24*time.Hour)
+	k.now = func() time.Time { return now }
+	day := func(name string) []byte {
+		t.Helper()
+		key, err := k.Day(t.Context(), name)
+		if err != nil || len(key) != 32 {
+			t.Fatalf("the key of %s: %x, %v", name, key, err)
+		}
+		return key
+	}
+	today := day("2026-11-23")
+	if !bytes.Equal(today, day("2026-11-23")) || !bytes.Equal(today, must(k.StoredDay(t.Context(), "2026-11-23"))(t)) {
+		t.Error("a day has two keys")
+	}
+	if _, err := k.Day(t.Context(), "2026-10-23"); !errors.Is(err, audit.ErrErased) {
+		t.Errorf("a day before the retention: %v", err)
+	}
+	if _, err := k.StoredSubject(t.Context(), "payments"); !errors.Is(err, audit.ErrErased) {
+		t.Errorf("a subject without a secret: %v", err)
+	}
+	secret := must(k.Subject(t.Context(), "payments"))(t)
+	if !bytes.Equal(secret, must(k.StoredSubject(t.Context(), "payments"))(t)) {
+		t.Error("a subject has two secrets")
+	}
+	for i := range 20 {
+		day(fmt.Sprintf("2026-11-%02d", 1+i))
+		if len(k.days) > maxDays {
+			t.Fatalf("%d days are kept", len(k.days))
+		}
+	}
+	// Once a day is behind the retention its key is of no use, in memory neither.
+	day("2026-11-23")
+	now = now.AddDate(0, 0, 31)
+	if n, err := k.deleteBefore(t.Context(), "2026-11-24"); err != nil || n != 21 {
+		t.Errorf("%d keys were deleted, %v", n, err)
+	}
+	if len(k.days) > 0 {
+		t.Error("deleted keys are in memory")
+	}
+	if _, err := k.Day(t.Context(), "2026-11-23"); !errors.Is(err, audit.ErrErased) {
+		t.Errorf("the deleted day: %v", err)
+	}
+	if _, err := k.StoredDay(t.Context(), "2026-11-23"); !errors.Is(err, audit.ErrErased) {
+		t.Errorf("the deleted day: %v", err)
+	}
+	forever := newJournalKeys(db, 0)
+	if _, err := forever.Day(t.Context(), "2020-01-01"); err != nil {
+		t.Errorf("where nothing is deleted: %v", err)
+	}
+}
+
+// must returns a value, and fails the test when there is an error.
+func must[T any](v T, err error) func(*testing.T) T {
+	return func(t *testing.T) T {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+}
