@@ -13,6 +13,7 @@ require (
 	github.com/smallstep/nosql v0.8.0
 	github.com/spf13/cobra v1.10.1
 	go.step.sm/crypto v0.77.1
+	golang.org/x/time v0.15.0
 	modernc.org/sqlite v1.61.1
 )
 

@@ -67,6 +67,9 @@ func (c *limitedConn) Read(b []byte) (int, error) {
 	return n, err
 }
 
+// NetConn returns the connection below, as that of *tls.Conn does.
+func (c *limitedConn) NetConn() net.Conn { return c.Conn }
+
 // lift takes the bound away. It may be called on nil and more than once.
 func (c *limitedConn) lift() {
 	if c != nil {

@@ -49,6 +49,8 @@ type Config struct {
 	Audit       Audit
 	TLS         TLS
 	HTTP        HTTP
+	Limits      Limits
+	Proxy       Proxy
 	Log         Log
 
 	given map[string]string // key -> where its value came from
@@ -113,6 +115,24 @@ type HTTP struct {
 	ShutdownTimeout time.Duration // for requests that run when the service stops; default 30s
 }
 
+// Limits bounds what strangers may ask for at once, and how often. Rates are per second; 0 is none.
+type Limits struct {
+	Exempt             []string // addresses and networks held to no limit of an address; default loopback
+	Connections        int      // open at once; default 8192
+	AddressConnections int      // of one address, or with IPv6 a /64; default 512, at least 256
+	Handshakes         int      // connections without a request yet; default 1024, at least 512
+	HandshakeRate      int      // of one network, a /24 or with IPv6 a /56; default 50
+	HandshakeTotal     int      // of all networks without a known client; default 500
+	AnonymousRate      int      // requests of one address that did not authenticate; default 20
+	AnonymousTotal     int      // such requests of all addresses; default 1000
+	ClientRate         int      // authenticated requests of one client; default 0
+}
+
+// Proxy names who stands in front of the service.
+type Proxy struct {
+	Trusted []string // addresses and networks whose connections begin with a PROXY protocol header, version 2
+}
+
 // Log governs the program's own log on standard error.
 type Log struct {
 	Level  string // debug, info, warn, error; default info
@@ -142,6 +162,11 @@ func Default() Config {
 		HTTP: HTTP{
 			HeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, WriteTimeout: 30 * time.Second,
 			IdleTimeout: 2 * time.Minute, ShutdownTimeout: 30 * time.Second,
+		},
+		Limits: Limits{
+			Exempt:      []string{"127.0.0.0/8", "::1/128"},
+			Connections: 8192, AddressConnections: 512, Handshakes: 1024,
+			HandshakeRate: 50, HandshakeTotal: 500, AnonymousRate: 20, AnonymousTotal: 1000,
 		},
 		Log: Log{Level: "info", Format: "text"},
 	}

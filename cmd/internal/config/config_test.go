@@ -113,6 +113,17 @@ http:
   write_timeout: 6s
   idle_timeout: 1m30s
   shutdown_timeout: 0s
+limits:
+  exempt: ["192.0.2.1", "2001:db8::/32"]
+  connections: 513
+  address_connections: 257
+  handshakes: 514
+  handshake_rate: 1
+  handshake_total: 2
+  anonymous_rate: 3
+  anonymous_total: 4
+  client_rate: 5
+proxy: {trusted: ["10.0.0.0/8"]}
 log:
   level: debug
   format: json
@@ -139,9 +150,11 @@ func TestLoadFile(t *testing.T) {
 			AllowPrivate: []string{"10.1.2.3", "[::1]:8443"},
 		},
 		Admin: Admin{2}, Code: Code{15 * time.Minute}, Audit: Audit{"always"},
-		TLS:  TLS{3 * time.Second},
-		HTTP: HTTP{4 * time.Second, 5 * time.Second, 6 * time.Second, 90 * time.Second, 0},
-		Log:  Log{"debug", "json"},
+		TLS:    TLS{3 * time.Second},
+		HTTP:   HTTP{4 * time.Second, 5 * time.Second, 6 * time.Second, 90 * time.Second, 0},
+		Limits: Limits{[]string{"192.0.2.1", "2001:db8::/32"}, 513, 257, 514, 1, 2, 3, 4, 5},
+		Proxy:  Proxy{[]string{"10.0.0.0/8"}},
+		Log:    Log{"debug", "json"},
 	}
 	if diff := cmp.Diff(want, got, equal); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
@@ -373,6 +386,21 @@ func TestValidate(t *testing.T) {
 		"tls.handshake_timeout":       func(c *Config) { c.TLS.HandshakeTimeout = 0 },
 		"http.idle_timeout":           func(c *Config) { c.HTTP.IdleTimeout = 2 * time.Hour },
 		"audit.sync":                  func(c *Config) { c.Audit.Sync = "never" },
+		"limits.exempt":               func(c *Config) { c.Limits.Exempt = []string{"localhost"} },
+		"limits.exempt ":              func(c *Config) { c.Limits.Exempt = make([]string, maxHosts+1) },
+		"limits.connections":          func(c *Config) { c.Limits.Connections = 511 },
+		"limits.address_connections":  func(c *Config) { c.Limits.AddressConnections = 255 },
+		"limits.handshakes":           func(c *Config) { c.Limits.Handshakes = 511 },
+		"limits.handshake_rate":       func(c *Config) { c.Limits.HandshakeRate = -1 },
+		"limits.handshake_total":      func(c *Config) { c.Limits.HandshakeTotal = -1 },
+		"limits.anonymous_rate":       func(c *Config) { c.Limits.AnonymousRate = -1 },
+		"limits.anonymous_total":      func(c *Config) { c.Limits.AnonymousTotal = maxRate + 1 },
+		"limits.client_rate":          func(c *Config) { c.Limits.ClientRate = -1 },
+		"proxy.trusted":               func(c *Config) { c.Proxy.Trusted = []string{"10.1.2.3/8"} },
+		"proxy.trusted ":              func(c *Config) { c.Proxy.Trusted = []string{"0.0.0.0/0"} },
+		"proxy.trusted  ":             func(c *Config) { c.Proxy.Trusted = []string{"::/0"} },
+		"proxy.trusted   ":            func(c *Config) { c.Proxy.Trusted = []string{"::ffff:10.0.0.1"} },
+		"proxy.trusted    ":           func(c *Config) { c.Proxy.Trusted = []string{"fe80::1%eth0"} },
 		"log.level":                   func(c *Config) { c.Log.Level = "loud" },
 		"log.format":                  func(c *Config) { c.Log.Format = "" },
 	} {
@@ -388,6 +416,8 @@ func TestValidate(t *testing.T) {
 		func(c *Config) { c.Public, c.MTLS, c.Debug = "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0" },
 		func(c *Config) { c.Code.Lifetime = 7 * 24 * time.Hour },
 		func(c *Config) { c.Token.Lifetime = time.Hour },
+		func(c *Config) { c.Limits = Limits{Connections: 512, AddressConnections: 256, Handshakes: 512} },
+		func(c *Config) { c.Proxy.Trusted = []string{"192.0.2.1", "10.0.0.0/8", "2001:db8::1", "2001:db8::/32"} },
 	} {
 		c := Default()
 		change(&c)

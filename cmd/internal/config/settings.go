@@ -67,6 +67,24 @@ func (c *Config) settings() []setting {
 		{"http.write_timeout", "Time to write an answer.", &c.HTTP.WriteTimeout},
 		{"http.idle_timeout", "How long a connection without a request is kept.", &c.HTTP.IdleTimeout},
 		{"http.shutdown_timeout", "Time for running requests when the service stops.", &c.HTTP.ShutdownTimeout},
+		{"limits.exempt", "Addresses and networks that no limit of an address or a network holds for.", &c.Limits.Exempt},
+		{"limits.connections", "Open connections, at least 512. A quarter is kept for known networks: those, a /24 or with IPv6\n" +
+			"a /56, where a client authenticated within a day. One may hold up to 64 KiB.", &c.Limits.Connections},
+		{"limits.address_connections", "Open connections of one address, or with IPv6 of one /64; at least 256.", &c.Limits.AddressConnections},
+		{"limits.handshakes", "Open connections that have not brought a request yet, at least 512. A quarter is kept for known\n" +
+			"networks.", &c.Limits.Handshakes},
+		{"limits.handshake_rate", "TLS handshakes of one network a second; 0: no limit. Ten seconds' worth, and always 512, may come\n" +
+			"at once.", &c.Limits.HandshakeRate},
+		{"limits.handshake_total", "TLS handshakes a second of all networks that are not known; 0: no limit. One costs about half a\n" +
+			"millisecond of a processor.", &c.Limits.HandshakeTotal},
+		{"limits.anonymous_rate", "Requests a second that did not authenticate, of one address; 0: no limit. Ten seconds' worth may\n" +
+			"come at once. Authenticated requests count towards no limit of an address.", &c.Limits.AnonymousRate},
+		{"limits.anonymous_total", "Such requests a second of all addresses; 0: no limit. Known networks and certificates go on.",
+			&c.Limits.AnonymousTotal},
+		{"limits.client_rate", "Authenticated requests a second of one client; 0: no limit. Ten seconds' worth may come at once.",
+			&c.Limits.ClientRate},
+		{"proxy.trusted", "Addresses and networks of load balancers. Each of their connections must begin with a header of the\n" +
+			"PROXY protocol, version 2, and comes from the address in it. Nobody else's header is read.", &c.Proxy.Trusted},
 		{"log.level", "What is logged to standard error: debug, info, warn or error.", &c.Log.Level},
 		{"log.format", "How it is written: text or json.", &c.Log.Format},
 	}

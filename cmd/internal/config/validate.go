@@ -27,6 +27,8 @@ const (
 	maxHosts               = 100
 	maxTrusts              = 1000
 	maxName                = 64
+	maxConnections         = 1_000_000
+	maxRate                = 1_000_000
 )
 
 // checker collects problems.
@@ -53,6 +55,9 @@ func (c Config) Validate() error {
 	k.checkTrusts()
 	k.checkFetch("fetch.allowed_hosts", k.config.Fetch.AllowedHosts)
 	k.checkFetch("fetch.allow_private", k.config.Fetch.AllowPrivate)
+	k.checkLimits()
+	k.checkPrefixes("limits.exempt", k.config.Limits.Exempt, 0)
+	k.checkPrefixes("proxy.trusted", k.config.Proxy.Trusted, 1) // all of the Internet could say where it comes from
 	if n := k.config.Admin.Approvals; n != 1 && n != 2 {
 		k.fail("admin.approvals", fmt.Sprintf("%d is out of range", n), "write 1 or 2")
 	}
@@ -362,6 +367,60 @@ func (k *checker) checkDurations() {
 				formatDuration(c.Token.MaxLifetime)), "shorten it, or raise token.max_lifetime to at most 1h")
 		}
 	}
+}
+
+// checkLimits keeps room for many clients behind one address, and for the burst in which they come back.
+func (k *checker) checkLimits() {
+	l := k.config.Limits
+	for _, n := range []struct {
+		key             string
+		value, min, max int
+	}{
+		{"limits.connections", l.Connections, 512, maxConnections},
+		{"limits.address_connections", l.AddressConnections, 256, maxConnections},
+		{"limits.handshakes", l.Handshakes, 512, maxConnections},
+		{"limits.handshake_rate", l.HandshakeRate, 0, maxRate},
+		{"limits.handshake_total", l.HandshakeTotal, 0, maxRate},
+		{"limits.anonymous_rate", l.AnonymousRate, 0, maxRate},
+		{"limits.anonymous_total", l.AnonymousTotal, 0, maxRate},
+		{"limits.client_rate", l.ClientRate, 0, maxRate},
+	} {
+		if n.value < n.min || n.value > n.max {
+			k.fail(n.key, fmt.Sprintf("%d is out of range", n.value), fmt.Sprintf("give it between %d and %d", n.min, n.max))
+		}
+	}
+}
+
+// checkPrefixes checks a list of addresses and networks, none wider than minBits.
+func (k *checker) checkPrefixes(key string, values []string, minBits int) {
+	if len(values) > maxHosts {
+		k.fail(key, fmt.Sprintf("more than %d networks", maxHosts), "name fewer")
+		return
+	}
+	for _, text := range values {
+		p, err := ParsePrefix(text)
+		switch {
+		case err != nil:
+			k.fail(key, fmt.Sprintf("%q %v", text, err), "write it like 192.0.2.1, 10.0.0.0/8 or 2001:db8::/32")
+		case p.Bits() < minBits:
+			k.fail(key, fmt.Sprintf("%q is everybody", text), "name the networks of your load balancers")
+		}
+	}
+}
+
+// ParsePrefix reads an address, or a network without bits beyond its mask.
+func ParsePrefix(text string) (netip.Prefix, error) {
+	if a, err := netip.ParseAddr(text); err == nil && a.Zone() == "" && !a.Is4In6() {
+		return netip.PrefixFrom(a, a.BitLen()), nil
+	}
+	p, err := netip.ParsePrefix(text)
+	if err != nil || p.Addr().Is4In6() {
+		return netip.Prefix{}, errors.New("is neither an address nor a network")
+	}
+	if p != p.Masked() {
+		return netip.Prefix{}, fmt.Errorf("has bits beyond its mask; the network is %s", p.Masked())
+	}
+	return p, nil
 }
 
 func (k *checker) checkChoice(key, value string, choices ...string) {

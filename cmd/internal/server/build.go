@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/certbound/certbound/cmd/internal/admin"
+	"github.com/certbound/certbound/cmd/internal/admission"
 	"github.com/certbound/certbound/cmd/internal/audit"
 	"github.com/certbound/certbound/cmd/internal/authority"
 	"github.com/certbound/certbound/cmd/internal/fetch"
@@ -54,6 +55,9 @@ func (s *service) build(ctx context.Context) error {
 	s.onClose(ca.Close)
 	s.ca, s.root, s.issuing = ca, h.root, h.issuing
 	s.metrics = newMetrics(s.version, h)
+	if err := s.buildLimits(); err != nil {
+		return err
+	}
 	s.authority, err = authority.New(authority.Config{
 		Store: db, CA: ca, Recorder: recorder{s.folder.journal},
 		Root: h.root, Issuing: h.issuing, IssuingKey: h.issuingKey,
@@ -114,7 +118,7 @@ func (s *service) buildIssuer(ctx context.Context) error {
 	}
 	cfg := issuer.Config{
 		Issuer: s.identity.issuer, MTLSURL: s.identity.mtlsURL,
-		Registry: reg, KeyBlocked: reg.keyBlocked, Keys: s.keys, Recorder: tokenRecorder{s.folder.journal}, Events: s.metrics,
+		Registry: reg, KeyBlocked: reg.keyBlocked, Keys: s.keys, Recorder: tokenRecorder{s.folder.journal, s.limits}, Events: s.metrics,
 		Lifetime: s.cfg.Token.Lifetime, MaxLifetime: s.cfg.Token.MaxLifetime,
 		Scopes: reg.scopes, Logger: s.log,
 	}
@@ -209,6 +213,7 @@ func (s *service) authorizeOperator(ctx context.Context, claims *tokens.Claims, 
 		}
 		return err
 	}
+	s.limits.Authenticated(ctx, client.ID, peer.Thumbprint())
 	if len(scopesAt(client, s.adminResource())) == 0 {
 		return &tokens.Error{Code: "insufficient_scope", Reason: "no_longer_operator", Description: "this client is not an operator", Scope: admin.ScopeRead}
 	}
@@ -325,10 +330,16 @@ func splitNames(names []string) (dns []string, ips []netip.Addr) {
 }
 
 // tokenRecorder writes the token service's decisions into the journal.
-type tokenRecorder struct{ log *audit.Log }
+type tokenRecorder struct {
+	log    *audit.Log
+	limits *admission.Limiter
+}
 
 // Record implements issuer.Recorder.
 func (t tokenRecorder) Record(ctx context.Context, d issuer.Decision) error {
+	if d.Authenticated {
+		t.limits.Authenticated(ctx, d.ClientID, d.Thumbprint)
+	}
 	e := audit.Event{
 		Time: d.Time, Name: d.Event, Outcome: "refused", Reason: d.Reason, Client: d.ClientID,
 		Address: d.Address, Correlation: d.CorrelationID, TokenID: d.TokenID,

@@ -58,6 +58,9 @@ func (s *service) entry(listener string, next http.Handler) http.Handler {
 			})
 		}()
 		next.ServeHTTP(sw, r)
+		if sw.status >= http.StatusInternalServerError {
+			s.limits.Spare(ctx) // what we could not answer is not held against the caller's address
+		}
 		if r.ProtoMajor == 2 {
 			_, _ = io.CopyN(io.Discard, body, maxDrain) // whatever comes of it, the answer stands
 		}

@@ -143,6 +143,7 @@ func (s *service) certify(w http.ResponseWriter, r *http.Request, into any, kind
 		issuer.WriteError(w, r, s.identity.issuer, err)
 		return
 	}
+	s.limits.Spare(ctx) // a redeemed code is as good as a certificate
 	s.metrics.certificate(kind, "granted")
 	writeJSON(w, http.StatusOK, res)
 }
@@ -160,6 +161,7 @@ func (s *service) authenticateByCertificate(r *http.Request) (string, *mtls.Peer
 	if _, err := s.renewals.Authenticate(r.Context(), row.ClientID, peer); err != nil {
 		return "", nil, err
 	}
+	s.limits.Authenticated(r.Context(), row.ClientID, peer.Thumbprint())
 	return row.ClientID, peer, nil
 }
 

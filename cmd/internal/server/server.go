@@ -25,6 +25,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/certbound/certbound/cmd/internal/admission"
 	"github.com/certbound/certbound/cmd/internal/audit"
 	"github.com/certbound/certbound/cmd/internal/authority"
 	"github.com/certbound/certbound/cmd/internal/config"
@@ -87,6 +88,7 @@ type service struct {
 	authority             *authority.Authority
 	issuer                *issuer.Server
 	metrics               *metrics
+	limits                *admission.Limiter
 	own                   *mtls.KeyPair // our own server certificate
 
 	operatorChanges sync.Mutex // orders the operators' changes, whichever way they come
@@ -121,8 +123,8 @@ func (s *service) serve(ctx context.Context, stdout io.Writer) error {
 	// Session ticket keys are as good as every client's certificate: random, in memory, for one listener.
 	s.tickets = []*mtls.Tickets{mtls.NewTickets(publicTLS), mtls.NewTickets(mtlsTLS)}
 	servers := []*running{
-		{name: "public", server: s.httpServer(s.publicRouter()), listener: s.sockets.public, tls: publicTLS},
-		{name: "mtls", server: s.httpServer(s.mtlsRouter(operators)), listener: s.sockets.mtls, tls: mtlsTLS},
+		s.limited("public", s.publicRouter(), s.sockets.public, publicTLS),
+		s.limited("mtls", s.mtlsRouter(operators), s.sockets.mtls, mtlsTLS),
 	}
 	if s.sockets.debug != nil {
 		servers = append(servers, &running{name: "debug", server: s.httpServer(s.debugRouter()), listener: s.sockets.debug})
@@ -230,7 +232,9 @@ func (s *service) httpServer(h http.Handler) *http.Server {
 		ReadTimeout:       s.cfg.HTTP.ReadTimeout,
 		WriteTimeout:      s.cfg.HTTP.WriteTimeout,
 		IdleTimeout:       s.cfg.HTTP.IdleTimeout,
-		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+		// With HTTP/2, WriteTimeout bounds an answer but not what is left to write on a connection that nobody reads.
+		HTTP2:    &http.HTTP2Config{WriteByteTimeout: s.cfg.HTTP.WriteTimeout},
+		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 	}
 }
 
