@@ -239,3 +239,41 @@ func TestRememberedChainsAreBounded(t *testing.T) {
 		})
 	}
 }
+
+// The name that matched is remembered by its kind and value, and only that one matches without being looked for.
+func TestPeerMatches(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	_, leaf := issue(t, now)
+	subject := func(kind SubjectKind, value string) Subject {
+		s, err := ParseSubject(kind, value)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	p := NewPeer(leaf)
+	for i, tc := range []struct {
+		subject Subject
+		want    bool
+	}{
+		{Subject{}, false},
+		{subject(SubjectDN, "CN=authority"), false},
+		{subject(SubjectDN, "CN=leaf"), true},
+		{subject(SubjectDN, "CN=leaf"), true},
+		{subject(SubjectDN, "CN=authority"), false},
+		{subject(SANDNS, "CN=leaf"), false},
+		{Subject{}, false},
+	} {
+		if got := p.Matches(tc.subject); got != tc.want {
+			t.Errorf("%d: %q matches: %t", i, tc.subject.Value(), got)
+		}
+		// Whoever remembers looks no more: another certificate's name would be found now.
+		if got := (&Peer{leaf: leaf, matched: tc.subject}).Matches(tc.subject); got != !tc.subject.IsZero() {
+			t.Errorf("%d: %q is remembered: %t", i, tc.subject.Value(), got)
+		}
+	}
+	if (*Peer)(nil).Matches(subject(SubjectDN, "CN=leaf")) {
+		t.Error("a nil peer has a name")
+	}
+}

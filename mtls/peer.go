@@ -57,8 +57,9 @@ type Peer struct {
 	intermediates []*x509.Certificate
 	thumbprint    Thumbprint
 
-	mu   sync.Mutex
-	memo []verified // oldest first, at most maxMemo
+	mu      sync.Mutex
+	memo    []verified // oldest first, at most maxMemo
+	matched Subject    // the last one that the certificate bears; its value says it whole
 }
 
 // verified is a chain that was built for some anchors. Only success is remembered, and never its dates.
@@ -104,6 +105,24 @@ func (p *Peer) Thumbprint() Thumbprint {
 		return Thumbprint{}
 	}
 	return p.thumbprint
+}
+
+// Matches reports whether the certificate bears the expected name, as s.Matches does, false for a nil peer. Neither
+// changes, so the last name that matched is remembered.
+func (p *Peer) Matches(s Subject) bool {
+	if p == nil || s.IsZero() {
+		return false
+	}
+	p.mu.Lock()
+	known := p.matched.kind == s.kind && p.matched.value == s.value
+	p.mu.Unlock()
+	if known || !s.Matches(p.leaf) {
+		return known
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.matched = s
+	return true
 }
 
 // CheckValidity judges the dates of the certificate at now, both ends included (RFC 5280, Section 4.1.2.5). It answers

@@ -11,6 +11,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -45,8 +46,9 @@ type Response struct {
 }
 
 // Issue decides about one request and returns the token, or a *tokens.Error. Every decision is recorded before Issue
-// returns; a grant that could not be recorded is refused. It blocks on the Registry, the Recorder, and a client's
-// CertificateSet only.
+// returns; a grant that could not be recorded is refused. So is one that does not hold any more when its record has been
+// written: a revocation that returned meanwhile is in force. The record of that refusal names the token that was dropped.
+// Issue blocks on the Registry, the Recorder, and a client's CertificateSet only.
 func (s *Server) Issue(ctx context.Context, r Request) (*Response, error) {
 	d := Decision{
 		Time: s.now(), Event: EventToken, ClientID: r.ClientID, Thumbprint: r.Peer.Thumbprint(),
@@ -84,8 +86,28 @@ func (s *Server) Issue(ctx context.Context, r Request) (*Response, error) {
 		// Not recorded again as a refusal: the journal has just failed, and the token is dropped here.
 		return nil, s.refused(ctx, d, unavailable("record_failed", err))
 	}
-	s.events.TokenIssued(s.now().Sub(d.Time))
+	now := s.now()
+	if refused := s.gate(ctx, &r, client, &t, now); refused != nil {
+		d.TokenID = c.id
+		return nil, s.refuse(ctx, d, refused)
+	}
+	s.events.TokenIssued(now.Sub(d.Time))
 	return &Response{AccessToken: token, TokenType: "Bearer", ExpiresIn: expires.Sub(issued), Scope: t.scope}, nil
+}
+
+// gate judges a decision again, on what the registry knows now. The record may have waited for the disk, longer than a
+// revocation takes to return. Everything comes from memory: the chain was built, and is held to its dates and to what is
+// revoked; so this costs next to nothing.
+func (s *Server) gate(ctx context.Context, r *Request, decided *Client, t *target, now time.Time) *tokens.Error {
+	client, _, refused := s.authenticate(ctx, r.ClientID, r.Peer, now)
+	if refused != nil || client == decided { // a registry changes a client by another value
+		return refused
+	}
+	again, refused := narrow(client.Grants, r.Resources, r.Scope)
+	if refused == nil && !(slices.Equal(again.audience, t.audience) && slices.Equal(again.scope, t.scope)) {
+		return unavailable("grants_changed", nil)
+	}
+	return refused
 }
 
 // Authenticate is the one place where a certificate becomes a client: Issue calls it, and so must every other endpoint
@@ -209,7 +231,7 @@ func (c *Client) judgeVouched(peer *mtls.Peer, now time.Time) *tokens.Error {
 	if refused := c.judgeRevocation(peer, chain, now); refused != nil {
 		return refused
 	}
-	if !c.Subject.Matches(peer.Certificate()) { // the zero value matches nothing
+	if !peer.Matches(c.Subject) { // the zero value matches nothing
 		return unauthenticated(peer, "subject_mismatch")
 	}
 	return nil

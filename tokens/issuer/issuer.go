@@ -55,8 +55,9 @@ var ErrNotFound = errors.New("not found")
 // ErrRevoked is what a Revocation answers for a chain of which a certificate has been revoked.
 var ErrRevoked = errors.New("certificate has been revoked")
 
-// Registry is where clients and certificates are looked up, on every request, so it should answer from memory. What it
-// returns is shared and never modified here. Its methods are called concurrently.
+// Registry is where clients and certificates are looked up, twice for every token, so it should answer from memory. What
+// it returns is shared and never modified, here or by the Registry: a change is another value. Its methods are called
+// concurrently.
 type Registry interface {
 	// Client returns the client registered under id, or ErrNotFound.
 	Client(ctx context.Context, id string) (*Client, error)
@@ -177,7 +178,8 @@ type Decision struct {
 	Thumbprint    mtls.Thumbprint
 	Address       string
 	CorrelationID string
-	// TokenID, Scope, Audience and Expires describe the token; they are empty in refusals.
+	// TokenID, Scope, Audience and Expires describe the token; they are empty in refusals, but for the TokenID where one
+	// was dropped after it had been recorded as granted.
 	TokenID  string
 	Scope    []string
 	Audience []string
