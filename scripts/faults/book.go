@@ -120,6 +120,13 @@ func (b *book) back(losses []*loss) {
 	}
 }
 
+// isBack says whether it has been asked for that a certificate has authority again.
+func (b *book) isBack(l *loss) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return !l.until.IsZero()
+}
+
 // gone returns certificates that must get nothing, the newest last and n at most.
 func (b *book) gone(n int) []*loss {
 	b.mu.Lock()

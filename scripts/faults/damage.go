@@ -84,6 +84,9 @@ func damages(ctx context.Context, dir, certbound string) error {
 	if err := s.takeTokens(ctx, damagedTokens); err != nil {
 		return err
 	}
+	if err := s.beginSegment(ctx); err != nil {
+		return err
+	}
 	if err := s.kill(); err != nil {
 		return err
 	}
@@ -129,6 +132,24 @@ func (s *service) takeTokens(ctx context.Context, n int) error {
 		}
 	}
 	return nil
+}
+
+// beginSegment sees to it that the newest segment has several batches: what is torn off its end may go.
+func (s *service) beginSegment(ctx context.Context) error {
+	for range 10 {
+		names, err := segments(s.data("audit"))
+		if err != nil {
+			return err
+		}
+		data, err := os.ReadFile(names[len(names)-1])
+		if err != nil || len(bytes.TrimRight(data, "\n")) > 4<<10 {
+			return err
+		}
+		if err := s.takeTokens(ctx, 10); err != nil {
+			return err
+		}
+	}
+	return errors.New("the journal does not grow")
 }
 
 // tryDamaged puts a damaged copy of a data folder in the place of the service's.
@@ -209,19 +230,17 @@ func located(text, segment string, offset int64) bool {
 	return false
 }
 
-// contents reads the files of a folder, by name.
+// contents reads the segments in a folder, by name.
 func contents(dir string) (map[string][]byte, error) {
-	entries, err := os.ReadDir(dir)
+	names, err := filepath.Glob(filepath.Join(dir, "*.jsonl"))
 	if err != nil {
 		return nil, err
 	}
 	found := make(map[string][]byte)
-	for _, entry := range entries {
-		data, err := os.ReadFile(filepath.Join(dir, entry.Name()))
-		if err != nil {
+	for _, name := range names {
+		if found[filepath.Base(name)], err = os.ReadFile(name); err != nil {
 			return nil, err
 		}
-		found[entry.Name()] = data
 	}
 	return found, nil
 }

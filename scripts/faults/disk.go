@@ -118,7 +118,7 @@ func (f *filling) run(ctx context.Context) error {
 		second.close()
 		f.victims = append(f.victims, []*mtls.KeyPair{first.pair, second.pair})
 	}
-	for _, step := range []func(context.Context) error{f.refusals, f.full, f.restarted, f.freed, f.conclude} {
+	for _, step := range []func(context.Context) error{f.refusals, f.full, f.freed, f.restarted, f.freed, f.conclude} {
 		if err := step(ctx); err != nil {
 			return err
 		}
@@ -177,9 +177,20 @@ func (f *filling) token(ctx context.Context, n int) error {
 
 // full fills the disk until nothing is granted any more, and then takes authority away.
 func (f *filling) full(ctx context.Context) error {
-	if _, err := f.operator.token(ctx); err != nil { // of before
+	if err := f.fill(ctx); err != nil {
 		return err
 	}
+	if err := f.takeAway(ctx, "cert revoke", revokeEvent, 0); err != nil {
+		return err
+	}
+	if err := f.takeAway(ctx, "client disable", disableEvent, 1); err != nil {
+		return err
+	}
+	return f.grantsNothing(ctx, "disk full")
+}
+
+// fill fills the disk and has the service notice it.
+func (f *filling) fill(ctx context.Context) error {
 	if err := fillFile(f.ballast()); err != nil {
 		return err
 	}
@@ -191,10 +202,23 @@ func (f *filling) full(ctx context.Context) error {
 		return err
 	}
 	say("disk full: %d more tokens, then 503; readiness is 503", given)
-	if err := f.takeAway(ctx, "revoke", "cert revoke --client "+victim(0), revokeEvent, 0); err != nil {
-		return err
+	return nil
+}
+
+// grantsNothing requires that not one token leaves and that the service says that it is not ready.
+func (f *filling) grantsNothing(ctx context.Context, when string) error {
+	if err := f.service.awaitReadiness(ctx, http.StatusServiceUnavailable, again); err != nil {
+		return fmt.Errorf("%s: %w", when, err)
 	}
-	return f.takeAway(ctx, "disable", "client disable "+victim(1), disableEvent, 1)
+	given, err := f.exhaust(ctx)
+	if err == nil && given > 0 {
+		err = fmt.Errorf("%d tokens leave", given)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", when, err)
+	}
+	say("%s: no token leaves; readiness is 503", when)
+	return nil
 }
 
 // exhaust takes tokens until they are refused, and returns how many there were.
@@ -220,8 +244,12 @@ func (f *filling) exhaust(ctx context.Context) (int, error) {
 }
 
 // takeAway takes authority from a victim over the break-glass socket, since operators get no token either.
-func (f *filling) takeAway(ctx context.Context, what, line, event string, n int) error {
-	r, err := f.service.run(ctx, line+" --socket data/admin.sock", "")
+func (f *filling) takeAway(ctx context.Context, verb, event string, n int) error {
+	line := verb + " " + victim(n) + " --socket data/admin.sock"
+	if event == revokeEvent {
+		line = verb + " --client " + victim(n) + " --socket data/admin.sock"
+	}
+	r, err := f.service.run(ctx, line, "")
 	if err != nil {
 		return err
 	}
@@ -239,39 +267,43 @@ func (f *filling) takeAway(ctx context.Context, what, line, event string, n int)
 	if strings.Contains(r.Stderr, "journal") {
 		pending = ", its record waits"
 	}
-	say("disk full: %s succeeds%s", what, pending)
+	say("disk full: %s succeeds%s", verb, pending)
 	return nil
 }
 
-// restarted kills the service and starts it on the full disk.
+// restarted fills the disk again and starts the service on it: once with its reserve, and once when that is used up.
 func (f *filling) restarted(ctx context.Context) error {
-	s := f.service
-	s.down()
+	if err := f.fill(ctx); err != nil {
+		return err
+	}
+	if err := f.restart(ctx); err != nil {
+		return err
+	}
+	if err := f.grantsNothing(ctx, "started on the full disk"); err != nil {
+		return err
+	}
+	if err := f.takeAway(ctx, "cert revoke", revokeEvent, 2); err != nil {
+		return err
+	}
+	if err := f.takeAway(ctx, "client disable", disableEvent, 3); err != nil {
+		return err
+	}
+	if err := f.restart(ctx); err != nil {
+		return err
+	}
+	return f.grantsNothing(ctx, "started again, when authority was taken away")
+}
+
+func (f *filling) restart(ctx context.Context) error {
+	f.service.down()
 	f.book.killed()
-	if err := s.kill(); err != nil {
+	if err := f.service.kill(); err != nil {
 		return err
 	}
-	if err := fillFile(f.ballast()); err != nil {
-		return err
-	}
-	if err := s.start(ctx); err != nil {
+	if err := f.service.start(ctx); err != nil {
 		return fmt.Errorf("start on the full disk: %w", err)
 	}
-	if err := s.awaitReadiness(ctx, http.StatusServiceUnavailable, again); err != nil {
-		return err
-	}
-	given, err := f.exhaust(ctx)
-	if err != nil {
-		return err
-	}
-	say("disk full: killed and started again in %d ms: readiness is 503, %d tokens", s.process.Took.Milliseconds(), given)
-	if given > 0 {
-		return errors.New("it gives tokens that it may have no room to record")
-	}
-	if err := f.takeAway(ctx, "revoke after the restart", "cert revoke --client "+victim(2), revokeEvent, 2); err != nil {
-		return err
-	}
-	return f.takeAway(ctx, "disable after the restart", "client disable "+victim(3), disableEvent, 3)
+	return nil
 }
 
 // freed gives the disk its space back.

@@ -194,7 +194,7 @@ func TestCopyAndDamage(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(from, "audit"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"a", "b"} {
+	for _, name := range []string{"a.jsonl", "b.jsonl"} {
 		if err := os.WriteFile(filepath.Join(from, "audit", name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -208,11 +208,11 @@ func TestCopyAndDamage(t *testing.T) {
 	if name, err := os.Readlink(filepath.Join(to, "link")); err != nil || name != "audit" {
 		t.Errorf("the link points to %q, %v", name, err)
 	}
-	_, flipped, err := flip(filepath.Join(to, "audit", "a"))
+	_, flipped, err := flip(filepath.Join(to, "audit", "a.jsonl"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, end, err := cut(filepath.Join(to, "audit", "b"))
+	_, end, err := cut(filepath.Join(to, "audit", "b.jsonl"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -220,7 +220,7 @@ func TestCopyAndDamage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a, b := string(got["a"]), string(got["b"])
+	a, b := string(got["a.jsonl"]), string(got["b.jsonl"])
 	if len(a) != len(text) || a[:flipped] != text[:flipped] || a[flipped] == text[flipped] || a[flipped+1:] != text[flipped+1:] {
 		t.Errorf("another byte than %d is changed", flipped)
 	}

@@ -207,25 +207,26 @@ func (k *killer) conclude(ctx context.Context, inv *inventory, sync string) erro
 		k.service.starts[len(k.service.starts)/2].Milliseconds(), slices.Max(k.service.starts).Milliseconds(), slices.Max(k.waits).Milliseconds())
 	say("received: %d tokens, %d certificates, %d changes; refused afterwards: %d certificates", tokens, certs, changes, len(k.book.losses))
 	say("journal: %d records in %d segments, without a gap", j.records, j.segments)
-	if err := k.book.judge(j, inv); err != nil {
-		return err
-	}
-	lost := k.book.missing(j)
-	if sync == "always" && len(lost) > 0 {
-		return fmt.Errorf("%d tokens were received and are not on record, the first is %s of %s, received after %d kills",
-			len(lost), lost[0].id, lost[0].client, lost[0].life)
-	}
-	if sync != "always" {
-		farthest := k.book.beside(lost)
-		say("not on record: %d tokens, received within %.1f ms of a kill", len(lost), float64(farthest.Microseconds())/1000)
-		if farthest > lossWindow {
-			return fmt.Errorf("that is more than %v", lossWindow)
-		}
-	}
+	err = errors.Join(k.book.judge(j, inv), k.judgeMissing(j, sync))
 	begin := time.Now()
-	if err := k.service.verify(ctx, "data"); err != nil {
+	if err := errors.Join(err, k.service.verify(ctx, "data")); err != nil {
 		return err
 	}
 	say("everything that was told is on record, once; audit verify accepts it in %d ms", time.Since(begin).Milliseconds())
+	return nil
+}
+
+// judgeMissing judges the tokens that were received and are not on record: with audit.sync: always there are none.
+func (k *killer) judgeMissing(j *journal, sync string) error {
+	lost := k.book.missing(j)
+	farthest := k.book.beside(lost)
+	if sync == "always" && len(lost) == 0 {
+		return nil
+	}
+	told := fmt.Sprintf("not on record: %d tokens, received within %.1f ms of a kill", len(lost), float64(farthest.Microseconds())/1000)
+	if sync == "always" || farthest > lossWindow {
+		return errors.New(told)
+	}
+	say("%s", told)
 	return nil
 }

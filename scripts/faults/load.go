@@ -16,7 +16,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/certbound/certbound/mtls"
 	"github.com/certbound/certbound/pki"
 )
 
@@ -349,18 +348,12 @@ func (l *load) refused(ctx context.Context, c *caller, client string) error {
 // stillRefused asks for the newest n certificates that lost their authority whether they get a token.
 func (l *load) stillRefused(ctx context.Context, n int) error {
 	for _, lost := range l.book.gone(n) {
-		if err := l.stillLost(ctx, lost.client, lost.pair); err != nil {
-			return err
+		c := newCaller(lost.pair, l.roots)
+		err := l.refused(ctx, c, lost.client)
+		c.close()
+		if err != nil && !l.book.isBack(lost) { // its authority may come back meanwhile
+			return fmt.Errorf("%s: %w", lost.client, err)
 		}
-	}
-	return nil
-}
-
-func (l *load) stillLost(ctx context.Context, client string, pair *mtls.KeyPair) error {
-	c := newCaller(pair, l.roots)
-	defer c.close()
-	if err := l.refused(ctx, c, client); err != nil {
-		return fmt.Errorf("%s: %w", client, err)
 	}
 	return nil
 }
