@@ -359,6 +359,9 @@ func because(e *tokens.Error, err error) *tokens.Error {
 // refuse records a refusal and returns it. A refusal that cannot be recorded stands all the same: it gives nothing away.
 func (s *Server) refuse(ctx context.Context, d Decision, e *tokens.Error) error {
 	d.Reason = e.Reason
+	if !d.Authenticated {
+		d.ClientID = claimed(d.ClientID)
+	}
 	if err := s.recorder.Record(ctx, d); err != nil {
 		s.logger.Log(ctx, s.failureLevel(d, "refusal not recorded"), "refusal not recorded", slog.String("reason", e.Reason),
 			slog.Any("error", err), slog.String("correlation_id", d.CorrelationID))

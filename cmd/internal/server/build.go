@@ -185,7 +185,7 @@ func (s *service) adminConfig() admin.Config {
 // the log is told at debug level only: the journal has it.
 func (s *service) operatorRefused(r *http.Request, refusal *tokens.Error, correlation string) {
 	e := audit.Event{
-		Name: "admin.request", Outcome: audit.Refused, Reason: refusal.Reason,
+		Class: audit.Stranger, Name: "admin.request", Outcome: audit.Refused, Reason: refusal.Reason,
 		Address: issuer.Address(r.Context()), Correlation: correlation,
 	}
 	if peer, err := mtls.PeerFromRequest(r); err == nil {
@@ -345,8 +345,13 @@ func (t tokenRecorder) Record(ctx context.Context, d issuer.Decision) error {
 		Address: d.Address, Correlation: d.CorrelationID, TokenID: d.TokenID,
 		Scope: d.Scope, Audience: d.Audience, Expires: d.Expires,
 	}
-	if d.Granted {
-		e.Outcome = "granted"
+	switch {
+	case d.Granted:
+		e.Class, e.Outcome = audit.Decision, audit.Granted
+	case d.Authenticated:
+		e.Class = audit.Refusal
+	default:
+		e.Class = audit.Stranger
 	}
 	if !d.Thumbprint.IsZero() {
 		e.Thumbprint = d.Thumbprint.String()

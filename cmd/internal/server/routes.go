@@ -131,7 +131,7 @@ func (s *service) certify(w http.ResponseWriter, r *http.Request, into any, kind
 	res, err := (*pki.EnrollResponse)(nil), readJSON(w, r, into)
 	if unreadable, ok := errors.AsType[*tokens.Error](err); ok {
 		s.record(ctx, audit.Event{
-			Name: "cert." + kind, Outcome: audit.Refused, Reason: unreadable.Reason,
+			Class: audit.Stranger, Name: "cert." + kind, Outcome: audit.Refused, Reason: unreadable.Reason,
 			Address: issuer.Address(ctx), Correlation: issuer.CorrelationID(ctx),
 		})
 	}

@@ -76,12 +76,13 @@ func socketContext(ctx context.Context, c net.Conn) context.Context {
 // that cannot be written keeps nobody out.
 func (s *service) recordSocket(r *http.Request, uid int, allowed bool) {
 	e := audit.Event{
-		Name: "break-glass", Outcome: audit.Granted, Actor: "break-glass:" + strconv.Itoa(uid),
+		Class: audit.Takeaway, // it must work, and be recorded, on a full disk
+		Name:  "break-glass", Outcome: audit.Granted, Actor: "break-glass:" + strconv.Itoa(uid),
 		Correlation: issuer.CorrelationID(r.Context()),
 		Detail:      map[string]string{"method": r.Method, "path": r.URL.Path},
 	}
 	if !allowed {
-		e.Outcome, e.Reason = audit.Refused, "another_user"
+		e.Class, e.Outcome, e.Reason = audit.Stranger, audit.Refused, "another_user"
 	}
 	s.record(r.Context(), e)
 }
