@@ -65,8 +65,9 @@ func importTable() map[string]allowance {
 		"cmd/internal/fetch":     {},
 		"cmd/internal/admission": {ours: []string{"mtls"}, outside: []string{"golang.org/x/time/rate"}},
 		"cmd/internal/trust":     {ours: and("cmd/internal/store", "cmd/internal/fetch")},
-		"cmd/internal/authority": {ours: and("cmd/internal/store", "cmd/internal/audit")},
-		"cmd/internal/admin":     {ours: and("cmd/internal/store", "cmd/internal/audit", "cmd/internal/trust"), outside: []string{router}},
+		"cmd/internal/outbox":    {ours: []string{"cmd/internal/store", "cmd/internal/audit"}},
+		"cmd/internal/authority": {ours: and("cmd/internal/store", "cmd/internal/audit", "cmd/internal/outbox")},
+		"cmd/internal/admin":     {ours: and("cmd/internal/store", "cmd/internal/audit", "cmd/internal/outbox", "cmd/internal/trust"), outside: []string{router}},
 		"cmd/internal/server": {ours: and("cmd/internal/..."), outside: []string{
 			router, "github.com/prometheus/client_golang/...", "go.opentelemetry.io/otel/...", "golang.org/x/sync/..."}},
 

@@ -53,12 +53,16 @@ const (
 type Authority interface {
 	// NewCode makes a one-time enrolment code: its text for the caller, its public half for the store.
 	NewCode(clientID string) (text string, code store.Code, err error)
-	// Revoke takes certificates away, in force when it returns.
-	Revoke(ctx context.Context, s store.Selection, reason pki.Reason) (store.Revocation, error)
+	// Revoke takes certificates away in the transaction tx, in force when that is committed.
+	Revoke(ctx context.Context, tx *store.Store, s store.Selection, reason pki.Reason) (store.Revocation, error)
 }
 
-// Recorder writes a decision before its answer leaves.
+// Recorder puts decisions where they cannot be lost, before the answer leaves: an outbox.Box.
 type Recorder interface {
+	// Change makes a change together with its records. With audit.Takeaway it is made also when the record has to wait:
+	// then pending is true. With audit.Decision pending beside an error says that the change holds all the same.
+	Change(ctx context.Context, class audit.Class, f func(tx *store.Store) ([]audit.Event, error)) (pending bool, err error)
+	// Record writes a decision that changed nothing.
 	Record(ctx context.Context, e audit.Event) error
 }
 
@@ -170,10 +174,12 @@ type route struct {
 	action       action
 }
 
-// action is what a route does. One that changes something is done under Config.Changes, once its body was read.
+// action is what a route does: it shows something, or it changes something. A change is judged and made under
+// Config.Changes, once its body was read.
 type action struct {
-	body func() any // a new empty request body; nil where nothing is changed
-	do   func(*http.Request, any) (*outcome, error)
+	show  func(*http.Request) (any, error)
+	body  func() any // a new empty request body; nil where nothing is changed
+	judge func(*http.Request, any) (*deed, error)
 }
 
 // routes is the whole API and who may ask for what.
@@ -252,12 +258,12 @@ func (a *api) guarded(rt route) http.HandlerFunc {
 
 // show answers a route that changes nothing.
 func (a *api) show(w http.ResponseWriter, r *http.Request, rt route) {
-	done, err := rt.action.do(r, nil)
+	answer, err := rt.action.show(r)
 	if err != nil {
 		a.refuse(w, r, err)
 		return
 	}
-	writeJSON(w, http.StatusOK, done.answer)
+	writeJSON(w, http.StatusOK, answer)
 }
 
 // change answers a route that changes something. Whoever asks may take its time over the body, so what it may do is
@@ -288,11 +294,11 @@ func (a *api) alter(r *http.Request, rt route, in any) (*outcome, error) {
 		// What takes authority away is done all the same; what gives it asks again.
 		a.cfg.Logger.ErrorContext(r.Context(), "it is not known whether two operators are needed", "error", err)
 	}
-	done, err := rt.action.do(r, in)
+	d, err := rt.action.judge(r, in)
 	if err != nil {
 		return nil, err
 	}
-	return done, a.settle(r.Context(), cmp.Or(done.name, rt.event), done)
+	return a.perform(r.Context(), rt.event, d)
 }
 
 // stillMay refuses a caller who lost, since its request was let in, the right to ask.
@@ -308,62 +314,94 @@ func (a *api) stillMay(ctx context.Context, scopes []string) error {
 // none is the body of requests that have nothing to say.
 type none struct{}
 
-// outcome is what an action did: the answer to it, and what to record about it.
+// deed is a change that was judged and not made. Once it is begun, do makes it through the transaction tx, in which its
+// record is kept too. do may be called twice.
+type deed struct {
+	// takes marks a change that only takes authority away: it is made also when the record has to wait.
+	takes bool
+	do    func(ctx context.Context, tx *store.Store) (*outcome, error)
+	// made is what was done already, outside of the database: it is only recorded. Then do is nil.
+	made *outcome
+	// again tells the operator what to do when the change was made, and could not be answered because its record waits.
+	// Empty: repeat it.
+	again string
+}
+
+// outcome is what a deed did: the answer to it, and what to record about it.
 type outcome struct {
 	answer any
 	status int    // of the answer; 0 is 200
 	name   string // what the record calls it; empty is what it calls the route
 	events []audit.Event
-	// undo takes back what gives authority, for when it cannot be recorded. Nil marks a change that takes authority
-	// away: that stands, and pending is set on its answer.
-	undo    func(context.Context) error
-	pending func()
 }
+
+// waits is an answer that can say that the record of what it tells has to wait.
+type waits interface{ auditPending() }
 
 // read is an action that changes nothing.
-func read(f func(*http.Request) (any, error)) action {
-	return action{do: func(r *http.Request, _ any) (*outcome, error) {
-		answer, err := f(r)
-		return &outcome{answer: answer}, err
-	}}
-}
+func read(f func(*http.Request) (any, error)) action { return action{show: f} }
 
 // change is an action that changes something.
-func change[In any](f func(*http.Request, *In) (*outcome, error)) action {
+func change[In any](f func(*http.Request, *In) (*deed, error)) action {
 	return action{
-		body: func() any { return new(In) },
-		do:   func(r *http.Request, in any) (*outcome, error) { return f(r, in.(*In)) },
+		body:  func() any { return new(In) },
+		judge: func(r *http.Request, in any) (*deed, error) { return f(r, in.(*In)) },
 	}
 }
 
-// settle records a change. When that fails, what gave authority is undone and refused; what took it away holds. The
-// caller hanging up must leave neither a change without its record nor half an undoing, so neither can be cancelled.
-func (a *api) settle(ctx context.Context, name string, done *outcome) error {
-	ctx = context.WithoutCancel(ctx)
-	var failed error
-	for _, event := range done.events {
+// perform makes a change together with its record. What gives authority is made only while the journal takes records,
+// and not answered when it failed just then.
+func (a *api) perform(ctx context.Context, name string, d *deed) (*outcome, error) {
+	class := audit.Decision
+	if d.takes {
+		class = audit.Takeaway
+	}
+	done, pending := d.made, false
+	if done != nil {
+		for _, event := range a.granted(ctx, cmp.Or(done.name, name), done.events) {
+			event.Class = class
+			pending = a.cfg.Recorder.Record(ctx, event) != nil || pending
+		}
+		return done.said(pending), nil
+	}
+	pending, err := a.cfg.Recorder.Change(ctx, class, func(tx *store.Store) ([]audit.Event, error) {
+		var err error
+		if done, err = d.do(ctx, tx); err != nil {
+			return nil, err
+		}
+		return a.granted(ctx, cmp.Or(done.name, name), done.events), nil
+	})
+	if err != nil && pending {
+		return nil, unrecorded(err, d.again)
+	}
+	if err != nil {
+		return nil, asError(err)
+	}
+	return done.said(pending), nil
+}
+
+// granted completes the events of a change.
+func (a *api) granted(ctx context.Context, name string, events []audit.Event) []audit.Event {
+	out := make([]audit.Event, 0, len(events))
+	for _, event := range events {
 		event.Name, event.Outcome = name, audit.Granted
-		failed = cmp.Or(failed, a.record(ctx, event))
+		out = append(out, a.by(ctx, event))
 	}
-	if failed == nil {
-		return nil
+	return out
+}
+
+// said has the answer say whether the record waits.
+func (o *outcome) said(pending bool) *outcome {
+	if answer, ok := o.answer.(waits); ok && pending {
+		answer.auditPending()
 	}
-	failed = fmt.Errorf("recording %s: %w", name, failed)
-	if done.undo == nil {
-		a.cfg.Logger.ErrorContext(ctx, "a change holds without its record", "event", name, "error", failed)
-		done.pending()
-		return nil
-	}
-	if err := done.undo(ctx); err != nil {
-		a.cfg.Logger.ErrorContext(ctx, "a change without its record could not be undone", "event", name, "error", err)
-	}
-	return unavailable(failed)
+	return o
 }
 
 // refuseChange records that a change was refused, then answers. A refusal gives nothing, so it leaves also when the
 // journal fails.
 func (a *api) refuseChange(w http.ResponseWriter, r *http.Request, event audit.Event, err error) {
-	event.Outcome, event.Reason = audit.Refused, asError(err).Code
+	event.Class, event.Outcome, event.Reason = audit.Refusal, audit.Refused, asError(err).Code
 	if err := a.record(context.WithoutCancel(r.Context()), event); err != nil {
 		a.cfg.Logger.ErrorContext(r.Context(), "a refusal could not be recorded", "event", event.Name, "error", err)
 	}
@@ -398,9 +436,14 @@ func target(r *http.Request, in any) string {
 }
 
 func (a *api) record(ctx context.Context, event audit.Event) error {
+	return a.cfg.Recorder.Record(ctx, a.by(ctx, event))
+}
+
+// by completes an event with who asked and when.
+func (a *api) by(ctx context.Context, event audit.Event) audit.Event {
 	event.Time = a.cfg.Now()
 	event.Actor, event.Thumbprint, event.Address, event.Correlation = a.cfg.Actor(ctx)
-	return a.cfg.Recorder.Record(ctx, event)
+	return event
 }
 
 func asError(err error) *Error {

@@ -20,18 +20,28 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/certbound/certbound/cmd/internal/audit"
+	"github.com/certbound/certbound/cmd/internal/outbox"
 	"github.com/certbound/certbound/cmd/internal/store"
 	"github.com/certbound/certbound/mtls"
 	"github.com/certbound/certbound/pki"
 )
 
-// journal is a recorder in memory that can be made to fail.
+// journal is a journal in memory that can be made to fail.
 type journal struct {
 	mu     sync.Mutex
 	events []audit.Event
-	full   bool
+	full   bool              // it says so when it is asked
+	fails  bool              // it fails without warning
 	watch  func(audit.Event) // told of what is recorded
-	missed func()            // called when something is not
+}
+
+func (j *journal) Ready(audit.Class) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.full {
+		return errors.New("no space left on device")
+	}
+	return nil
 }
 
 func (j *journal) Record(ctx context.Context, e audit.Event) error {
@@ -40,12 +50,10 @@ func (j *journal) Record(ctx context.Context, e audit.Event) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	if j.full {
-		if j.missed != nil {
-			j.missed()
-		}
+	if j.full || j.fails {
 		return errors.New("no space left on device")
 	}
+	e.ID = "" // random
 	j.events = append(j.events, e)
 	if j.watch != nil {
 		j.watch(e)
@@ -57,6 +65,19 @@ func (j *journal) fill(full bool) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.full = full
+}
+
+func (j *journal) fail(fails bool) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.fails = fails
+}
+
+// count is how many events there are.
+func (j *journal) count() int {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return len(j.events)
 }
 
 func (j *journal) last(t *testing.T) audit.Event {
@@ -81,8 +102,8 @@ func (s shop) NewCode(clientID string) (string, store.Code, error) {
 	return c.String(), store.Code{ID: c.ID, PublicKey: c.PublicKey(), ClientID: clientID, CreatedAt: now, ExpiresAt: now.Add(time.Hour)}, nil
 }
 
-func (s shop) Revoke(ctx context.Context, sel store.Selection, reason pki.Reason) (store.Revocation, error) {
-	return s.store.Revoke(ctx, sel, int(reason), time.Now())
+func (s shop) Revoke(ctx context.Context, tx *store.Store, sel store.Selection, reason pki.Reason) (store.Revocation, error) {
+	return tx.Revoke(ctx, sel, int(reason), time.Now())
 }
 
 // bench is the API over a real database, with an operator alice registered.
@@ -91,6 +112,7 @@ type bench struct {
 	handler http.Handler
 	store   *store.Store
 	journal *journal
+	box     *outbox.Box
 	// Who asks, and with which scopes.
 	who    string
 	scopes []string
@@ -119,7 +141,9 @@ func newBenchWith(t *testing.T, cfg Config, build func(Config) (http.Handler, er
 		}
 	})
 	b := &bench{T: t, store: db, journal: &journal{}, who: "alice", scopes: []string{ScopeAdmin}}
-	cfg.Store, cfg.Authority, cfg.Recorder, cfg.Issuer, cfg.Version = db, shop{db}, b.journal, testIssuer, "v1"
+	b.box, err = outbox.New(outbox.Config{Store: db, Journal: b.journal})
+	b.must(err)
+	cfg.Store, cfg.Authority, cfg.Recorder, cfg.Issuer, cfg.Version = db, shop{db}, b.box, testIssuer, "v1"
 	cfg.TrustDomain, cfg.Reserved = testTrustDomain, []string{"auth-alias.example"}
 	cfg.Actor = func(context.Context) (string, string, string, string) { return b.who, "thumb", "192.0.2.1", "corr" }
 	cfg.Scopes = func(context.Context) []string { return b.scopes }
@@ -331,19 +355,25 @@ func (b *bench) certify(client, serial string) mtls.Thumbprint {
 	return cert.Thumbprint
 }
 
-// A caller that hangs up leaves no change without its record.
+// A caller that hangs up, even while the change is made, leaves no change without its record.
 func TestRecordSurvivesTheCaller(t *testing.T) {
 	b := newBench(t)
 	ctx, cancel := context.WithCancel(t.Context())
-	done := &outcome{answer: none{}, events: []audit.Event{{Client: "x"}}, undo: func(context.Context) error { return nil }}
-	cancel()
-	a := &api{cfg: Config{Recorder: b.journal, Now: time.Now, Actor: func(context.Context) (a, b, c, d string) { return }}}
-	if err := a.settle(ctx, "client.add", done); err != nil {
+	d := &deed{do: func(_ context.Context, tx *store.Store) (*outcome, error) {
+		err := tx.AddResource(ctx, store.Resource{URI: "urn:x"})
+		cancel()
+		return &outcome{answer: none{}, events: []audit.Event{{Client: "x"}}}, err
+	}}
+	a := &api{cfg: b.cfg}
+	a.cfg.Now = time.Now
+	if _, err := a.perform(ctx, "client.add", d); err != nil {
 		t.Fatal(err)
 	}
 	if got := b.journal.last(t); got.Client != "x" {
 		t.Errorf("recorded %+v", got)
 	}
+	_, err := b.store.Resource(t.Context(), "urn:x")
+	b.must(err)
 }
 
 func TestRegistrationConflicts(t *testing.T) {
@@ -476,7 +506,7 @@ func TestNewRefused(t *testing.T) {
 		t.Error("made without a store")
 	}
 	actor := func(context.Context) (a, b, c, d string) { return }
-	whole := Config{Store: &store.Store{}, Authority: shop{}, Recorder: &journal{}, Issuer: testIssuer, TrustDomain: "x", Actor: actor}
+	whole := Config{Store: &store.Store{}, Authority: shop{}, Recorder: &outbox.Box{}, Issuer: testIssuer, TrustDomain: "x", Actor: actor}
 	if _, err := New(whole); err != nil {
 		t.Error(err)
 	}

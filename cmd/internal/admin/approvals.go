@@ -70,7 +70,7 @@ type proposal struct {
 	anyOf []string    // scopes of which one is needed besides; empty: none
 	waits bool        // a second operator must confirm it, where two are asked for
 	shown shown       // what the second operator sees
-	do    func(context.Context) (*outcome, error)
+	deed              // what it comes to
 }
 
 // insisting makes a proposal one for the service's own names. Whoever has those can pose as the service, so it takes the
@@ -113,14 +113,14 @@ type waiting struct {
 // asked is the action of asking for a change of that kind.
 func (a *api) asked(name string) action {
 	k := a.kinds[name]
-	do := func(r *http.Request, body any) (*outcome, error) {
+	judge := func(r *http.Request, body any) (*deed, error) {
 		return a.propose(r.Context(), name, target(r, body), body)
 	}
-	return action{body: k.body, do: do}
+	return action{body: k.body, judge: judge}
 }
 
-// propose judges a change and makes it, unless it has to wait.
-func (a *api) propose(ctx context.Context, name, target string, body any) (*outcome, error) {
+// propose judges a change, which is made at once unless it has to wait.
+func (a *api) propose(ctx context.Context, name, target string, body any) (*deed, error) {
 	k := a.kinds[name]
 	p, err := k.judge(ctx, target, body)
 	if err != nil {
@@ -141,12 +141,16 @@ func (a *api) propose(ctx context.Context, name, target string, body any) (*outc
 	if p.waits && two {
 		return a.wait(ctx, name, target, body, p)
 	}
-	done, err := p.do(ctx)
-	if err != nil {
-		return nil, err
+	made := p.do
+	p.do = func(ctx context.Context, tx *store.Store) (*outcome, error) {
+		done, err := made(ctx, tx)
+		if err != nil {
+			return nil, err
+		}
+		done.status, done.events = k.status, []audit.Event{p.event}
+		return done, nil
 	}
-	done.status, done.events = k.status, []audit.Event{p.event}
-	return done, nil
+	return &p.deed, nil
 }
 
 // pairedSetting is the setting that says that two operators were there once.
@@ -173,25 +177,26 @@ func (a *api) twoNeeded(ctx context.Context) (bool, error) {
 	return true, err
 }
 
-// wait keeps a change until a second operator confirms it.
-func (a *api) wait(ctx context.Context, name, target string, body any, p *proposal) (*outcome, error) {
-	row, err := a.hold(ctx, name, target, body, p)
+// wait is to keep a change until a second operator confirms it.
+func (a *api) wait(ctx context.Context, name, target string, body any, p *proposal) (*deed, error) {
+	held, err := a.hold(ctx, name, target, body, p)
 	if err != nil {
-		return nil, approvalError(err)
+		return nil, unavailable(err)
 	}
-	event := p.event
-	event.Detail = detailed(event.Detail, map[string]string{"kind": name, "approval": row.ID})
-	done := &outcome{
-		status: http.StatusAccepted, name: "approval.request", events: []audit.Event{event},
-		undo: func(ctx context.Context) error {
-			_, err := a.cfg.Store.DropPending(ctx, row.ID)
-			return err
-		},
+	do := func(ctx context.Context, tx *store.Store) (*outcome, error) {
+		row, err := tx.AddPending(ctx, held)
+		if err != nil {
+			return nil, approvalError(err)
+		}
+		event := p.event
+		event.Detail = detailed(event.Detail, map[string]string{"kind": name, "approval": row.ID})
+		answer, err := approvalView(row)
+		if err != nil {
+			return nil, unavailable(err)
+		}
+		return &outcome{answer: answer, status: http.StatusAccepted, name: "approval.request", events: []audit.Event{event}}, nil
 	}
-	if done.answer, err = approvalView(row); err != nil {
-		return nil, unavailable(errors.Join(err, done.undo(ctx)))
-	}
-	return done, nil
+	return &deed{do: do, again: "certbound approval list shows it"}, nil
 }
 
 func (a *api) hold(ctx context.Context, name, target string, body any, p *proposal) (store.Pending, error) {
@@ -208,7 +213,7 @@ func (a *api) hold(ctx context.Context, name, target string, body any, p *propos
 		return store.Pending{}, err
 	}
 	who, _, _, _ := a.cfg.Actor(ctx)
-	return a.cfg.Store.AddPending(ctx, store.Pending{Kind: name, Payload: payload, RequestedBy: who})
+	return store.Pending{Kind: name, Payload: payload, RequestedBy: who}, nil
 }
 
 func detailed(detail, more map[string]string) map[string]string {
@@ -278,7 +283,7 @@ func (a *api) waitingRow(ctx context.Context, id string) (store.Pending, waiting
 }
 
 // confirm makes a change that waited, if it is still what was shown. It answers what the request would have answered.
-func (a *api) confirm(r *http.Request, _ *none) (*outcome, error) {
+func (a *api) confirm(r *http.Request, _ *none) (*deed, error) {
 	ctx, id := r.Context(), pathID(r)
 	row, held, err := a.waitingRow(ctx, id)
 	if err != nil {
@@ -292,17 +297,21 @@ func (a *api) confirm(r *http.Request, _ *none) (*outcome, error) {
 		return nil, err
 	}
 	who, _, _, _ := a.cfg.Actor(ctx)
-	if _, err := a.cfg.Store.TakePending(ctx, id, who); err != nil {
-		return nil, approvalError(err)
+	made := p.do
+	p.do = func(ctx context.Context, tx *store.Store) (*outcome, error) {
+		if _, err := tx.TakePending(ctx, id, who); err != nil {
+			return nil, approvalError(err)
+		}
+		done, err := made(ctx, tx)
+		if err != nil {
+			return nil, err
+		}
+		event := p.event
+		event.Detail = detailed(event.Detail, map[string]string{"approval": id, "requested_by": row.RequestedBy})
+		done.status, done.name, done.events = a.kinds[row.Kind].status, row.Kind, []audit.Event{event}
+		return done, nil
 	}
-	done, err := p.do(ctx)
-	if err != nil {
-		return nil, err
-	}
-	event := p.event
-	event.Detail = detailed(event.Detail, map[string]string{"approval": id, "requested_by": row.RequestedBy})
-	done.status, done.name, done.events = a.kinds[row.Kind].status, row.Kind, []audit.Event{event}
-	return done, nil
+	return &p.deed, nil
 }
 
 // judgeAgain judges a request that waited by what holds now. What came out differently is not what anybody agreed to.
@@ -330,7 +339,7 @@ func (a *api) judgeAgain(ctx context.Context, name string, held waiting) (*propo
 }
 
 // rejectApproval drops a request that waits: who may confirm it may reject it, and who asked for it may withdraw it.
-func (a *api) rejectApproval(r *http.Request, _ *none) (*outcome, error) {
+func (a *api) rejectApproval(r *http.Request, _ *none) (*deed, error) {
 	ctx, id := r.Context(), pathID(r)
 	row, held, err := a.waitingRow(ctx, id)
 	if err != nil {
@@ -341,10 +350,11 @@ func (a *api) rejectApproval(r *http.Request, _ *none) (*outcome, error) {
 			return nil, err
 		}
 	}
-	if _, err := a.cfg.Store.DropPending(ctx, id); err != nil {
-		return nil, approvalError(err)
-	}
-	answer := &Change{Approval: id, Done: "rejected"}
 	event := audit.Event{Detail: map[string]string{"approval": id, "kind": row.Kind, "target": held.Target, "requested_by": row.RequestedBy}}
-	return &outcome{answer: answer, events: []audit.Event{event}, pending: func() { answer.AuditPending = true }}, nil
+	return &deed{takes: true, do: func(ctx context.Context, tx *store.Store) (*outcome, error) {
+		if _, err := tx.DropPending(ctx, id); err != nil {
+			return nil, approvalError(err)
+		}
+		return &outcome{answer: &Change{Approval: id, Done: "rejected"}, events: []audit.Event{event}}, nil
+	}}, nil
 }

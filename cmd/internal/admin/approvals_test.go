@@ -250,7 +250,8 @@ func TestApprovalOfFormerOperators(t *testing.T) {
 	b.refused(http.MethodPost, b.confirmPath(held), "", http.StatusNotFound, "invalid_request", "approval list")
 }
 
-// A request that was not recorded does not wait, and one that was confirmed but not recorded is not done.
+// A request that cannot be recorded does not wait, and one whose confirmation cannot be recorded is not done, and goes on
+// waiting.
 func TestApprovalsNeedTheRecord(t *testing.T) {
 	b := newPair(t)
 	held := b.held(http.MethodPost, "/clients", `{"client_id":"olga","scope":"certbound:read"}`)
@@ -267,9 +268,11 @@ func TestApprovalsNeedTheRecord(t *testing.T) {
 	}
 	var list ApprovalList
 	b.do(http.MethodGet, "/approvals", "", http.StatusOK, &list)
-	if len(list.Approvals) != 0 {
+	if len(list.Approvals) != 1 || list.Approvals[0].ID != held.ID {
 		t.Errorf("waiting %+v", list)
 	}
+	b.journal.fill(false)
+	b.post(b.confirmPath(held), "", http.StatusCreated, nil) // it was not used up
 }
 
 // A request waits for a day.

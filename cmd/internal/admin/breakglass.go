@@ -9,6 +9,7 @@ import (
 	"net/http"
 
 	"github.com/certbound/certbound/cmd/internal/audit"
+	"github.com/certbound/certbound/cmd/internal/store"
 )
 
 // NewBreakGlass returns what is left when nothing else works, for a socket that only the service's own user can reach:
@@ -44,25 +45,24 @@ func (a *api) breakGlassRoutes() []route {
 // restoreOperator gives the service its first operator again when nobody can make one any more: whoever redeems the code
 // is it, and nobody who was it before.
 func (a *api) restoreOperator(id string) *proposal {
-	return &proposal{event: audit.Event{Client: id, Detail: map[string]string{"restored": "true"}}, do: func(ctx context.Context) (*outcome, error) {
+	p := &proposal{event: audit.Event{Client: id, Detail: map[string]string{"restored": "true"}}}
+	p.again = "certbound client invite " + shellWord(id) + " makes another code"
+	p.do = func(ctx context.Context, tx *store.Store) (*outcome, error) {
 		text, code, err := a.cfg.Authority.NewCode(id)
 		if err != nil {
 			return nil, unavailable(err)
 		}
-		client, err := a.cfg.Store.RestoreOperator(ctx, a.cfg.FirstOperator, code)
+		client, err := tx.RestoreOperator(ctx, a.cfg.FirstOperator, code)
 		if err != nil {
 			return nil, clientError(id, err)
 		}
-		return &outcome{
-			answer: invitation(client, text, code.ExpiresAt),
-			undo:   func(context.Context) error { return nil }, // the code leaves with the answer or not at all
-		}, nil
-	}}
+		return &outcome{answer: invitation(client, text, code.ExpiresAt)}, nil
+	}
+	return p
 }
 
-// resetTickets ends all TLS sessions: clients make full handshakes from then on.
-func (a *api) resetTickets(*http.Request, *none) (*outcome, error) {
+// resetTickets ends all TLS sessions: clients make full handshakes from then on. It needs no database.
+func (a *api) resetTickets(*http.Request, *none) (*deed, error) {
 	a.cfg.ResetTickets()
-	answer := &Change{Done: "session tickets reset"}
-	return &outcome{answer: answer, events: []audit.Event{{}}, pending: func() { answer.AuditPending = true }}, nil
+	return &deed{takes: true, made: &outcome{answer: &Change{Done: "session tickets reset"}, events: []audit.Event{{}}}}, nil
 }

@@ -4,6 +4,7 @@
 package admin
 
 import (
+	"context"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -39,8 +40,8 @@ func (a *api) listCertificates(r *http.Request) (any, error) {
 	return list, nil
 }
 
-// revoke takes certificates away. It holds when the authority returns, with or without a record.
-func (a *api) revoke(r *http.Request, req *RevokeRequest) (*outcome, error) {
+// revoke takes certificates away.
+func (a *api) revoke(_ *http.Request, req *RevokeRequest) (*deed, error) {
 	selection, err := selectionOf(req)
 	if err != nil {
 		return nil, err
@@ -51,24 +52,23 @@ func (a *api) revoke(r *http.Request, req *RevokeRequest) (*outcome, error) {
 			return nil, invalidRequest(fmt.Sprintf("'%s' is not a reason", printable(req.Reason)), "use one of "+reasonNames(), err)
 		}
 	}
-	done, err := a.cfg.Authority.Revoke(r.Context(), selection, reason)
-	if errors.Is(err, store.ErrNotFound) {
-		return nil, notFound("no such certificate", "certbound cert list shows all")
-	}
-	if errors.Is(err, store.ErrNotRevocable) {
-		return nil, conflict(codeRequest, "the certificates of this client are another authority's or its own: they are not ours to revoke",
-			"certbound client disable "+shellWord(req.ClientID)+" ends it at once; the reason keyCompromise also bars its keys")
-	}
-	if err != nil {
-		return nil, unavailable(err)
-	}
-	answer := &Revocation{
-		Revoked: a.certificateViews(done.Revoked), AlreadyRevoked: a.certificateViews(done.Already), Disabled: done.Disabled,
-	}
-	return &outcome{
-		answer: answer, events: revocationEvents(req, done, reason),
-		pending: func() { answer.AuditPending = true },
-	}, nil
+	return &deed{takes: true, do: func(ctx context.Context, tx *store.Store) (*outcome, error) {
+		done, err := a.cfg.Authority.Revoke(ctx, tx, selection, reason)
+		if errors.Is(err, store.ErrNotFound) {
+			return nil, notFound("no such certificate", "certbound cert list shows all")
+		}
+		if errors.Is(err, store.ErrNotRevocable) {
+			return nil, conflict(codeRequest, "the certificates of this client are another authority's or its own: they are not ours to revoke",
+				"certbound client disable "+shellWord(req.ClientID)+" ends it at once; the reason keyCompromise also bars its keys")
+		}
+		if err != nil {
+			return nil, err
+		}
+		answer := &Revocation{
+			Revoked: a.certificateViews(done.Revoked), AlreadyRevoked: a.certificateViews(done.Already), Disabled: done.Disabled,
+		}
+		return &outcome{answer: answer, events: revocationEvents(req, done, reason)}, nil
+	}}, nil
 }
 
 // revocationEvents are one event a certificate, since certificates are what a journal is searched for; what changed

@@ -4,6 +4,7 @@
 package admin
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -15,7 +16,6 @@ import (
 	"testing"
 
 	"github.com/certbound/certbound/cmd/internal/audit"
-	"github.com/certbound/certbound/cmd/internal/store"
 	"github.com/certbound/certbound/mtls/mtlstest"
 	"github.com/certbound/certbound/tokens"
 )
@@ -235,51 +235,70 @@ func TestAuthorityIsAskedUnderTheLock(t *testing.T) {
 		return errors.New("gone")
 	}}}
 	r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, Prefix, nil)
-	rt := route{action: change(func(*http.Request, *none) (*outcome, error) { t.Error("done"); return nil, nil })}
+	rt := route{action: change(func(*http.Request, *none) (*deed, error) { t.Error("done"); return nil, nil })}
 	if _, err := a.alter(r, rt, new(none)); err == nil || asked != 1 {
 		t.Errorf("%v, asked %d times", err, asked)
 	}
 }
 
-// What could not be recorded is taken back only as far as it is still what the change left: another server of the same
-// database may have changed it again.
-func TestUndoneIsOnlyWhatIsStillThere(t *testing.T) {
+// While the journal is full, what gives authority is refused before anything is touched, by whatever route.
+func TestNothingIsTouchedWithoutTheJournal(t *testing.T) {
 	t.Parallel()
-	third := mtlstest.NewCA(t, "third").Certificate().Raw
-	own := selfSigned(t, mtlstest.Leaf{}).Raw
-	disable := func(b *bench) error { return b.store.DisableClient(b.Context(), "payments") }
-	for route, meddle := range map[string]func(*bench) error{
-		"POST /clients":             func(b *bench) error { return b.store.DisableClient(b.Context(), "new") },
-		"POST /clients/{id}/enable": disable,
-		"PUT /clients/{id}/certificates": func(b *bench) error {
-			return b.store.SetClientCertificates(b.Context(), "payments", [][]byte{own})
-		},
-		"POST /resources": func(b *bench) error {
-			return errors.Join(b.store.RemoveResource(b.Context(), "urn:x"),
-				b.store.AddResource(b.Context(), store.Resource{URI: "urn:x", Scopes: []string{"b"}}))
-		},
-		"POST /trusts": func(b *bench) error {
-			return b.store.ReplaceTrust(b.Context(), store.Trust{Name: "payments", Anchors: [][]byte{third}, Revocation: "off"})
-		},
-		"PUT /trusts/{id}": func(b *bench) error {
-			return b.store.ReplaceTrust(b.Context(), store.Trust{Name: "payments", Anchors: [][]byte{third}, Revocation: "off"})
-		},
-	} {
+	for _, route := range giving() {
 		t.Run(route, func(t *testing.T) {
-			b := newBench(t)
+			b := newBenchFor(t, route)
 			path, request := b.aChange(route)
-			meddled := ""
-			b.journal.missed = func() {
-				if meddled == "" {
-					b.must(meddle(b))
-					meddled = b.contents()
-				}
-			}
+			b.must(b.box.Flush(t.Context()))
+			before := b.contents()
 			b.journal.fill(true)
 			method, _, _ := strings.Cut(route, " ")
-			b.refused(method, path, request, http.StatusServiceUnavailable, "temporarily_unavailable", "")
-			if got := b.contents(); meddled == "" || got != meddled {
-				t.Errorf("undone:\n%s\n%s", meddled, got)
+			b.refused(method, path, request, http.StatusServiceUnavailable, "temporarily_unavailable", "try again")
+			if after := b.contents(); after != before {
+				t.Errorf("changed:\n%s\n%s", before, after)
+			}
+			if n, _, err := b.store.Waiting(t.Context()); n != 0 || err != nil {
+				t.Errorf("%d records wait, %v", n, err)
+			}
+		})
+	}
+}
+
+// giving are the routes that give authority.
+func giving() []string {
+	return []string{
+		"POST /clients", "POST /clients/{id}/enable", "POST /clients/{id}/invite", "PUT /clients/{id}/certificates",
+		"POST /resources", "POST /trusts", "PUT /trusts/{id}", "POST /approvals/{id}/confirm",
+	}
+}
+
+// What gives authority and could not be recorded, though the journal had said that it could, is not answered: it holds,
+// its record waits and is written once, and the answer says what to do.
+func TestUnrecordedChangesAreKeptBack(t *testing.T) {
+	t.Parallel()
+	again := map[string]string{
+		"POST /clients": "certbound client invite new", "POST /resources": "certbound resource list", "POST /trusts": "certbound trust show payments",
+		"POST /approvals/{id}/confirm": "certbound client invite olga",
+	}
+	for _, route := range giving() {
+		t.Run(route, func(t *testing.T) {
+			b := newBenchFor(t, route)
+			path, request := b.aChange(route)
+			before, recorded := b.contents(), b.journal.count()
+			b.journal.fail(true)
+			method, _, _ := strings.Cut(route, " ")
+			b.refused(method, path, request, http.StatusServiceUnavailable, "temporarily_unavailable", cmp.Or(again[route], "try again"))
+			if after := b.contents(); after == before {
+				t.Error("nothing changed")
+			}
+			if b.journal.count() != recorded || b.box.Stats().Waiting != 1 {
+				t.Errorf("%d recorded, %+v waits", b.journal.count()-recorded, b.box.Stats())
+			}
+			b.journal.fail(false)
+			for range 2 {
+				b.must(b.box.Flush(t.Context()))
+			}
+			if e := b.journal.last(t); b.journal.count() != recorded+1 || e.Outcome != audit.Granted || e.Actor != b.who || e.Class != audit.Decision {
+				t.Errorf("%d recorded, the last %+v", b.journal.count()-recorded, e)
 			}
 		})
 	}

@@ -21,7 +21,7 @@ import (
 )
 
 // addClient registers a client, with its first enrolment code where our own CA vouches for it. Nobody has the code before
-// the answer leaves, so a registration that could not be recorded gave nothing.
+// the answer leaves: a registration whose record has to wait gives nothing yet.
 func (a *api) addClient(ctx context.Context, _ string, req *ClientRequest) (*proposal, error) {
 	resources, err := a.cfg.Store.Resources(ctx)
 	if err != nil {
@@ -38,8 +38,12 @@ func (a *api) addClient(ctx context.Context, _ string, req *ClientRequest) (*pro
 	p := &proposal{
 		event: audit.Event{Client: client.ID, Scope: client.Scopes, Detail: registration(client)},
 		needs: registrationNeeds(client), waits: operator(client), shown: shown{Client: &view},
-		do: func(ctx context.Context) (*outcome, error) { return a.register(ctx, client) },
 	}
+	p.again = "certbound client show " + shellWord(client.ID) + " shows it"
+	if enrols(client) {
+		p.again = "certbound client invite " + shellWord(client.ID) + " makes it a code"
+	}
+	p.do = func(ctx context.Context, tx *store.Store) (*outcome, error) { return a.register(ctx, tx, client) }
 	if req.AllowReserved {
 		p.insisting()
 	}
@@ -81,7 +85,7 @@ func (a *api) checkNew(ctx context.Context, client store.Client) error {
 	}
 }
 
-func (a *api) register(ctx context.Context, client store.Client) (*outcome, error) {
+func (a *api) register(ctx context.Context, tx *store.Store, client store.Client) (*outcome, error) {
 	var code *store.Code
 	answer := Invitation{ClientID: client.ID, AuthMethod: client.AuthMethod}
 	if enrols(client) {
@@ -91,35 +95,10 @@ func (a *api) register(ctx context.Context, client store.Client) (*outcome, erro
 		}
 		code, answer = &made, invitation(client, text, made.ExpiresAt)
 	}
-	added, err := a.cfg.Store.AddClient(ctx, client, code)
-	if err != nil {
+	if _, err := tx.AddClient(ctx, client, code); err != nil {
 		return nil, clientError(client.ID, err)
 	}
-	return &outcome{
-		answer: answer,
-		undo: func(ctx context.Context) error {
-			if err := a.stillClient(ctx, added); err != nil {
-				return err
-			}
-			return a.cfg.Store.RemoveClient(ctx, client.ID)
-		},
-	}, nil
-}
-
-// errChanged says that what a change left was changed again, by another server of the same database, so that to undo the
-// first would undo the second.
-var errChanged = errors.New("it was changed again meanwhile")
-
-// stillClient refuses when a client is not any more what a change left.
-func (a *api) stillClient(ctx context.Context, left store.Client) error {
-	now, err := a.cfg.Store.Client(ctx, left.ID)
-	if err != nil {
-		return err
-	}
-	if now.Generation != left.Generation || now.Disabled != left.Disabled || !slices.EqualFunc(now.Certificates, left.Certificates, bytes.Equal) {
-		return errChanged
-	}
-	return nil
+	return &outcome{answer: answer}, nil
 }
 
 // enrols reports whether our own CA vouches for the client.
@@ -173,18 +152,15 @@ func (a *api) inviteClient(ctx context.Context, id string, _ *none) (*proposal, 
 			Description: fmt.Sprintf("client '%s' is no operator: break-glass invites nobody else", id), Hint: "enrol as an operator first, then invite it"}
 	}
 	p := a.concerning(client, ScopeEnroll)
-	p.do = func(ctx context.Context) (*outcome, error) {
+	p.do = func(ctx context.Context, tx *store.Store) (*outcome, error) {
 		text, code, err := a.cfg.Authority.NewCode(id)
 		if err != nil {
 			return nil, unavailable(err)
 		}
-		if err := a.cfg.Store.Invite(ctx, id, code); err != nil {
+		if err := tx.Invite(ctx, id, code); err != nil {
 			return nil, clientError(id, err)
 		}
-		return &outcome{
-			answer: invitation(client, text, code.ExpiresAt),
-			undo:   func(context.Context) error { return nil }, // the code leaves with the answer or not at all
-		}, nil
+		return &outcome{answer: invitation(client, text, code.ExpiresAt)}, nil
 	}
 	return p, nil
 }
@@ -230,23 +206,12 @@ func (a *api) setCertificates(ctx context.Context, id string, req *CertificatesR
 	case req.AllowReserved:
 		p.insisting()
 	}
-	p.do = func(ctx context.Context) (*outcome, error) {
-		if err := a.cfg.Store.SetClientCertificates(ctx, id, client.Certificates); err != nil {
+	p.takes = onlyTakes
+	p.do = func(ctx context.Context, tx *store.Store) (*outcome, error) {
+		if err := tx.SetClientCertificates(ctx, id, client.Certificates); err != nil {
 			return nil, clientError(id, err)
 		}
-		answer := &Change{ClientID: id, Done: "certificates replaced"}
-		if onlyTakes {
-			return &outcome{answer: answer, pending: func() { answer.AuditPending = true }}, nil
-		}
-		return &outcome{
-			answer: answer,
-			undo: func(ctx context.Context) error {
-				if err := a.stillClient(ctx, client); err != nil {
-					return err
-				}
-				return a.cfg.Store.SetClientCertificates(ctx, id, before)
-			},
-		}, nil
+		return &outcome{answer: &Change{ClientID: id, Done: "certificates replaced"}}, nil
 	}
 	return p, nil
 }
@@ -259,12 +224,12 @@ func thumbprints(ders [][]byte) []string {
 	return list
 }
 
-func (a *api) disableClient(r *http.Request, _ *none) (*outcome, error) {
-	return takeAway(r, "disabled", a.cfg.Store.DisableClient)
+func (a *api) disableClient(r *http.Request, _ *none) (*deed, error) {
+	return takeAway(r, "disabled", (*store.Store).DisableClient), nil
 }
 
 // removeClient takes, for an operator, more than to register: who only registers locks no operator out.
-func (a *api) removeClient(r *http.Request, _ *none) (*outcome, error) {
+func (a *api) removeClient(r *http.Request, _ *none) (*deed, error) {
 	client, err := a.cfg.Store.Client(r.Context(), pathID(r))
 	if err != nil {
 		return nil, clientError(pathID(r), err)
@@ -274,43 +239,31 @@ func (a *api) removeClient(r *http.Request, _ *none) (*outcome, error) {
 			return nil, err
 		}
 	}
-	return takeAway(r, "removed", a.cfg.Store.RemoveClient)
+	return takeAway(r, "removed", (*store.Store).RemoveClient), nil
 }
 
-// takeAway makes a change to a client that holds also without a record.
-func takeAway(r *http.Request, done string, f func(context.Context, string) error) (*outcome, error) {
+// takeAway is a change to a client that holds also while its record has to wait.
+func takeAway(r *http.Request, done string, f func(*store.Store, context.Context, string) error) *deed {
 	id := pathID(r)
-	if err := f(r.Context(), id); err != nil {
-		return nil, clientError(id, err)
-	}
-	answer := &Change{ClientID: id, Done: done}
-	return &outcome{answer: answer, events: []audit.Event{{Client: id}}, pending: func() { answer.AuditPending = true }}, nil
+	return &deed{takes: true, do: func(ctx context.Context, tx *store.Store) (*outcome, error) {
+		if err := f(tx, ctx, id); err != nil {
+			return nil, clientError(id, err)
+		}
+		return &outcome{answer: &Change{ClientID: id, Done: done}, events: []audit.Event{{Client: id}}}, nil
+	}}
 }
 
 func (a *api) enableClient(ctx context.Context, id string, _ *none) (*proposal, error) {
-	before, err := a.cfg.Store.Client(ctx, id)
+	client, err := a.cfg.Store.Client(ctx, id)
 	if err != nil {
 		return nil, clientError(id, err)
 	}
-	p := a.concerning(before, ScopeRegistry)
-	p.do = func(ctx context.Context) (*outcome, error) {
-		if err := a.cfg.Store.EnableClient(ctx, id); err != nil {
+	p := a.concerning(client, ScopeRegistry)
+	p.do = func(ctx context.Context, tx *store.Store) (*outcome, error) {
+		if err := tx.EnableClient(ctx, id); err != nil {
 			return nil, clientError(id, err)
 		}
-		return &outcome{
-			answer: &Change{ClientID: id, Done: "enabled"},
-			undo: func(ctx context.Context) error {
-				if !before.Disabled {
-					return nil // it was enabled all along
-				}
-				left := before
-				left.Disabled = false
-				if err := a.stillClient(ctx, left); err != nil {
-					return err
-				}
-				return a.cfg.Store.DisableClient(ctx, id)
-			},
-		}, nil
+		return &outcome{answer: &Change{ClientID: id, Done: "enabled"}}, nil
 	}
 	return p, nil
 }

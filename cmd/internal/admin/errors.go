@@ -4,6 +4,7 @@
 package admin
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/http"
@@ -68,6 +69,14 @@ func conflict(code, description, hint string) *Error {
 func unavailable(err error) *Error {
 	return &Error{Status: http.StatusServiceUnavailable, Code: codeUnavailable,
 		Description: "the service cannot do this now", Hint: "try again; the service's log names the cause", Err: err}
+}
+
+// unrecorded answers a change that was made and whose record waits: what it gave must not be used before that is written.
+func unrecorded(err error, again string) *Error {
+	hint := "it is recorded as soon as the journal works again, which the service's log tells: then "
+	return &Error{Status: http.StatusServiceUnavailable, Code: codeUnavailable, Err: err,
+		Description: "the change was made, but it could not be recorded, so that its answer is kept back",
+		Hint:        hint + cmp.Or(again, "try again")}
 }
 
 // notAuthorized refuses a caller whose token is not worth any more what it was when it was let in.

@@ -14,7 +14,7 @@ import (
 	"github.com/certbound/certbound/cmd/internal/store"
 )
 
-func (a *api) addResource(r *http.Request, req *ResourceRequest) (*outcome, error) {
+func (a *api) addResource(r *http.Request, req *ResourceRequest) (*deed, error) {
 	ctx := r.Context()
 	row, err := a.rules.resource(req)
 	if err != nil {
@@ -26,23 +26,14 @@ func (a *api) addResource(r *http.Request, req *ResourceRequest) (*outcome, erro
 		}
 	}
 	row.CreatedAt = a.cfg.Now()
-	if err := a.cfg.Store.AddResource(ctx, row); err != nil {
-		return nil, resourceError(row.URI, err)
+	event := audit.Event{Resource: row.URI, Scope: row.Scopes, Detail: map[string]string{"servers": strings.Join(row.Servers, " ")}}
+	do := func(ctx context.Context, tx *store.Store) (*outcome, error) {
+		if err := tx.AddResource(ctx, row); err != nil {
+			return nil, resourceError(row.URI, err)
+		}
+		return &outcome{answer: resourceView(row), status: http.StatusCreated, events: []audit.Event{event}}, nil
 	}
-	return &outcome{
-		answer: resourceView(row), status: http.StatusCreated,
-		events: []audit.Event{{Resource: row.URI, Scope: row.Scopes, Detail: map[string]string{"servers": strings.Join(row.Servers, " ")}}},
-		undo: func(ctx context.Context) error {
-			now, err := a.cfg.Store.Resource(ctx, row.URI)
-			if err != nil {
-				return err
-			}
-			if !slices.Equal(now.Scopes, row.Scopes) || !slices.Equal(now.Servers, row.Servers) {
-				return errChanged
-			}
-			return a.cfg.Store.RemoveResource(ctx, row.URI)
-		},
-	}, nil
+	return &deed{do: do, again: "certbound resource list shows it"}, nil
 }
 
 // checkServer demands that a resource server is a client already: whoever got a free id later would inherit its rights.
@@ -57,7 +48,7 @@ func (a *api) checkServer(ctx context.Context, id string) error {
 	return nil
 }
 
-func (a *api) removeResource(r *http.Request, _ *none) (*outcome, error) {
+func (a *api) removeResource(r *http.Request, _ *none) (*deed, error) {
 	query, err := parameters(r, "uri")
 	if err != nil {
 		return nil, err
@@ -66,15 +57,12 @@ func (a *api) removeResource(r *http.Request, _ *none) (*outcome, error) {
 	if uri == "" {
 		return nil, invalidRequest("the parameter uri is missing", "name the resource", nil)
 	}
-	if err := a.cfg.Store.RemoveResource(r.Context(), uri); err != nil {
-		return nil, resourceError(uri, err)
-	}
-	answer := &Change{Resource: uri, Done: "removed"}
-	return &outcome{
-		answer:  answer,
-		events:  []audit.Event{{Resource: uri}},
-		pending: func() { answer.AuditPending = true },
-	}, nil
+	return &deed{takes: true, do: func(ctx context.Context, tx *store.Store) (*outcome, error) {
+		if err := tx.RemoveResource(ctx, uri); err != nil {
+			return nil, resourceError(uri, err)
+		}
+		return &outcome{answer: &Change{Resource: uri, Done: "removed"}, events: []audit.Event{{Resource: uri}}}, nil
+	}}, nil
 }
 
 func (a *api) listResources(r *http.Request) (any, error) {

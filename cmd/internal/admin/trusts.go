@@ -20,19 +20,12 @@ func (a *api) addTrust(ctx context.Context, _ string, req *TrustRequest) (*propo
 		return nil, err
 	}
 	p := concerningTrust(row)
-	p.do = func(ctx context.Context) (*outcome, error) {
-		if err := a.cfg.Store.AddTrust(ctx, row); err != nil {
+	p.again = "certbound trust show " + shellWord(row.Name) + " shows it"
+	p.do = func(ctx context.Context, tx *store.Store) (*outcome, error) {
+		if err := tx.AddTrust(ctx, row); err != nil {
 			return nil, trustError(row.Name, err)
 		}
-		return &outcome{
-			answer: trustView(row),
-			undo: func(ctx context.Context) error {
-				if err := a.stillTrust(ctx, row); err != nil {
-					return err
-				}
-				return a.cfg.Store.RemoveTrust(ctx, row.Name)
-			},
-		}, nil
+		return &outcome{answer: trustView(row)}, nil
 	}
 	return p, nil
 }
@@ -58,19 +51,11 @@ func (a *api) replaceTrust(ctx context.Context, name string, req *TrustRequest) 
 	p := concerningTrust(row)
 	p.shown.Present = digest(before)
 	p.shown.Trust.PreviousRevocation, p.event.Detail["previous_revocation"] = before.Revocation, before.Revocation
-	p.do = func(ctx context.Context) (*outcome, error) {
-		if err := a.cfg.Store.ReplaceTrust(ctx, row); err != nil {
+	p.do = func(ctx context.Context, tx *store.Store) (*outcome, error) {
+		if err := tx.ReplaceTrust(ctx, row); err != nil {
 			return nil, trustError(name, err)
 		}
-		return &outcome{
-			answer: *p.shown.Trust,
-			undo: func(ctx context.Context) error {
-				if err := a.stillTrust(ctx, row); err != nil {
-					return err
-				}
-				return a.cfg.Store.ReplaceTrust(ctx, before)
-			},
-		}, nil
+		return &outcome{answer: *p.shown.Trust}, nil
 	}
 	return p, nil
 }
@@ -81,27 +66,14 @@ func (a *api) removeTrust(ctx context.Context, name string, _ *none) (*proposal,
 		return nil, trustError(name, err)
 	}
 	p := concerningTrust(row)
-	p.do = func(ctx context.Context) (*outcome, error) {
-		if err := a.cfg.Store.RemoveTrust(ctx, name); err != nil {
+	p.takes = true
+	p.do = func(ctx context.Context, tx *store.Store) (*outcome, error) {
+		if err := tx.RemoveTrust(ctx, name); err != nil {
 			return nil, trustError(name, err)
 		}
-		answer := &Change{Trust: name, Done: "removed"}
-		return &outcome{answer: answer, pending: func() { answer.AuditPending = true }}, nil
+		return &outcome{answer: &Change{Trust: name, Done: "removed"}}, nil
 	}
 	return p, nil
-}
-
-// stillTrust refuses when a trust is not any more what a change left.
-func (a *api) stillTrust(ctx context.Context, left store.Trust) error {
-	now, err := a.cfg.Store.Trust(ctx, left.Name)
-	if err != nil {
-		return err
-	}
-	now.CreatedAt, now.UpdatedAt = left.CreatedAt, left.UpdatedAt
-	if digest(now) != digest(left) {
-		return errChanged
-	}
-	return nil
 }
 
 // concerningTrust is a proposal about a trust as it is, or will be.

@@ -207,9 +207,11 @@ type Change struct {
 	Trust    string `json:"trust,omitempty"`
 	Approval string `json:"approval,omitempty"`
 	Done     string `json:"done"`
-	// AuditPending says that the change holds although the journal could not be written.
+	// AuditPending says that the change holds, and that its record waits until the journal can be written.
 	AuditPending bool `json:"audit_pending,omitempty"`
 }
+
+func (c *Change) auditPending() { c.AuditPending = true }
 
 // ResourceRequest is the body of POST /resources.
 type ResourceRequest struct {
@@ -272,9 +274,11 @@ type Revocation struct {
 	AlreadyRevoked []Certificate `json:"already_revoked"`
 	// Disabled are clients that were disabled because their certificates are not ours to revoke.
 	Disabled []string `json:"disabled,omitempty"`
-	// AuditPending says that the revocation holds although the journal could not be written.
+	// AuditPending says that the revocation holds, and that its record waits until the journal can be written.
 	AuditPending bool `json:"audit_pending,omitempty"`
 }
+
+func (r *Revocation) auditPending() { r.AuditPending = true }
 
 // ErrorBody is every error answer: an error code registered for OAuth, what was wrong, and what to do about it.
 type ErrorBody struct {

@@ -42,9 +42,13 @@ type Signer interface {
 	Sign(ctx context.Context, csr *x509.CertificateRequest, p pki.Profile) ([]*x509.Certificate, error)
 }
 
-// Recorder writes one decision where it cannot be lost, before the answer leaves. An error refuses what
-// would give authority.
+// Recorder puts decisions where they cannot be lost, before the answer leaves: an outbox.Box.
 type Recorder interface {
+	// Ready says why no decision of the class could be recorded now.
+	Ready(class audit.Class) error
+	// Change makes a change of the database together with its records. An error refuses what would give authority.
+	Change(ctx context.Context, class audit.Class, f func(tx *store.Store) ([]audit.Event, error)) (pending bool, err error)
+	// Record writes a decision that changed nothing in the database.
 	Record(ctx context.Context, e audit.Event) error
 }
 
@@ -84,9 +88,6 @@ type Authority struct {
 
 	mu  sync.Mutex
 	crl crlState
-
-	alarms  sync.Mutex        // held while forks are reported, so that each is once
-	alarmed map[[32]byte]bool // forks that were told but not recorded
 }
 
 // New returns an Authority, or an error that names what is missing.
@@ -105,7 +106,7 @@ func New(cfg Config) (*Authority, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	a := &Authority{cfg: cfg, roots: encodePEM(cfg.Root), alarmed: make(map[[32]byte]bool)}
+	a := &Authority{cfg: cfg, roots: encodePEM(cfg.Root)}
 	cfg.Store.OnChange(a.changed)
 	return a, nil
 }
@@ -185,8 +186,12 @@ func (a *Authority) checkKey(ctx context.Context, clientID string, hash [32]byte
 	return nil
 }
 
-// sign has the checked request certified by the profile and returns the row for the inventory.
+// sign has the checked request certified by the profile and returns the row for the inventory. Nothing is signed that
+// could not be recorded.
 func (a *Authority) sign(ctx context.Context, csr *x509.CertificateRequest, p pki.Profile, c store.Client) (store.Certificate, error) {
+	if err := a.cfg.Recorder.Ready(audit.Decision); err != nil {
+		return store.Certificate{}, unavailable(fmt.Errorf("certifying %s: %w", c.ID, err))
+	}
 	chain, err := a.cfg.CA.Sign(ctx, csr, p)
 	if err != nil {
 		return store.Certificate{}, unavailable(fmt.Errorf("signing a certificate for %s: %w", c.ID, err))
@@ -219,6 +224,27 @@ func (a *Authority) answer(c store.Certificate) (*pki.EnrollResponse, error) {
 		Certificate: encodePEM(leaf, a.cfg.Issuing), Roots: a.roots,
 		MTLSURL: a.cfg.MTLSURL, TokenEndpoint: a.cfg.TokenEndpoint,
 	}, nil
+}
+
+// change makes a change that gives a certificate, together with its records. The error of f is returned as it is; that of
+// the record refuses the grant, though the change may hold: then its record waits, and the repetition finds it.
+func (a *Authority) change(ctx context.Context, f func(tx *store.Store) ([]audit.Event, error)) error {
+	var refused error
+	_, err := a.cfg.Recorder.Change(ctx, audit.Decision, func(tx *store.Store) ([]audit.Event, error) {
+		var events []audit.Event
+		events, refused = f(tx)
+		for i := range events {
+			events[i].Time = a.cfg.Now()
+		}
+		return events, refused
+	})
+	if refused != nil {
+		return refused
+	}
+	if err != nil {
+		return unavailable(err)
+	}
+	return nil
 }
 
 // record writes the decision and turns a failure into the refusal of a grant.

@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/certbound/certbound/cmd/internal/audit"
+	"github.com/certbound/certbound/cmd/internal/outbox"
 	"github.com/certbound/certbound/cmd/internal/store"
 	"github.com/certbound/certbound/mtls"
 	"github.com/certbound/certbound/pki"
@@ -32,18 +33,29 @@ import (
 
 const testIssuer = "https://auth.test"
 
-// journal is a Recorder that can be made to fail.
+// journal is an outbox's journal that can be made to fail.
 type journal struct {
 	mu     sync.Mutex
 	events []audit.Event
-	fails  bool
+	full   bool // it says so when it is asked
+	fails  bool // it fails without warning
 }
 
-// Record implements Recorder.
+// Ready implements outbox.Journal.
+func (j *journal) Ready(audit.Class) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.full {
+		return errors.New("the journal is full")
+	}
+	return nil
+}
+
+// Record implements outbox.Journal.
 func (j *journal) Record(_ context.Context, e audit.Event) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if j.fails {
+	if j.full || j.fails {
 		return errors.New("the journal is full")
 	}
 	j.events = append(j.events, e)
@@ -93,6 +105,7 @@ type bench struct {
 	hierarchy *stepca.Hierarchy
 	ca        *signer
 	journal   *journal
+	box       *outbox.Box
 	authority *Authority
 	now       time.Time
 	ahead     time.Duration // of the store's clock, for ids that are reserved no longer
@@ -122,6 +135,7 @@ func newBench(tb testing.TB) *bench {
 		}
 	})
 	b.store, b.hierarchy, b.ca, b.journal, b.now = db, h, &signer{Signer: ca}, &journal{}, time.Now()
+	b.reopen()
 	b.authority, err = New(b.config())
 	if err != nil {
 		tb.Fatal(err)
@@ -129,9 +143,19 @@ func newBench(tb testing.TB) *bench {
 	return b
 }
 
+// reopen makes the outbox of a new process.
+func (b *bench) reopen() {
+	b.tb.Helper()
+	var err error
+	b.box, err = outbox.New(outbox.Config{Store: b.store, Journal: b.journal})
+	if err != nil {
+		b.tb.Fatal(err)
+	}
+}
+
 func (b *bench) config() Config {
 	return Config{
-		Store: b.store, CA: b.ca, Recorder: b.journal,
+		Store: b.store, CA: b.ca, Recorder: b.box,
 		Root: b.hierarchy.Root, Issuing: b.hierarchy.Issuing, IssuingKey: b.hierarchy.IssuingKey,
 		Issuer: testIssuer, TrustDomain: "test.internal",
 		MTLSURL: "https://mtls.test", TokenEndpoint: "https://mtls.test/oauth2/token",
@@ -202,8 +226,15 @@ func (b *bench) revoke(reason pki.Reason, only bool, certs ...*x509.Certificate)
 	for _, c := range certs {
 		sel.Thumbprints = append(sel.Thumbprints, mtls.ThumbprintOf(c))
 	}
-	_, err := b.authority.Revoke(b.tb.Context(), sel, reason)
-	b.must(err)
+	b.must(b.take(sel, reason))
+}
+
+// take revokes a selection.
+func (b *bench) take(sel store.Selection, reason pki.Reason) error {
+	return b.store.Transact(b.tb.Context(), func(tx *store.Store) error {
+		_, err := b.authority.Revoke(b.tb.Context(), tx, sel, reason)
+		return err
+	})
 }
 
 // another removes the client and gives its id to another one, at once.
@@ -706,6 +737,109 @@ func TestJournalAndSignerFail(t *testing.T) {
 	}
 }
 
+// While the journal is full, nothing is signed and nothing is stored, and what was refused is given afterwards.
+func TestJournalFull(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	parent, key, next := b.enrolled("payments", newKey(t)), newKey(t), newKey(t)
+	code := b.client("billing")
+	version, err := b.store.Version(t.Context())
+	b.must(err)
+	signed := b.ca.calls
+	b.journal.full = true
+	for what, ask := range map[string]func() error{
+		"enrolment": func() error { _, err := b.enroll(code, key); return err },
+		"renewal":   func() error { _, err := b.renew("payments", parent, next); return err },
+		"direct":    func() error { _, err := b.authority.IssueDirectly(t.Context(), "payments"); return err },
+		"server": func() error {
+			_, err := b.authority.ServerCertificate(t.Context(), "auth.test", []string{"auth.test"}, nil, time.Hour)
+			return err
+		},
+	} {
+		if e, _ := errors.AsType[*tokens.Error](ask()); e == nil || e.Code != wantFailure.Code || !errors.Is(e, outbox.ErrNotReady) {
+			t.Errorf("%s: %v", what, e)
+		}
+	}
+	now, err := b.store.Version(t.Context())
+	b.must(err)
+	if b.ca.calls != signed || now != version {
+		t.Errorf("%d certificates were signed, version %d after %d", b.ca.calls-signed, now, version)
+	}
+	b.journal.full = false
+	_, err = b.enroll(code, key)
+	b.must(err)
+	_, err = b.renew("payments", parent, next)
+	b.must(err)
+}
+
+// A grant whose record failed after it was made is not answered; its repetition is, and both are on record, once each.
+func TestJournalFailsAfterTheCommit(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	parent, key, next := b.enrolled("payments", newKey(t)), newKey(t), newKey(t)
+	code := b.client("billing")
+	inventory := b.inventory()
+	asks := map[string]func() (*pki.EnrollResponse, error){
+		"cert.enroll": func() (*pki.EnrollResponse, error) { return b.enroll(code, key) },
+		"cert.renew":  func() (*pki.EnrollResponse, error) { return b.renew("payments", parent, next) },
+	}
+	counts := make(map[string]int)
+	for name, ask := range asks {
+		counts[name] = b.journal.named(name)
+		b.journal.failing(func() {
+			if res, err := ask(); res != nil || !errors.Is(err, outbox.ErrPending) {
+				t.Errorf("%s: answer %t, %v", name, res != nil, err)
+			}
+		})
+	}
+	if b.inventory() != inventory+2 || b.box.Stats().Waiting != 2 {
+		t.Errorf("%d certificates, %+v", b.inventory()-inventory, b.box.Stats())
+	}
+	for name, ask := range asks {
+		res, err := ask()
+		b.must(err)
+		if e := b.journal.last(t, name); e.Reason != "repeated" || e.Thumbprint != mtls.ThumbprintOf(leaf(t, res)).String() {
+			t.Errorf("%s: on record %+v", name, e)
+		}
+		b.must(b.box.Flush(t.Context()))
+		if n := b.journal.named(name) - counts[name]; n != 2 {
+			t.Errorf("%s: %d on record, want the first and its repetition", name, n)
+		}
+	}
+	if b.inventory() != inventory+2 {
+		t.Errorf("%d certificates more", b.inventory()-inventory-2)
+	}
+}
+
+// Who could be told is refused singly, strangers are counted together, and alarms are neither.
+func TestClassesOfRefusals(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	code := b.client("billing")
+	class := func(name string, want audit.Class) {
+		t.Helper()
+		if e := b.journal.last(t, name); e.Class != want || e.Outcome != audit.Refused {
+			t.Errorf("%s: %+v", name, e)
+		}
+	}
+	unknown, _ := b.code("nobody")
+	if _, err := b.enroll(unknown, newKey(t)); err == nil {
+		t.Error("an unknown code was redeemed")
+	}
+	class("cert.enroll", audit.Stranger)
+	_, err := b.enroll(code, newKey(t))
+	b.must(err)
+	if _, err := b.enroll(code, newKey(t)); err == nil {
+		t.Error("a code was redeemed twice")
+	}
+	class("cert.enroll", audit.Refusal)
+	class("enroll.conflict", audit.Decision)
+	if _, err := b.renew("billing", b.hierarchy.Issuing, newKey(t)); err == nil {
+		t.Error("renewed from another certificate")
+	}
+	class("cert.renew", audit.Refusal)
+}
+
 // The service's own certificate is no client's: it is not in the inventory and carries no client's name. What is
 // issued directly is, and never for a client that is disabled or unknown.
 func TestOwnCertificates(t *testing.T) {
@@ -836,7 +970,7 @@ func TestCRL(t *testing.T) {
 		t.Errorf("%d expired certificates on the list", late.Len())
 	}
 	before, _ := fetch()
-	if r, err := b.authority.Revoke(t.Context(), store.Selection{Serial: "1"}, pki.Unspecified); !errors.Is(err, store.ErrNotFound) || r.Revoked != nil {
+	if err := b.take(store.Selection{Serial: "1"}, pki.Unspecified); !errors.Is(err, store.ErrNotFound) {
 		t.Errorf("revoking what is not there: %v", err)
 	}
 	if list, _ := fetch(); list.Number().Cmp(before.Number()) <= 0 {

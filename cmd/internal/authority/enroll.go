@@ -28,75 +28,87 @@ var errCode = refusal("invalid_grant", "code_refused",
 //
 // Errors are *tokens.Error. Nothing is stored for a refused request.
 func (a *Authority) Enroll(ctx context.Context, req pki.EnrollRequest, from Caller) (*pki.EnrollResponse, error) {
-	cert, fresh, err := a.redeem(ctx, req, from)
+	cert, err := a.redeem(ctx, req, from)
 	if err != nil {
 		return nil, a.refused(ctx, "cert.enroll", cert.ClientID, from, err)
 	}
+	return a.answer(cert)
+}
+
+// issued is the event of handing out a certificate, for the first time or again.
+func issued(name string, cert store.Certificate, fresh bool, from Caller) audit.Event {
 	event := audit.Event{
-		Name: "cert.enroll", Outcome: "granted", Client: cert.ClientID,
+		Name: name, Outcome: audit.Granted, Client: cert.ClientID,
 		Thumbprint: mtls.Thumbprint(cert.Thumbprint).String(), Serial: cert.Serial,
 		Address: from.Address, Correlation: from.Correlation, Expires: cert.NotAfter,
 	}
 	if !fresh {
 		event.Reason = "repeated"
 	}
-	if err := a.record(ctx, event); err != nil {
-		return nil, err
-	}
-	return a.answer(cert)
+	return event
 }
 
-// redeem walks a redemption from its bytes to the row in the inventory. The returned certificate names
+// redeem walks a redemption from its bytes to the row in the inventory and the record. The returned certificate names
 // the client as soon as the code has proved genuine, also beside an error.
-func (a *Authority) redeem(ctx context.Context, req pki.EnrollRequest, from Caller) (_ store.Certificate, fresh bool, _ error) {
+func (a *Authority) redeem(ctx context.Context, req pki.EnrollRequest, from Caller) (store.Certificate, error) {
 	var none store.Certificate
 	// All lengths are bounded before anything is looked up.
 	id, der, sig, err := req.Decode()
 	if err != nil {
-		return none, false, malformed(err)
+		return none, malformed(err)
 	}
 	code, err := a.cfg.Store.Code(ctx, id)
 	if errors.Is(err, store.ErrNotFound) {
-		return none, false, errCode
+		return none, errCode
 	}
 	if err != nil {
-		return none, false, unavailable(err)
+		return none, unavailable(err)
 	}
 	if !pki.VerifyRedemption(code.PublicKey, a.cfg.Issuer, id, der, sig) {
-		return none, false, errCode
+		return none, errCode
 	}
 	none.ClientID = code.ClientID
 	csr, hash, err := parseRequest(der)
 	if err != nil {
-		return none, false, err
+		return none, err
 	}
 	if !code.UsedAt.IsZero() {
 		cert, err := a.again(ctx, code, hash, from)
-		return withClient(cert, code.ClientID), false, err
+		if err == nil {
+			err = a.record(ctx, issued("cert.enroll", cert, false, from))
+		}
+		return withClient(cert, code.ClientID), err
 	}
 	client, err := a.invited(ctx, code)
 	if err != nil {
-		return none, false, err
+		return none, err
 	}
 	if err := a.checkKey(ctx, client.ID, hash); err != nil {
-		return none, false, err
+		return none, err
 	}
 	now := a.cfg.Now()
 	profile, err := a.profile(client, now)
 	if err != nil {
-		return none, false, unavailable(err)
+		return none, unavailable(err)
 	}
 	cert, err := a.sign(ctx, csr, profile, client)
 	if err != nil {
-		return none, false, err
+		return none, err
 	}
 	// Signed first, redeemed after: a certificate that loses this race is not in the inventory, so it
 	// authenticates nobody, and it is never returned.
-	stored, err := a.cfg.Store.Redeem(ctx, id, hash, cert, from.Address, now)
+	var stored store.Certificate
+	err = a.change(ctx, func(tx *store.Store) ([]audit.Event, error) {
+		var err error
+		if stored, err = tx.Redeem(ctx, id, hash, cert, from.Address, now); err != nil {
+			return nil, err
+		}
+		return []audit.Event{issued("cert.enroll", stored, stored.Thumbprint == cert.Thumbprint, from)}, nil
+	})
 	if err != nil {
-		return none, false, a.redeemError(ctx, err, code, from)
+		return none, a.redeemError(ctx, err, code, from)
 	}
-	return stored, stored.Thumbprint == cert.Thumbprint, nil
+	return stored, nil
 }
 
 // again answers a code that was redeemed before.
@@ -158,9 +170,11 @@ func (a *Authority) redeemError(ctx context.Context, err error, code store.Code,
 		return errKeyBlocked
 	case errors.Is(err, store.ErrKeyTaken):
 		return errKeyTaken
-	default:
-		return unavailable(err)
 	}
+	if e, ok := errors.AsType[*tokens.Error](err); ok {
+		return e
+	}
+	return unavailable(err)
 }
 
 // conflict is the signal that two parties hold one code: recorded with both addresses, refused as any
@@ -169,7 +183,7 @@ func (a *Authority) conflict(ctx context.Context, code store.Code, from Caller) 
 	a.cfg.Logger.WarnContext(ctx, "an enrolment code was presented with a second key",
 		"client", code.ClientID, "address", from.Address, "first_address", code.UsedFrom, "correlation", from.Correlation)
 	err := a.record(ctx, audit.Event{
-		Name: "enroll.conflict", Outcome: "refused", Reason: "code_used_with_another_key", Client: code.ClientID,
+		Class: audit.Decision, Name: "enroll.conflict", Outcome: audit.Refused, Reason: "code_used_with_another_key", Client: code.ClientID,
 		Address: from.Address, Correlation: from.Correlation,
 		Detail: map[string]string{"first_address": code.UsedFrom},
 	})
@@ -195,8 +209,12 @@ func (a *Authority) refused(ctx context.Context, name, clientID string, from Cal
 	}
 	// What takes nothing away and gives nothing may be lost when the journal fails: the caller is
 	// refused either way.
+	class := audit.Refusal
+	if clientID == "" {
+		class = audit.Stranger // nothing that was sent proved to be anybody's
+	}
 	if recErr := a.record(ctx, audit.Event{
-		Name: name, Outcome: "refused", Reason: e.Reason, Client: clientID,
+		Class: class, Name: name, Outcome: audit.Refused, Reason: e.Reason, Client: clientID,
 		Address: from.Address, Correlation: from.Correlation,
 	}); recErr != nil {
 		a.cfg.Logger.ErrorContext(ctx, "a refusal could not be recorded", "event", name, "error", recErr)

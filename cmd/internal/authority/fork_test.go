@@ -8,6 +8,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/certbound/certbound/cmd/internal/audit"
 	"github.com/certbound/certbound/cmd/internal/store"
 	"github.com/certbound/certbound/mtls"
 	"github.com/certbound/certbound/tokens"
@@ -56,63 +57,63 @@ func (b *bench) reports(forks, suspensions int) {
 	}
 }
 
-// An alarm that could not be recorded is raised by the next renewal, whoever asks, or by the service itself; the
+// An alarm that could not be recorded is raised at once and recorded later, once, by the same process or by the next; the
 // suspension holds meanwhile.
 func TestFork_JournalFails(t *testing.T) {
 	t.Parallel()
 	for _, suspend := range []bool{false, true} {
-		b := newBench(t)
-		told := 0
-		b.authority.cfg.SuspendOnFork, b.authority.cfg.Forked = suspend, func() { told++ }
-		parent, thief := b.enrolled("payments", newKey(t)), newKey(t)
-		other := b.enrolled("billing", newKey(t))
-		first, err := b.renew("payments", parent, newKey(t))
-		b.must(err)
-		b.journal.failing(func() {
-			for range 2 {
-				res, err := b.renew("payments", parent, thief)
-				if e, _ := errors.AsType[*tokens.Error](err); res != nil || e == nil {
-					t.Errorf("suspend %t: an answer without a record: %v", suspend, err)
+		for _, died := range []bool{false, true} {
+			b := newBench(t)
+			told := 0
+			b.authority.cfg.SuspendOnFork, b.authority.cfg.Forked = suspend, func() { told++ }
+			parent, thief := b.enrolled("payments", newKey(t)), newKey(t)
+			first, err := b.renew("payments", parent, newKey(t))
+			b.must(err)
+			b.journal.failing(func() {
+				for range 2 {
+					res, err := b.renew("payments", parent, thief)
+					if e, _ := errors.AsType[*tokens.Error](err); res != nil || e == nil {
+						t.Errorf("suspend %t: an answer without a record: %v", suspend, err)
+					}
 				}
+			})
+			if b.disabled("payments") != suspend {
+				t.Errorf("suspend %t: disabled %t while the journal fails", suspend, !suspend)
 			}
-		})
-		if b.disabled("payments") != suspend {
-			t.Errorf("suspend %t: disabled %t while the journal fails", suspend, !suspend)
-		}
-		b.reports(0, 0)
-		if told != 1 {
-			t.Errorf("suspend %t: told %d times, want 1", suspend, told)
-		}
-		// The process dies; in the next one anybody's renewal, or nobody's, finds what was left.
-		b.authority, err = New(b.config())
-		b.must(err)
-		b.authority.cfg.SuspendOnFork = suspend
-		if suspend {
-			b.must(b.authority.ReportForks(t.Context()))
-		} else {
-			_, err = b.renew("billing", other, newKey(t))
-			b.must(err)
-		}
-		suspensions := 0
-		if suspend {
-			suspensions = 1
-		}
-		b.reports(1, suspensions)
-		e := b.journal.last(t, "renew.fork")
-		if e.Client != "payments" || e.Address != "192.0.2.2" || e.Detail["renewed_from"] != mtls.ThumbprintOf(parent).String() ||
-			e.Detail["sibling"] != mtls.ThumbprintOf(leaf(t, first)).String() || e.Detail["forked_at"] == "" {
-			t.Errorf("on record: %+v", e)
-		}
-		res, err := b.renew("payments", parent, thief)
-		if suspend {
-			b.refused("cert.renew", wantParent, b.inventory(), res, err)
-		} else {
-			b.must(err)
-			if e := b.journal.last(t, "cert.renew"); e.Reason != "repeated" || e.Thumbprint == mtls.ThumbprintOf(leaf(t, first)).String() {
+			b.reports(0, 0)
+			if told != 1 {
+				t.Errorf("suspend %t: told %d times, want 1", suspend, told)
+			}
+			if died {
+				b.reopen()
+				b.authority, err = New(b.config())
+				b.must(err)
+				b.authority.cfg.SuspendOnFork = suspend
+			}
+			suspensions := 0
+			if suspend {
+				suspensions = 1
+			}
+			for range 2 {
+				b.must(b.box.Flush(t.Context()))
+				b.reports(1, suspensions)
+			}
+			e := b.journal.last(t, "renew.fork")
+			if e.Class != audit.Decision || e.Client != "payments" || e.Address != "192.0.2.2" ||
+				e.Detail["renewed_from"] != mtls.ThumbprintOf(parent).String() || e.Detail["sibling"] != mtls.ThumbprintOf(leaf(t, first)).String() {
 				t.Errorf("on record: %+v", e)
 			}
+			res, err := b.renew("payments", parent, thief)
+			if suspend {
+				b.refused("cert.renew", wantParent, b.inventory(), res, err)
+			} else {
+				b.must(err)
+				if e := b.journal.last(t, "cert.renew"); e.Reason != "repeated" || e.Thumbprint == mtls.ThumbprintOf(leaf(t, first)).String() {
+					t.Errorf("on record: %+v", e)
+				}
+			}
+			b.reports(1, suspensions) // once
 		}
-		b.reports(1, suspensions) // once
 	}
 }
 
@@ -163,7 +164,7 @@ func TestFork_LastGrantor(t *testing.T) {
 	b.reports(1, 1)
 }
 
-// Many renewals at once report each fork once.
+// Many forks at once are each on record once, whatever failed meanwhile.
 func TestFork_ReportedOnce(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
@@ -181,7 +182,7 @@ func TestFork_ReportedOnce(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 16 {
 		wg.Go(func() {
-			if err := b.authority.ReportForks(t.Context()); err != nil {
+			if err := b.box.Flush(t.Context()); err != nil {
 				t.Error(err)
 			}
 		})

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/certbound/certbound/cmd/internal/audit"
+	"github.com/certbound/certbound/cmd/internal/store"
 	"github.com/certbound/certbound/mtls"
 	"github.com/certbound/certbound/pki"
 )
@@ -23,6 +24,9 @@ import (
 // ServerCertificate makes the service's own certificate for these names, with a fresh P-256 key. It
 // carries no client's name and is not in the inventory, so it authenticates nobody as a client.
 func (a *Authority) ServerCertificate(ctx context.Context, commonName string, dns []string, ips []netip.Addr, life time.Duration) (tls.Certificate, error) {
+	if err := a.cfg.Recorder.Ready(audit.Decision); err != nil {
+		return tls.Certificate{}, unavailable(fmt.Errorf("making the service's own certificate: %w", err))
+	}
 	now := a.cfg.Now()
 	key, csr, err := newRequest()
 	if err != nil {
@@ -36,7 +40,7 @@ func (a *Authority) ServerCertificate(ctx context.Context, commonName string, dn
 		return tls.Certificate{}, fmt.Errorf("signing the service's own certificate: %w", err)
 	}
 	err = a.record(ctx, audit.Event{
-		Name: "cert.server", Outcome: "granted", Thumbprint: mtls.ThumbprintOf(chain[0]).String(),
+		Class: audit.Decision, Name: "cert.server", Outcome: audit.Granted, Thumbprint: mtls.ThumbprintOf(chain[0]).String(),
 		Serial: chain[0].SerialNumber.String(), Expires: chain[0].NotAfter,
 	})
 	if err != nil {
@@ -63,6 +67,9 @@ func (a *Authority) IssueDirectly(ctx context.Context, clientID string) (tls.Cer
 	if err != nil {
 		return tls.Certificate{}, err
 	}
+	if err := a.cfg.Recorder.Ready(audit.Decision); err != nil {
+		return tls.Certificate{}, unavailable(fmt.Errorf("certifying %s: %w", clientID, err))
+	}
 	chain, err := a.cfg.CA.Sign(ctx, csr, profile)
 	if err != nil {
 		return tls.Certificate{}, fmt.Errorf("signing a certificate for %s: %w", clientID, err)
@@ -71,12 +78,11 @@ func (a *Authority) IssueDirectly(ctx context.Context, clientID string) (tls.Cer
 	if err != nil {
 		return tls.Certificate{}, err
 	}
-	if err := a.cfg.Store.AddCertificate(ctx, row); err != nil {
-		return tls.Certificate{}, fmt.Errorf("adding a certificate for %s: %w", clientID, err)
-	}
-	err = a.record(ctx, audit.Event{
-		Name: "cert.direct", Outcome: "granted", Client: clientID, Thumbprint: mtls.ThumbprintOf(chain[0]).String(),
-		Serial: row.Serial, Expires: row.NotAfter,
+	err = a.change(ctx, func(tx *store.Store) ([]audit.Event, error) {
+		if err := tx.AddCertificate(ctx, row); err != nil {
+			return nil, fmt.Errorf("adding a certificate for %s: %w", clientID, err)
+		}
+		return []audit.Event{issued("cert.direct", row, true, Caller{})}, nil
 	})
 	if err != nil {
 		return tls.Certificate{}, err

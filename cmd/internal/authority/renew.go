@@ -20,142 +20,118 @@ import (
 //
 // The caller must have authenticated the connection; the state of parent and client is nevertheless
 // judged again inside the transaction that adds the child, because a revocation may come in between.
-// So is whether the renewal forks, see [Authority.ReportForks]. Errors are *tokens.Error.
+// So is whether the renewal forks: that is an alarm, and may suspend the client. Errors are *tokens.Error.
 func (a *Authority) Renew(ctx context.Context, clientID string, parent *mtls.Peer, req pki.RenewRequest, from Caller) (*pki.EnrollResponse, error) {
-	cert, fresh, err := a.renew(ctx, clientID, parent, req, from)
-	// Also after a refusal: it may be the repetition of a renewal whose alarm could not be raised.
-	if alarm := a.ReportForks(ctx); err == nil && alarm != nil {
-		err = alarm
-	}
+	cert, err := a.renew(ctx, clientID, parent, req, from)
 	if err != nil {
 		return nil, a.refused(ctx, "cert.renew", clientID, from, err)
-	}
-	event := audit.Event{
-		Name: "cert.renew", Outcome: "granted", Client: clientID,
-		Thumbprint: mtls.Thumbprint(cert.Thumbprint).String(), Serial: cert.Serial,
-		Address: from.Address, Correlation: from.Correlation, Expires: cert.NotAfter,
-		Detail: map[string]string{"renewed_from": parent.Thumbprint().String()},
-	}
-	if !fresh {
-		event.Reason = "repeated"
-	}
-	if err := a.record(ctx, event); err != nil {
-		return nil, err
 	}
 	return a.answer(cert)
 }
 
-func (a *Authority) renew(ctx context.Context, clientID string, parent *mtls.Peer, req pki.RenewRequest, from Caller) (_ store.Certificate, fresh bool, _ error) {
+// renewed is the event of a renewal, for the first time or again.
+func renewed(cert store.Certificate, fresh bool, parent [32]byte, from Caller) audit.Event {
+	event := issued("cert.renew", cert, fresh, from)
+	event.Detail = map[string]string{"renewed_from": mtls.Thumbprint(parent).String()}
+	return event
+}
+
+func (a *Authority) renew(ctx context.Context, clientID string, parent *mtls.Peer, req pki.RenewRequest, from Caller) (store.Certificate, error) {
 	der, err := req.Decode()
 	if err != nil {
-		return store.Certificate{}, false, malformed(err)
+		return store.Certificate{}, malformed(err)
 	}
 	csr, hash, err := parseRequest(der)
 	if err != nil {
-		return store.Certificate{}, false, err
+		return store.Certificate{}, err
 	}
 	now := a.cfg.Now()
 	client, err := a.renewable(ctx, clientID, parent.Thumbprint(), now)
 	if err != nil {
-		return store.Certificate{}, false, err
+		return store.Certificate{}, err
 	}
 	if err := a.checkKey(ctx, clientID, hash); err != nil {
-		return store.Certificate{}, false, err
+		return store.Certificate{}, err
 	}
 	child, err := a.cfg.Store.Child(ctx, parent.Thumbprint(), hash, now)
 	if err == nil {
-		return child, false, nil
+		return child, a.record(ctx, renewed(child, false, parent.Thumbprint(), from))
 	}
 	if !errors.Is(err, store.ErrNotFound) {
-		return store.Certificate{}, false, unavailable(err)
+		return store.Certificate{}, unavailable(err)
 	}
 	profile, err := a.profile(client, now)
 	if err != nil {
-		return store.Certificate{}, false, unavailable(err)
+		return store.Certificate{}, unavailable(err)
 	}
 	cert, err := a.sign(ctx, csr, profile, client)
 	if err != nil {
-		return store.Certificate{}, false, err
+		return store.Certificate{}, err
 	}
-	renewal, err := a.cfg.Store.AddRenewal(ctx, parent.Thumbprint(), cert,
-		store.Renewer{Address: from.Address, Correlation: from.Correlation, Suspend: a.cfg.SuspendOnFork}, now)
-	switch {
-	case err != nil:
-		return store.Certificate{}, false, renewError(err)
-	case renewal.Suspended:
-		return store.Certificate{}, false, refusal("invalid_client", "suspended_on_fork", "client authentication failed")
+	var renewal store.Renewal
+	err = a.change(ctx, func(tx *store.Store) ([]audit.Event, error) {
+		var err error
+		if renewal, err = tx.AddRenewal(ctx, parent.Thumbprint(), cert, a.cfg.SuspendOnFork, now); err != nil {
+			return nil, renewError(err)
+		}
+		events := forked(renewal, from)
+		if !renewal.Suspended {
+			fresh := renewal.Certificate.Thumbprint == cert.Thumbprint
+			events = append(events, renewed(renewal.Certificate, fresh, parent.Thumbprint(), from))
+		}
+		return events, nil
+	})
+	if renewal.Fork != nil {
+		a.alarm(ctx, renewal, from)
 	}
-	return renewal.Certificate, renewal.Certificate.Thumbprint == cert.Thumbprint, nil
-}
-
-// ReportForks raises the alarm about every renewal that left two live children of one certificate with different keys
-// and was not reported yet. A client has one key at a time, so two parties hold the parent's: the client and a thief,
-// and nobody can tell which renewed first. The renewal stands, unless clients are to be suspended: a signal that anybody
-// with a stolen key can raise must not lock out by default.
-//
-// Each renewal calls it. The service calls it at its start and from time to time too, because whoever forked may not
-// come again when the journal or the process failed in between. A fork is recorded once at least; the error, a
-// *tokens.Error, says that some were not.
-func (a *Authority) ReportForks(ctx context.Context) error {
-	a.alarms.Lock()
-	defer a.alarms.Unlock()
-	forks, err := a.cfg.Store.Forks(ctx)
 	if err != nil {
-		return unavailable(err)
+		return store.Certificate{}, err
 	}
-	for _, fork := range forks {
-		if err := a.reportFork(ctx, fork); err != nil {
-			return err
-		}
+	if renewal.Suspended {
+		return store.Certificate{}, refusal("invalid_client", "suspended_on_fork", "client authentication failed")
 	}
-	return nil
+	return renewal.Certificate, nil
 }
 
-func (a *Authority) reportFork(ctx context.Context, fork store.Fork) error {
-	child := fork.Certificate
-	if !a.alarmed[child.Thumbprint] { // a journal that fails again and again repeats neither
-		a.alarmed[child.Thumbprint] = true
-		if a.cfg.Forked != nil {
-			a.cfg.Forked()
-		}
-		a.cfg.Logger.WarnContext(ctx, "one certificate was renewed into two live ones with different keys: one of them may be a thief's",
-			"client", child.ClientID, "parent", mtls.Thumbprint(child.RenewedFrom).String(), "suspension", string(fork.Suspension),
-			"address", fork.Address, "correlation", fork.Correlation)
+// forked are the events of a renewal that left two live children of one certificate with different keys. A client has one
+// key at a time, so two parties hold the parent's: the client and a thief, and nobody can tell which renewed first. The
+// renewal stands, unless clients are to be suspended: a signal that anybody with a stolen key can raise must not lock out
+// by default. The events are recorded with the renewal, so that the alarm is on record exactly when there is a fork.
+func forked(r store.Renewal, from Caller) []audit.Event {
+	if r.Fork == nil {
+		return nil
 	}
-	if err := a.record(ctx, audit.Event{
-		Name: "renew.fork", Outcome: "granted", Client: child.ClientID, Serial: child.Serial,
-		Thumbprint: mtls.Thumbprint(child.Thumbprint).String(), Address: fork.Address, Correlation: fork.Correlation,
+	child := r.Certificate
+	events := []audit.Event{{
+		Name: "renew.fork", Outcome: audit.Granted, Client: child.ClientID, Serial: child.Serial,
+		Thumbprint: mtls.Thumbprint(child.Thumbprint).String(), Address: from.Address, Correlation: from.Correlation,
 		Detail: map[string]string{
 			"renewed_from": mtls.Thumbprint(child.RenewedFrom).String(),
-			"sibling":      mtls.Thumbprint(fork.Sibling).String(),
-			"forked_at":    fork.At.Format(time.RFC3339),
+			"sibling":      mtls.Thumbprint(r.Fork.Sibling).String(),
 		},
-	}); err != nil {
-		return err
+	}}
+	// What took effect, or that it could not.
+	suspended := audit.Event{
+		Name: "client.suspend", Outcome: audit.Granted, Reason: "renew_fork", Client: child.ClientID,
+		Address: from.Address, Correlation: from.Correlation,
 	}
-	if err := a.recordSuspension(ctx, fork); err != nil {
-		return err
+	switch r.Fork.Suspension {
+	case store.SuspensionNone:
+		return events
+	case store.SuspensionLastGrantor:
+		suspended.Outcome, suspended.Reason = audit.Refused, "last_grantor"
 	}
-	if err := a.cfg.Store.DropFork(ctx, child.Thumbprint); err != nil {
-		return unavailable(err)
-	}
-	delete(a.alarmed, child.Thumbprint)
-	return nil
+	return append(events, suspended)
 }
 
-// recordSuspension tells what the fork did to the client: what took effect already, or that it could not.
-func (a *Authority) recordSuspension(ctx context.Context, fork store.Fork) error {
-	event := audit.Event{
-		Name: "client.suspend", Outcome: "granted", Reason: "renew_fork", Client: fork.Certificate.ClientID,
-		Address: fork.Address, Correlation: fork.Correlation,
+// alarm tells the metrics and the log of a fork, whatever became of its record.
+func (a *Authority) alarm(ctx context.Context, r store.Renewal, from Caller) {
+	if a.cfg.Forked != nil {
+		a.cfg.Forked()
 	}
-	switch fork.Suspension {
-	case store.SuspensionNone:
-		return nil
-	case store.SuspensionLastGrantor:
-		event.Outcome, event.Reason = "refused", "last_grantor"
-	}
-	return a.record(ctx, event)
+	a.cfg.Logger.WarnContext(ctx, "one certificate was renewed into two live ones with different keys: one of them may be a thief's",
+		"client", r.Certificate.ClientID, "parent", mtls.Thumbprint(r.Certificate.RenewedFrom).String(),
+		"suspension", string(r.Fork.Suspension), "address", from.Address, "correlation", from.Correlation)
 }
 
 // renewable finds the client that may renew from this parent. The transaction judges the same again; this

@@ -27,20 +27,21 @@ type crlState struct {
 	revocations uint64 // how many had been seen when its entries were read
 }
 
-// Revoke takes certificates away, with everything renewed from them unless the selection says only. It
-// returns when the change is committed and in force: the very next request on any connection is judged
-// by it. The caller records it. Of what our CA did not issue it takes away what the store's Revoke says, or it is
+// Revoke takes certificates away, with everything renewed from them unless the selection says only, in the transaction
+// tx, which the caller commits together with the record. When that is done it is in force: the very next request on any
+// connection is judged by it. Of what our CA did not issue it takes away what the store's Revoke says, or it is
 // store.ErrNotRevocable.
-func (a *Authority) Revoke(ctx context.Context, s store.Selection, reason pki.Reason) (store.Revocation, error) {
-	r, err := a.cfg.Store.Revoke(ctx, s, int(reason), a.cfg.Now())
+func (a *Authority) Revoke(ctx context.Context, tx *store.Store, s store.Selection, reason pki.Reason) (store.Revocation, error) {
+	r, err := tx.Revoke(ctx, s, int(reason), a.cfg.Now())
 	if err != nil {
-		a.revocations.Add(1) // it is unknown whether a failed commit took effect
+		a.revocations.Add(1) // an error of the database leaves it unknown what took effect
 	}
 	return r, err
 }
 
 // changed notes that something was revoked, by whatever way, so that the next reader of the list signs a new one. It is
-// called inside the writing transaction and must not wait for a reader, who may be waiting for the database.
+// called when the transaction was committed, or when that failed and it is unknown whether it was, while others wait to
+// write: it must not wait for a reader, who may be waiting for the database.
 func (a *Authority) changed(c store.Change) {
 	if c.Revoked {
 		a.revocations.Add(1)

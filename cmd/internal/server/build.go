@@ -38,11 +38,11 @@ const scopeAdmin = admin.ScopeAdmin
 func (s *service) build(ctx context.Context) error {
 	now := time.Now()
 	db := s.folder.store
-	h, err := loadHierarchy(ctx, db, s.cfg.Data, "Certbound "+s.identity.trustDomain, now)
+	h, err := loadHierarchy(ctx, s.folder.outbox, db, s.cfg.Data, "Certbound "+s.identity.trustDomain, now)
 	if err != nil {
 		return err
 	}
-	if s.keys, err = loadKeyring(ctx, db, now); err != nil {
+	if s.keys, err = loadKeyring(ctx, s.folder.outbox, db, now); err != nil {
 		return err
 	}
 	ca, err := stepca.New(stepca.Config{
@@ -58,8 +58,9 @@ func (s *service) build(ctx context.Context) error {
 	if err := s.buildLimits(); err != nil {
 		return err
 	}
+	s.metrics.watchOutbox(s.folder.outbox.Stats)
 	s.authority, err = authority.New(authority.Config{
-		Store: db, CA: ca, Recorder: recorder{s.folder.journal},
+		Store: db, CA: ca, Recorder: s.folder.outbox,
 		Root: h.root, Issuing: h.issuing, IssuingKey: h.issuingKey,
 		Issuer: s.identity.issuer, TrustDomain: s.identity.trustDomain,
 		MTLSURL: s.identity.mtlsURL, TokenEndpoint: s.identity.mtlsURL + pathToken,
@@ -171,7 +172,7 @@ func (s *service) fileTrusts() []string {
 // adminConfig is what the operators' API and the break-glass socket have in common.
 func (s *service) adminConfig() admin.Config {
 	return admin.Config{
-		Store: s.folder.store, Authority: s.authority, Recorder: recorder{s.folder.journal},
+		Store: s.folder.store, Authority: s.authority, Recorder: s.folder.outbox,
 		Issuer: s.identity.issuer, TrustDomain: s.identity.trustDomain,
 		Reserved:  append(s.ownNames(), operatorID),
 		Endpoints: s.endpoints(), Version: s.version, Logger: s.log,

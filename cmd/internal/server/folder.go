@@ -19,6 +19,7 @@ import (
 	"encoding/base32"
 
 	"github.com/certbound/certbound/cmd/internal/audit"
+	"github.com/certbound/certbound/cmd/internal/outbox"
 	"github.com/certbound/certbound/cmd/internal/store"
 )
 
@@ -26,6 +27,7 @@ import (
 type folder struct {
 	store   *store.Store
 	journal *audit.Log
+	outbox  *outbox.Box // joins changes of the one with records in the other
 }
 
 // identity is what the installation is called. Everything in it is stored at the first start, because
@@ -90,6 +92,9 @@ func (s *service) open(ctx context.Context) error {
 	}
 	s.onClose(journal.Close)
 	s.folder = &folder{store: db, journal: journal}
+	if err := s.openOutbox(ctx); err != nil {
+		return err
+	}
 	if err := s.bind(ctx); err != nil {
 		return err
 	}
@@ -202,9 +207,16 @@ func (s *service) identify(ctx context.Context) error {
 
 // once stores a value at the first start and refuses a different one later.
 func (s *service) once(ctx context.Context, setting, configured, wanted string) (string, error) {
-	stored, err := s.folder.store.SetOnce(ctx, setting, wanted)
+	stored, err := s.folder.store.Setting(ctx, setting)
+	if isNotFound(err) {
+		event := audit.Event{Name: "setting.set", Detail: map[string]string{setting: wanted}}
+		err = change(ctx, s.folder.outbox, event, func(tx *store.Store) (err error) {
+			stored, err = tx.SetOnce(ctx, setting, wanted)
+			return err
+		})
+	}
 	if err != nil {
-		return "", fmt.Errorf("reading the %s: %w", setting, err)
+		return "", fmt.Errorf("settling the %s: %w", setting, err)
 	}
 	if configured != "" && configured != stored {
 		return "", &StartError{

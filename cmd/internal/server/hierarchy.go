@@ -18,6 +18,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/certbound/certbound/cmd/internal/audit"
+	"github.com/certbound/certbound/cmd/internal/outbox"
 	"github.com/certbound/certbound/cmd/internal/store"
 	"github.com/certbound/certbound/mtls"
 	"github.com/certbound/certbound/pki/stepca"
@@ -39,7 +41,7 @@ type hierarchy struct {
 
 // loadHierarchy reads root and issuing CA, making them at the first start, and holds them against the
 // public copies in DATA/ca: whoever distributes those files must distribute the truth.
-func loadHierarchy(ctx context.Context, db *store.Store, data, name string, now time.Time) (*hierarchy, error) {
+func loadHierarchy(ctx context.Context, box *outbox.Box, db *store.Store, data, name string, now time.Time) (*hierarchy, error) {
 	rows, err := db.Keys(ctx, purposeIssuing)
 	if err != nil {
 		return nil, fmt.Errorf("reading the issuing CA: %w", err)
@@ -47,7 +49,7 @@ func loadHierarchy(ctx context.Context, db *store.Store, data, name string, now 
 	var h *hierarchy
 	first := len(rows) == 0
 	if first {
-		h, err = makeHierarchy(ctx, db, name, now)
+		h, err = makeHierarchy(ctx, box, name, now)
 	} else {
 		h, err = parseHierarchy(rows[0])
 	}
@@ -60,7 +62,7 @@ func loadHierarchy(ctx context.Context, db *store.Store, data, name string, now 
 	return h, h.files(ctx, filepath.Join(data, "ca"), db)
 }
 
-func makeHierarchy(ctx context.Context, db *store.Store, name string, now time.Time) (*hierarchy, error) {
+func makeHierarchy(ctx context.Context, box *outbox.Box, name string, now time.Time) (*hierarchy, error) {
 	made, err := stepca.NewHierarchy(name, now)
 	if err != nil {
 		return nil, fmt.Errorf("making the certificate authority: %w", err)
@@ -73,11 +75,15 @@ func makeHierarchy(ctx context.Context, db *store.Store, name string, now time.T
 	if err != nil {
 		return nil, err
 	}
-	// The issuing CA last: its row is what says that the hierarchy is whole.
-	for _, key := range []store.Key{root, issuing} {
-		if err := db.PutKey(ctx, key); err != nil {
-			return nil, fmt.Errorf("storing the certificate authority: %w", err)
-		}
+	err = change(ctx, box, audit.Event{
+		Name: "ca.create", Serial: made.Issuing.SerialNumber.String(), Expires: made.Issuing.NotAfter,
+		Thumbprint: mtls.ThumbprintOf(made.Issuing).String(), Detail: map[string]string{"root": mtls.ThumbprintOf(made.Root).String()},
+	}, func(tx *store.Store) error {
+		// The issuing CA last: its row is what says that the hierarchy is whole.
+		return errors.Join(tx.PutKey(ctx, root), tx.PutKey(ctx, issuing))
+	})
+	if err != nil {
+		return nil, fmt.Errorf("storing the certificate authority: %w", err)
 	}
 	return &hierarchy{root: made.Root, issuing: made.Issuing, issuingKey: made.IssuingKey}, nil
 }

@@ -15,6 +15,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/certbound/certbound/cmd/internal/audit"
+	"github.com/certbound/certbound/cmd/internal/outbox"
 	"github.com/certbound/certbound/cmd/internal/store"
 	"github.com/certbound/certbound/tokens"
 	"github.com/certbound/certbound/tokens/issuer"
@@ -32,7 +34,7 @@ type keyring struct {
 
 // loadKeyring reads the signing keys, making the first one when there is none, and verifies one product
 // of each before any token depends on it.
-func loadKeyring(ctx context.Context, db *store.Store, now time.Time) (*keyring, error) {
+func loadKeyring(ctx context.Context, box *outbox.Box, db *store.Store, now time.Time) (*keyring, error) {
 	rows, err := db.Keys(ctx, purposeSigning)
 	if err != nil {
 		return nil, fmt.Errorf("reading the signing keys: %w", err)
@@ -42,7 +44,9 @@ func loadKeyring(ctx context.Context, db *store.Store, now time.Time) (*keyring,
 		if err != nil {
 			return nil, err
 		}
-		if err := db.PutKey(ctx, row); err != nil {
+		err = change(ctx, box, audit.Event{Name: "key.create", Detail: map[string]string{"kid": row.ID, "alg": row.Algorithm}},
+			func(tx *store.Store) error { return tx.PutKey(ctx, row) })
+		if err != nil {
 			return nil, fmt.Errorf("storing a signing key: %w", err)
 		}
 		rows = []store.Key{row}

@@ -17,6 +17,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/certbound/certbound/cmd/internal/audit"
+	"github.com/certbound/certbound/cmd/internal/outbox"
 	"github.com/certbound/certbound/cmd/internal/profile"
 	"github.com/certbound/certbound/cmd/internal/store"
 	"github.com/certbound/certbound/mtls"
@@ -46,8 +48,14 @@ func (s *service) loadOwn(ctx context.Context) error {
 		}
 	}
 	if current.Leaf == nil || s.ownDue(current.Leaf, time.Now()) {
-		if current, err = s.makeOwn(ctx); err != nil {
+		made, err := s.makeOwn(ctx)
+		switch {
+		case err == nil:
+			current = made
+		case current.Leaf == nil || !errors.Is(err, outbox.ErrNotReady):
 			return err
+		default: // renewOwn tries again
+			s.log.Error("the service's own certificate was not renewed: the old one goes on as long as it lives", "error", err)
 		}
 	}
 	s.metrics.notAfter("server", current.Leaf.NotAfter)
@@ -155,27 +163,35 @@ func (s *service) renewOwnOnce(ctx context.Context) error {
 		s.log.Info("the service's own certificate was renewed", "not_after", made.Leaf.NotAfter)
 	}
 	// The CA library keeps every one-time token that it saw, whole; ours live for one signing.
-	return errors.Join(s.authority.ReportForks(ctx), s.ca.Purge(ctx, time.Now().Add(-libraryRetention)), s.refreshOperator(ctx))
+	return errors.Join(s.ca.Purge(ctx, time.Now().Add(-libraryRetention)), s.refreshOperator(ctx))
 }
 
 // bootstrapOperator registers the first operator and lays down a profile for it, once. A first start that
 // died in between is finished here.
 func (s *service) bootstrapOperator(ctx context.Context) error {
 	db := s.folder.store
-	for _, r := range s.builtInResources() {
-		if err := db.AddResource(ctx, r); err != nil && !errors.Is(err, store.ErrExists) {
-			return fmt.Errorf("declaring the operators' API: %w", err)
-		}
+	if err := s.declareBuiltIn(ctx); err != nil {
+		return fmt.Errorf("declaring the operators' API: %w", err)
 	}
 	stored, err := db.Setting(ctx, settingOperator)
 	if err == nil {
 		s.operatorDir = stored
-		return s.refreshOperator(ctx)
+		err = s.refreshOperator(ctx)
+		if errors.Is(err, outbox.ErrNotReady) { // renewOwn tries again
+			s.log.Error("the first operator's profile was not renewed", "error", err)
+			return nil
+		}
+		return err
 	}
 	if !isNotFound(err) {
 		return fmt.Errorf("reading settings: %w", err)
 	}
-	_, err = db.AddClient(ctx, s.firstOperator(), nil)
+	first := s.firstOperator()
+	event := audit.Event{Name: "client.add", Client: first.ID, Scope: first.Scopes, Detail: map[string]string{"built_in": "true"}}
+	err = change(ctx, s.folder.outbox, event, func(tx *store.Store) error {
+		_, err := tx.AddClient(ctx, first, nil)
+		return err
+	})
 	if err != nil && !errors.Is(err, store.ErrExists) {
 		return fmt.Errorf("registering the first operator: %w", err)
 	}
@@ -189,6 +205,25 @@ func (s *service) bootstrapOperator(ctx context.Context) error {
 	}
 	s.operatorDir, err = db.SetOnce(ctx, settingOperator, keep)
 	return err
+}
+
+// declareBuiltIn registers the service's own resources, where they are not yet.
+func (s *service) declareBuiltIn(ctx context.Context) error {
+	for _, r := range s.builtInResources() {
+		_, err := s.folder.store.Resource(ctx, r.URI)
+		if err == nil {
+			continue
+		}
+		if !isNotFound(err) {
+			return err
+		}
+		event := audit.Event{Name: "resource.add", Resource: r.URI, Scope: r.Scopes, Detail: map[string]string{"built_in": "true"}}
+		err = change(ctx, s.folder.outbox, event, func(tx *store.Store) error { return tx.AddResource(ctx, r) })
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // firstOperator is the client that every installation begins with.

@@ -29,6 +29,7 @@ import (
 	"github.com/certbound/certbound/cmd/internal/audit"
 	"github.com/certbound/certbound/cmd/internal/authority"
 	"github.com/certbound/certbound/cmd/internal/config"
+	"github.com/certbound/certbound/cmd/internal/outbox"
 	"github.com/certbound/certbound/cmd/internal/trust"
 	"github.com/certbound/certbound/mtls"
 	"github.com/certbound/certbound/pki/stepca"
@@ -43,6 +44,8 @@ type Options struct {
 	Stdout  io.Writer // gets the one line "ready issuer=… mtls=…"
 	Logger  *slog.Logger
 	Version string
+
+	reached func(outbox.Point, string) // for tests
 }
 
 // Run serves until ctx is done, then lets running requests finish and returns nil. It returns an error
@@ -54,7 +57,7 @@ func Run(ctx context.Context, cfg config.Config, opt Options) (err error) {
 	if err := Check(cfg); err != nil {
 		return err
 	}
-	s := &service{cfg: cfg, log: opt.Logger, version: opt.Version}
+	s := &service{cfg: cfg, log: opt.Logger, version: opt.Version, reached: opt.reached}
 	defer func() { err = errors.Join(err, s.close()) }()
 	if err := s.open(ctx); err != nil {
 		return err
@@ -98,6 +101,8 @@ type service struct {
 
 	draining atomic.Bool
 	closers  []func() error
+
+	reached func(outbox.Point, string) // told of each step of a change, in tests; else nil
 }
 
 // onClose registers what close must undo; the last registered is undone first.
@@ -140,6 +145,7 @@ func (s *service) serve(ctx context.Context, stdout io.Writer) error {
 	defer stopBackground()
 	wg.Go(func() { s.renewOwn(background) })
 	wg.Go(func() { s.trust.Run(background) })
+	wg.Go(func() { s.folder.outbox.Run(background) })
 	for _, t := range s.tickets {
 		wg.Go(func() { t.Run(background, ticketLife) })
 	}
@@ -262,11 +268,3 @@ func writeFile(name string, data []byte, mode os.FileMode) error {
 	}
 	return nil
 }
-
-// recorder gives the journal the shape that each of its callers asks for.
-type recorder struct {
-	log *audit.Log
-}
-
-// Record implements the recorder of the authority and of the operators' API.
-func (r recorder) Record(ctx context.Context, e audit.Event) error { return r.log.Record(ctx, e) }

@@ -232,7 +232,9 @@ func TestHierarchy_Load(t *testing.T) {
 	t.Parallel()
 	_, db := testRegistry(t)
 	data, now := t.TempDir(), time.Now()
-	load := func() (*hierarchy, error) { return loadHierarchy(t.Context(), db.Store, data, "Test", now) }
+	load := func() (*hierarchy, error) {
+		return loadHierarchy(t.Context(), testBox(t, db.Store), db.Store, data, "Test", now)
+	}
 	first, err := load()
 	if err != nil {
 		t.Fatal(err)
@@ -310,11 +312,11 @@ func TestKeyring(t *testing.T) {
 	}
 
 	_, db := testRegistry(t)
-	first, err := loadKeyring(t.Context(), db.Store, time.Now())
+	first, err := loadKeyring(t.Context(), testBox(t, db.Store), db.Store, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
-	again, err := loadKeyring(t.Context(), db.Store, time.Now())
+	again, err := loadKeyring(t.Context(), testBox(t, db.Store), db.Store, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -337,7 +339,7 @@ func TestKeyring(t *testing.T) {
 	if err := db.PutKey(t.Context(), store.Key{ID: "ed", Purpose: purposeSigning, State: "active", Algorithm: "ES256", Private: der}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := loadKeyring(t.Context(), db.Store, time.Now()); err == nil || !strings.Contains(err.Error(), "ed") {
+	if _, err := loadKeyring(t.Context(), testBox(t, db.Store), db.Store, time.Now()); err == nil || !strings.Contains(err.Error(), "ed") {
 		t.Errorf("a key of another kind than its algorithm: %v", err)
 	}
 }

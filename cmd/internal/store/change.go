@@ -37,8 +37,8 @@ func (s *Store) Transact(ctx context.Context, f func(tx *Store) error) error {
 	})
 }
 
-// Touched reports whether the transaction has changed something that decides. It is false outside of one.
-func (s *Store) Touched() bool { return s.tx != nil && len(s.tx.touched) > 0 }
+// Touched reports whether the transaction has changed something. It is false outside of one.
+func (s *Store) Touched() bool { return s.tx != nil && (len(s.tx.touched) > 0 || s.tx.wrote) }
 
 // change runs f in a transaction that ends with the next version of the state, stamped on every row it touched, and
 // tells those who registered with OnChange before it returns. When f touched nothing, nothing is written.

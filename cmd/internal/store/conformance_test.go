@@ -85,7 +85,7 @@ func (f *fixture) enroll(id string, generation uint64, code byte, key int) Certi
 
 // addRenewal renews and returns the certificate to hand out.
 func (f *fixture) addRenewal(parent [32]byte, cert Certificate) (Certificate, error) {
-	renewal, err := f.AddRenewal(f.ctx(), parent, cert, Renewer{Address: "192.0.2.9", Correlation: "c9"}, f.clock.now())
+	renewal, err := f.AddRenewal(f.ctx(), parent, cert, false, f.clock.now())
 	return renewal.Certificate, err
 }
 
@@ -1002,7 +1002,7 @@ func testChanges(f *fixture) {
 func checkStamps(t *testing.T, s *Store) {
 	t.Helper()
 	for _, table := range []string{"clients", "codes", "certificates", "resources", "sealed_keys", "blocked_keys",
-		"trusts", "pending_requests", "forks", "outbox"} {
+		"trusts", "pending_requests", "outbox"} {
 		var unstamped, ahead int
 		err := s.read.QueryRowContext(t.Context(), `SELECT
 			(SELECT count(*) FROM `+table+` WHERE version IS NULL),

@@ -284,6 +284,9 @@ func (s *Store) Setting(ctx context.Context, name string) (string, error) {
 
 // SetOnce stores a setting unless it has a value, and returns the one that is stored now: the first writer wins.
 func (s *Store) SetOnce(ctx context.Context, name, value string) (string, error) {
+	if stored, err := s.Setting(ctx, name); !errors.Is(err, ErrNotFound) {
+		return stored, err
+	}
 	err := s.direct(func() error {
 		_, err := s.write.ExecContext(context.WithoutCancel(ctx), insertSetting, name, value)
 		return err

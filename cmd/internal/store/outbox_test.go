@@ -176,6 +176,13 @@ func testTransactUnversioned(f *fixture) {
 	ok(f.t, f.Transact(f.ctx(), func(tx *Store) error {
 		value, err := tx.SetOnce(f.ctx(), "name", "value")
 		same(f.t, value, "value")
+		same(f.t, tx.Touched(), true)
+		return err
+	}))
+	ok(f.t, f.Transact(f.ctx(), func(tx *Store) error {
+		value, err := tx.SetOnce(f.ctx(), "name", "another")
+		same(f.t, value, "value")
+		same(f.t, tx.Touched(), false)
 		return err
 	}))
 	value, err := f.Setting(f.ctx(), "name")

@@ -111,12 +111,6 @@ const (
 	revokeCertificate = `UPDATE certificates SET revoked_at = $2, reason = $3, version = NULL
 		WHERE thumbprint = $1 AND revoked_at IS NULL`
 
-	insertFork = `INSERT INTO forks (child, sibling, address, correlation, suspension, forked_at)
-		VALUES ($1, $2, $3, $4, $5, $6)`
-	queryForks = `SELECT ` + certificateColumns + `, sibling, address, correlation, suspension, forked_at
-		FROM forks JOIN certificates ON thumbprint = child ORDER BY forked_at, child LIMIT 100`
-	deleteFork = `DELETE FROM forks WHERE child = $1`
-
 	insertBlockedKey = `INSERT INTO blocked_keys (key_hash, created_at) VALUES ($1, $2) ON CONFLICT DO NOTHING`
 	queryBlockedKeys = `SELECT key_hash FROM blocked_keys`
 	queryBlockedKey  = `SELECT count(*) FROM blocked_keys WHERE key_hash = $1`

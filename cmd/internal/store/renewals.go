@@ -15,14 +15,14 @@ import (
 // is valid and not revoked, so that a repeated renewal changes nothing.
 //
 // Whether the parent may still renew is judged in this transaction, so that a revocation under way either finds the
-// child or prevents it. So is whether another child with another key is alive: then Forks lists the renewal until
-// DropFork, and with by.Suspend the client is disabled. Errors: ErrNotFound (the parent), ErrRevoked, ErrExpired,
+// child or prevents it. So is whether another child with another key is alive: then the answer has a Fork, and with
+// suspend the client is disabled, unless it is the last grantor. Errors: ErrNotFound (the parent), ErrRevoked, ErrExpired,
 // ErrClientDisabled, ErrGeneration, ErrKeyBlocked, ErrKeyTaken, ErrExists.
-func (s *Store) AddRenewal(ctx context.Context, parent [32]byte, cert Certificate, by Renewer, now time.Time) (Renewal, error) {
+func (s *Store) AddRenewal(ctx context.Context, parent [32]byte, cert Certificate, suspend bool, now time.Time) (Renewal, error) {
 	var renewal Renewal
 	err := s.change(ctx, func(c *change) error {
 		var err error
-		renewal, err = s.renew(c, parent, cert, by, now)
+		renewal, err = s.renew(c, parent, cert, suspend, now)
 		return err
 	})
 	if err != nil {
@@ -31,7 +31,7 @@ func (s *Store) AddRenewal(ctx context.Context, parent [32]byte, cert Certificat
 	return renewal, nil
 }
 
-func (s *Store) renew(c *change, parent [32]byte, cert Certificate, by Renewer, now time.Time) (Renewal, error) {
+func (s *Store) renew(c *change, parent [32]byte, cert Certificate, suspend bool, now time.Time) (Renewal, error) {
 	if err := c.entitled(cert.ClientID, cert.Generation); err != nil {
 		return Renewal{}, err
 	}
@@ -57,30 +57,26 @@ func (s *Store) renew(c *change, parent [32]byte, cert Certificate, by Renewer, 
 	if cert, err = s.insertCertificate(c, cert); err != nil {
 		return Renewal{}, err
 	}
-	suspension, err := s.watchFork(c, cert, by, now)
-	return Renewal{Certificate: cert, Suspended: suspension == SuspensionDone}, err
+	fork, err := s.findFork(c, cert, suspend, now)
+	return Renewal{Certificate: cert, Fork: fork, Suspended: fork != nil && fork.Suspension == SuspensionDone}, err
 }
 
-// watchFork notes when another live child of the same parent has another key, and suspends the client if asked: in the
-// transaction that adds the child, so that nothing that fails later can keep it back.
-func (s *Store) watchFork(c *change, child Certificate, by Renewer, now time.Time) (Suspension, error) {
+// findFork returns a fork when another live child of the same parent has another key, and suspends the client if asked: in
+// the transaction that adds the child, so that nothing that fails later can keep it back.
+func (s *Store) findFork(c *change, child Certificate, suspend bool, now time.Time) (*Fork, error) {
 	sibling, err := scanCertificate(c.tx.QueryRowContext(c.ctx, querySibling, digest(child.RenewedFrom),
 		digest(child.KeyHash), moment(now)))
 	if errors.Is(err, ErrNotFound) {
-		return SuspensionNone, nil
+		return nil, nil
 	}
 	if err != nil {
-		return SuspensionNone, err
+		return nil, err
 	}
-	suspension := SuspensionNone
-	if by.Suspend {
-		if suspension, err = s.suspend(c, child.ClientID); err != nil {
-			return SuspensionNone, err
-		}
+	fork := &Fork{Sibling: sibling.Thumbprint}
+	if suspend {
+		fork.Suspension, err = s.suspend(c, child.ClientID)
 	}
-	_, err = c.exec("forks", insertFork, digest(child.Thumbprint), digest(sibling.Thumbprint), by.Address, by.Correlation,
-		string(suspension), moment(now))
-	return suspension, err
+	return fork, err
 }
 
 func (s *Store) suspend(c *change, id string) (Suspension, error) {
@@ -96,29 +92,4 @@ func (s *Store) suspend(c *change, id string) (Suspension, error) {
 		return SuspensionNone, err
 	}
 	return SuspensionDone, s.disable(c, id)
-}
-
-// Forks lists the forks whose alarm was not raised yet, oldest first, at most 100.
-func (s *Store) Forks(ctx context.Context) ([]Fork, error) {
-	rows, err := s.read.QueryContext(ctx, queryForks)
-	forks, err := all(rows, err, func(r row) (f Fork, err error) {
-		return f, r.Scan(append(f.Certificate.columns(), (*digest)(&f.Sibling), &f.Address, &f.Correlation,
-			(*string)(&f.Suspension), (*moment)(&f.At))...)
-	})
-	if err != nil {
-		return nil, fmt.Errorf("list forks: %w", err)
-	}
-	return forks, nil
-}
-
-// DropFork notes that the alarm about the fork with this later child was raised. Once more it changes nothing.
-func (s *Store) DropFork(ctx context.Context, child [32]byte) error {
-	err := s.change(ctx, func(c *change) error {
-		_, err := c.exec("forks", deleteFork, digest(child))
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("drop a fork: %w", err)
-	}
-	return nil
 }

@@ -5,53 +5,46 @@ package store
 
 import "time"
 
-// forks lists the serial numbers of the later children, and of their siblings.
-func (f *fixture) forks(want ...string) {
+// fork renews and checks beside which serial number, or "", the new certificate stands.
+func (f *fixture) fork(parent, cert Certificate, suspend bool, sibling string) Renewal {
 	f.t.Helper()
-	list, err := f.Forks(f.ctx())
+	renewal, err := f.AddRenewal(f.ctx(), parent.Thumbprint, cert, suspend, f.clock.now())
 	ok(f.t, err)
-	var got []string
-	for _, fork := range list {
-		sibling, err := f.Certificate(f.ctx(), fork.Sibling)
+	got := ""
+	if renewal.Fork != nil {
+		cert, err := f.Certificate(f.ctx(), renewal.Fork.Sibling)
 		ok(f.t, err)
-		got = append(got, fork.Certificate.Serial+" beside "+sibling.Serial)
+		got = cert.Serial
 	}
-	same(f.t, got, want)
+	same(f.t, got, sibling)
+	return renewal
 }
 
-// Two live children of one parent with different keys: somebody else holds what the client was given. It stays on the
-// list, whatever fails, until somebody says that it was reported.
+// Two live children of one parent with different keys: somebody else holds what the client was given.
 func testForks(f *fixture) {
 	f.client("payments", 1)
 	root := f.enroll("payments", 1, 1, 1)
-	left := f.renew(root, 2) // 2
-	f.renew(root, 2)         // the same again
-	f.renew(left, 3)         // 4: a grandchild
-	f.enrolled("billing")    // 5
-	f.forks()
-	right := f.cert("payments", 1, 4) // 6
+	cert := func(key int) Certificate { return f.cert("payments", 1, key) }
+	left := f.fork(root, cert(2), false, "").Certificate // 2
+	f.fork(root, cert(2), false, "")                     // the same again
+	f.fork(left, cert(3), false, "")                     // 4: a grandchild
+	f.enrolled("billing")                                // 5
+	right := cert(4)                                     // 6
 	right.NotAfter = f.in(time.Hour)
-	right, err := f.addRenewal(root.Thumbprint, right)
-	ok(f.t, err)
-	f.forks("6 beside 2")
-	list, err := f.Forks(f.ctx())
-	ok(f.t, err)
-	same(f.t, list, []Fork{{Certificate: right, Sibling: left.Thumbprint, Address: "192.0.2.9", Correlation: "c9", At: f.clock.now()}})
+	forked := f.fork(root, right, false, "2")
+	same(f.t, *forked.Fork, Fork{Sibling: left.Thumbprint})
+	same(f.t, forked.Suspended, false)
+	same(f.t, forked.Certificate.Serial, "6")
 	client, err := f.Client(f.ctx(), "payments")
 	ok(f.t, err)
-	same(f.t, client.Disabled, false) // it was not asked for
-	same(f.t, f.renew(root, 4).Serial, "6")
-	f.forks("6 beside 2") // the repetition finds it, and makes no second one
+	same(f.t, client.Disabled, false)                                  // it was not asked for
+	same(f.t, f.fork(root, cert(4), true, "").Certificate.Serial, "6") // the repetition finds it, and is no second one
+	same(f.t, f.disabled("payments"), false)
 	checkStamps(f.t, f.Store)
-	for range 2 {
-		ok(f.t, f.DropFork(f.ctx(), right.Thumbprint))
-		f.forks()
-	}
 	_, err = f.Revoke(f.ctx(), Selection{Serial: left.Serial}, 0, f.clock.now())
 	ok(f.t, err)
 	f.clock.advance(time.Hour + time.Second)
-	f.renew(root, 5) // 9: the others are revoked or have expired
-	f.forks()
+	f.fork(root, cert(5), false, "") // 8: the others are revoked or have expired
 }
 
 func (f *fixture) enrolled(id string) {
@@ -62,48 +55,37 @@ func (f *fixture) enrolled(id string) {
 
 // Suspension is one with the renewal, and it is not claimed where it did not happen.
 func testSuspendingForks(f *fixture) {
-	by := Renewer{Suspend: true}
-	fork := func(root Certificate, key int) Renewal {
+	fork := func(root Certificate, key int, sibling string) Renewal {
 		f.t.Helper()
-		renewal, err := f.AddRenewal(f.ctx(), root.Thumbprint, f.cert(root.ClientID, 1, key), by, f.clock.now())
-		ok(f.t, err)
-		return renewal
-	}
-	suspensions := func(want ...Suspension) {
-		f.t.Helper()
-		list, err := f.Forks(f.ctx())
-		ok(f.t, err)
-		var got []Suspension
-		for _, fork := range list {
-			got = append(got, fork.Suspension)
-		}
-		same(f.t, got, want)
+		return f.fork(root, f.cert(root.ClientID, 1, key), true, sibling)
 	}
 	_, err := f.AddClient(f.ctx(), Client{ID: "admin", Scopes: []string{scopeAdmin}}, f.code(1))
 	ok(f.t, err)
 	root := f.enroll("admin", 1, 1, 1)
-	same(f.t, fork(root, 2).Suspended, false)
-	same(f.t, fork(root, 3).Suspended, false) // the last one who can grant
+	same(f.t, fork(root, 2, "").Suspended, false) // 2
+	last := fork(root, 3, "2")                    // the last one who can grant
+	same(f.t, last.Suspended, false)
+	same(f.t, last.Fork.Suspension, SuspensionLastGrantor)
 	same(f.t, f.disabled("admin"), false)
-	suspensions(SuspensionLastGrantor)
 
 	f.client("payments", 2)
 	ok(f.t, f.Invite(f.ctx(), "payments", *f.code(3)))
 	root = f.enroll("payments", 1, 3, 4)
 	ok(f.t, f.Invite(f.ctx(), "payments", *f.code(4)))
-	var last Change
-	f.OnChange(func(c Change) { last = c })
+	var told Change
+	f.OnChange(func(c Change) { told = c })
 	f.clock.advance(time.Second)
-	same(f.t, fork(root, 5).Suspended, false)
-	same(f.t, last.ClientIDs, []string(nil))
-	same(f.t, fork(root, 6).Suspended, true)
-	same(f.t, last.ClientIDs, []string{"payments"})
+	first := fork(root, 5, "")
+	same(f.t, first.Suspended, false)
+	same(f.t, told.ClientIDs, []string(nil))
+	done := fork(root, 6, first.Certificate.Serial)
+	same(f.t, done.Suspended, true)
+	same(f.t, done.Fork.Suspension, SuspensionDone)
+	same(f.t, told.ClientIDs, []string{"payments"})
 	same(f.t, f.disabled("payments"), true)
-	suspensions(SuspensionLastGrantor, SuspensionDone)
 	code, err := f.Code(f.ctx(), codeIDOf(4))
 	ok(f.t, err)
 	same(f.t, code.Void, true)
 	_, err = f.addRenewal(root.Thumbprint, f.cert("payments", 1, 6))
 	want(f.t, err, ErrClientDisabled)
-	suspensions(SuspensionLastGrantor, SuspensionDone)
 }

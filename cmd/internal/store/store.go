@@ -275,16 +275,11 @@ type Certificate struct {
 	CreatedAt   time.Time
 }
 
-// Renewer is who renews a certificate, for the record of a fork, and what becomes of the client then.
-type Renewer struct {
-	Address, Correlation string
-	// Suspend disables the client when the renewal forks, unless it is the last grantor.
-	Suspend bool
-}
-
 // Renewal is what AddRenewal did.
 type Renewal struct {
 	Certificate Certificate // to hand out
+	// Fork is not nil when this renewal left two live children of one certificate with different keys.
+	Fork *Fork
 	// Suspended says that this renewal forked and disabled the client: nothing is to be handed out.
 	Suspended bool
 }
@@ -301,12 +296,8 @@ const (
 
 // Fork is a renewal that left two live children of one certificate with different keys.
 type Fork struct {
-	Certificate Certificate // the later child
-	Sibling     [32]byte    // thumbprint of an earlier one with another key
-	// Address and Correlation are those of the later renewal.
-	Address, Correlation string
-	Suspension           Suspension
-	At                   time.Time
+	Sibling    [32]byte // thumbprint of an earlier child with another key
+	Suspension Suspension
 }
 
 // Selection says which certificates to revoke: by exactly one of Thumbprints, Serial and ClientID.

@@ -124,18 +124,6 @@ CREATE INDEX certificates_key ON certificates (key_hash);
 CREATE INDEX certificates_revoked ON certificates (not_after) WHERE revoked_at IS NOT NULL;
 CREATE INDEX certificates_version ON certificates (version);
 
--- Renewals after which two keys hold what one was given, until the alarm was raised.
-CREATE TABLE forks (
-    child       BLOB NOT NULL PRIMARY KEY REFERENCES certificates (thumbprint),
-    sibling     BLOB NOT NULL REFERENCES certificates (thumbprint),
-    address     TEXT NOT NULL,
-    correlation TEXT NOT NULL,
-    suspension  TEXT NOT NULL,
-    forked_at   BIGINT NOT NULL,
-    version     BIGINT
-);
-CREATE INDEX forks_version ON forks (version);
-
 CREATE TABLE blocked_keys (
     key_hash   BLOB NOT NULL PRIMARY KEY,
     created_at BIGINT NOT NULL,

@@ -1,0 +1,238 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package outbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/certbound/certbound/cmd/internal/audit"
+	"github.com/certbound/certbound/cmd/internal/store"
+)
+
+// Run looks after the rows until ctx is done: it deletes those that are recorded, and records, at most a second after the
+// journal works again, those that wait.
+func (b *Box) Run(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-b.wake:
+		}
+		// Not at once: others come, and go with one transaction.
+		for b.busy() {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(interval):
+			}
+			if err := b.Flush(ctx); err != nil && ctx.Err() == nil {
+				b.complain(ctx, err)
+			}
+		}
+	}
+}
+
+// busy reports whether there is anything to look after.
+func (b *Box) busy() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.look || len(b.waiting) > 0 || len(b.done) > 0
+}
+
+func (b *Box) complain(ctx context.Context, err error) {
+	b.mu.Lock()
+	now := b.cfg.Now()
+	quiet := now.Sub(b.saidAt) < logAgain && !now.Before(b.saidAt)
+	if !quiet {
+		b.saidAt = now
+	}
+	b.mu.Unlock()
+	if !quiet {
+		b.cfg.Logger.ErrorContext(ctx, "records wait in the database for the journal", "error", err)
+	}
+}
+
+// Stats says what waits.
+func (b *Box) Stats() Stats {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s := Stats{Waiting: len(b.waiting)}
+	for _, since := range b.waiting {
+		if s.Oldest.IsZero() || since.Before(s.Oldest) {
+			s.Oldest = since
+		}
+	}
+	return s
+}
+
+// Close deletes the rows that are recorded, so that the next start need not look for them. Nothing is lost when it fails.
+func (b *Box) Close() error {
+	b.behind.Lock()
+	defer b.behind.Unlock()
+	return b.drop(context.Background())
+}
+
+// Flush records what waits and deletes what is recorded. It is called at the start, before anything is served, and by
+// Run. It returns an ErrNotReady when something waits that the journal does not take yet; other errors are the
+// database's, or those of a row that cannot be read.
+func (b *Box) Flush(ctx context.Context) error {
+	b.behind.Lock()
+	defer b.behind.Unlock()
+	err := b.flush(ctx)
+	return errors.Join(err, b.drop(ctx))
+}
+
+// row is a record that waits.
+type row struct {
+	event audit.Event
+	since time.Time
+}
+
+func (b *Box) flush(ctx context.Context) error {
+	for {
+		b.mu.Lock()
+		needed := b.look || len(b.waiting) > 0
+		b.mu.Unlock()
+		if !needed {
+			return nil
+		}
+		rows, more, err := b.left(ctx)
+		if err != nil {
+			return err
+		}
+		if err := b.recordAll(ctx, rows); err != nil || !more {
+			return err
+		}
+		// Those that were recorded make room for the next.
+		if err := b.drop(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// left reads the rows that nobody is about to record, and says whether there are more.
+func (b *Box) left(ctx context.Context) (rows []row, more bool, _ error) {
+	b.mu.Lock()
+	b.look = false // whoever adds a row from here on sets it again
+	before := maps.Clone(b.waiting)
+	b.mu.Unlock()
+	entries, err := b.cfg.Store.Outbox(ctx, maxPass)
+	if err == nil {
+		rows, err = b.decode(entries)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err != nil || len(entries) == maxPass {
+		b.look = true
+	}
+	if err != nil {
+		return nil, false, err
+	}
+	// Judged after they were read: what is not under way any more now is done or waits, and what is done is still there.
+	rows = slices.DeleteFunc(rows, func(r row) bool { return b.underWay[r.event.ID] || b.done[r.event.ID] })
+	// What was there before and is not any more waits no longer; what came meanwhile does.
+	maps.DeleteFunc(b.waiting, func(id string, _ time.Time) bool { _, old := before[id]; return old })
+	for _, r := range rows {
+		b.waiting[r.event.ID] = r.since
+	}
+	return rows, len(entries) == maxPass && len(rows) > 0, nil
+}
+
+func (b *Box) decode(entries []store.Entry) ([]row, error) {
+	rows := make([]row, 0, len(entries))
+	for _, entry := range entries {
+		event, err := audit.DecodeEvent(entry.Body)
+		if err == nil && event.ID != entry.ID {
+			err = errors.New("it has another id than its row")
+		}
+		if err != nil {
+			return nil, fmt.Errorf("the record %q in the outbox: %w", entry.ID, err)
+		}
+		rows = append(rows, row{event: event, since: entry.NotedAt})
+	}
+	return rows, nil
+}
+
+// recordAll records the rows that the journal does not have, as far as it takes them.
+func (b *Box) recordAll(ctx context.Context, rows []row) error {
+	if !slices.ContainsFunc(rows, func(r row) bool { return b.cfg.Journal.Ready(r.event.Class) == nil }) {
+		if len(rows) == 0 {
+			return nil
+		}
+		return b.Ready(rows[0].event.Class)
+	}
+	known, err := b.known(ctx, rows)
+	if err != nil {
+		return err
+	}
+	var failed error
+	for _, r := range rows {
+		id := r.event.ID
+		if known[id] {
+			b.settle(id, true, r.since)
+			continue
+		}
+		err := b.Ready(r.event.Class)
+		if err == nil {
+			err = b.cfg.Journal.Record(context.WithoutCancel(ctx), r.event)
+		}
+		b.settle(id, err == nil, r.since)
+		if failed == nil {
+			failed = err
+		}
+	}
+	return failed
+}
+
+// known asks which of the rows were recorded before.
+func (b *Box) known(ctx context.Context, rows []row) (map[string]bool, error) {
+	if b.cfg.Known == nil {
+		return nil, nil
+	}
+	ids := make(map[string]bool, len(rows))
+	oldest := rows[0].since
+	for _, r := range rows {
+		ids[r.event.ID] = true
+		if r.since.Before(oldest) {
+			oldest = r.since
+		}
+	}
+	known, err := b.cfg.Known(ctx, oldest.Add(-scanSlack), ids)
+	if err != nil {
+		return nil, fmt.Errorf("looking for records in the journal: %w", err)
+	}
+	return known, nil
+}
+
+// drop deletes the rows that are recorded, once their records are durable.
+func (b *Box) drop(ctx context.Context) error {
+	b.mu.Lock()
+	ids := slices.Sorted(maps.Keys(b.done))
+	b.mu.Unlock()
+	if len(ids) == 0 {
+		return nil
+	}
+	if b.cfg.Sync != nil {
+		if err := b.cfg.Sync(ctx); err != nil {
+			return fmt.Errorf("syncing the journal: %w", err)
+		}
+	}
+	for chunk := range slices.Chunk(ids, dropAt) {
+		b.cfg.Reached(Dropping, "")
+		if err := b.cfg.Store.DropOutbox(ctx, chunk...); err != nil {
+			return err
+		}
+		b.mu.Lock()
+		for _, id := range chunk {
+			delete(b.done, id)
+		}
+		b.mu.Unlock()
+	}
+	return nil
+}
