@@ -63,6 +63,7 @@ func importTable() map[string]allowance {
 		"cmd/internal/store":     {ours: public, outside: []string{"modernc.org/sqlite/...", "github.com/jackc/pgx/v5/..."}},
 		"cmd/internal/profile":   {ours: []string{"pki", "mtls", "tokens", "tokens/client"}},
 		"cmd/internal/fetch":     {},
+		"cmd/internal/leaktest":  {ours: []string{"pki"}},
 		"cmd/internal/admission": {ours: []string{"mtls"}, outside: []string{"golang.org/x/time/rate"}},
 		"cmd/internal/trust":     {ours: and("cmd/internal/store", "cmd/internal/fetch")},
 		"cmd/internal/outbox":    {ours: []string{"cmd/internal/store", "cmd/internal/audit"}},

@@ -26,6 +26,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/certbound/certbound/cmd/internal/leaktest"
 	"github.com/certbound/certbound/cmd/internal/profile"
 	"github.com/certbound/certbound/mtls"
 	"github.com/certbound/certbound/mtls/mtlstest"
@@ -53,6 +54,8 @@ func TestMain(m *testing.M) {
 //	mtlsget, ledger      an HTTP client and a resource server, below
 //	ca, issue, …         what foreign CAs do: foreignCommands
 //
+// When a script is over, nothing secret may be in what its services wrote: noLeaks.
+//
 // What a background program writes lies in $WORK/NAME.stdout and $WORK/NAME.stderr; whatever still runs at the end is
 // killed.
 func TestScripts(t *testing.T) {
@@ -71,11 +74,28 @@ func TestScripts(t *testing.T) {
 				for _, b := range running {
 					b.kill()
 				}
+				noLeaks(env.T(), env.WorkDir)
 			})
 			return nil
 		},
 		Cmds: commands,
 	})
+}
+
+// noLeaks demands that what services wrote of their own accord, journals, logs and what they tell about themselves, holds
+// no token, code or key that a script left in a file, and none that looks like one.
+func noLeaks(t testscript.T, work string) {
+	told := func(name string) bool {
+		return filepath.Base(filepath.Dir(name)) == "audit" || filepath.Ext(name) == ".stderr" || filepath.Base(name) == "serve.json"
+	}
+	var secrets leaktest.Secrets
+	if err := secrets.CollectFolder(work, told); err != nil {
+		t.Fatal(err)
+	}
+	_, found, err := secrets.FindInFolder(work, told)
+	if err != nil || len(found) > 0 {
+		t.Fatal(err, found)
+	}
 }
 
 // backgroundCommands are the commands that start and end programs.
