@@ -98,7 +98,9 @@ type Code struct {
 
 // Audit governs the journal.
 type Audit struct {
-	Sync string // "always", the only value; flushing is still left to the operating system
+	Sync         string        // "always", the only value; flushing is still left to the operating system
+	Retention    time.Duration // of records; default 0, for ever
+	RefusalQuota int           // bytes of counted refusals; default 64 MiB
 }
 
 // TLS bounds handshakes.
@@ -157,7 +159,7 @@ func Default() Config {
 		Certificate: Certificate{Lifetime: day, ServerLifetime: 7 * day, OnFork: "alarm"},
 		Code:        Code{Lifetime: time.Hour},
 		Admin:       Admin{Approvals: 1},
-		Audit:       Audit{Sync: "always"},
+		Audit:       Audit{Sync: "always", RefusalQuota: 64 << 20},
 		TLS:         TLS{HandshakeTimeout: 10 * time.Second},
 		HTTP: HTTP{
 			HeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, WriteTimeout: 30 * time.Second,

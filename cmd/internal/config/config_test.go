@@ -104,7 +104,7 @@ fetch:
   allowed_hosts: [keys.partner.example, "crl.partner.example:8080"]
   allow_private: ["10.1.2.3", "[::1]:8443"]
 admin: {approvals: 2}
-audit: {sync: always}
+audit: {sync: always, retention: 30d, refusal_quota: 2000000}
 tls:
   handshake_timeout: 3s
 http:
@@ -149,7 +149,7 @@ func TestLoadFile(t *testing.T) {
 			AllowedHosts: []string{"keys.partner.example", "crl.partner.example:8080"},
 			AllowPrivate: []string{"10.1.2.3", "[::1]:8443"},
 		},
-		Admin: Admin{2}, Code: Code{15 * time.Minute}, Audit: Audit{"always"},
+		Admin: Admin{2}, Code: Code{15 * time.Minute}, Audit: Audit{Sync: "always", Retention: 30 * 24 * time.Hour, RefusalQuota: 2_000_000},
 		TLS:    TLS{3 * time.Second},
 		HTTP:   HTTP{4 * time.Second, 5 * time.Second, 6 * time.Second, 90 * time.Second, 0},
 		Limits: Limits{[]string{"192.0.2.1", "2001:db8::/32"}, 513, 257, 514, 1, 2, 3, 4, 5},
@@ -386,6 +386,9 @@ func TestValidate(t *testing.T) {
 		"tls.handshake_timeout":       func(c *Config) { c.TLS.HandshakeTimeout = 0 },
 		"http.idle_timeout":           func(c *Config) { c.HTTP.IdleTimeout = 2 * time.Hour },
 		"audit.sync":                  func(c *Config) { c.Audit.Sync = "never" },
+		"audit.retention":             func(c *Config) { c.Audit.Retention = 24*time.Hour - 1 },
+		"audit.retention ":            func(c *Config) { c.Audit.Retention = -1 },
+		"audit.refusal_quota":         func(c *Config) { c.Audit.RefusalQuota = 1<<20 - 1 },
 		"limits.exempt":               func(c *Config) { c.Limits.Exempt = []string{"localhost"} },
 		"limits.exempt ":              func(c *Config) { c.Limits.Exempt = make([]string, maxHosts+1) },
 		"limits.connections":          func(c *Config) { c.Limits.Connections = 511 },
@@ -416,6 +419,7 @@ func TestValidate(t *testing.T) {
 		func(c *Config) { c.Public, c.MTLS, c.Debug = "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0" },
 		func(c *Config) { c.Code.Lifetime = 7 * 24 * time.Hour },
 		func(c *Config) { c.Token.Lifetime = time.Hour },
+		func(c *Config) { c.Audit.Retention, c.Audit.RefusalQuota = 24*time.Hour, 1<<20 },
 		func(c *Config) { c.Limits = Limits{Connections: 512, AddressConnections: 256, Handshakes: 512} },
 		func(c *Config) { c.Proxy.Trusted = []string{"192.0.2.1", "10.0.0.0/8", "2001:db8::1", "2001:db8::/32"} },
 	} {

@@ -61,6 +61,10 @@ func (c *Config) settings() []setting {
 			&c.Admin.Approvals},
 		{"audit.sync", "When the journal is flushed to disk. The only value is \"always\"; this version still leaves it to\n" +
 			"the operating system.", &c.Audit.Sync},
+		{"audit.retention", "How long records are kept, at least 1d: then whole files of the journal are removed, and the keys\n" +
+			"of what concerns persons are deleted to the day. 0s: for ever.", &c.Audit.Retention},
+		{"audit.refusal_quota", "Bytes for the files of counted refusals, at least 1 MiB: the oldest are dropped, and that is recorded.",
+			&c.Audit.RefusalQuota},
 		{"tls.handshake_timeout", "Time for a TLS handshake.", &c.TLS.HandshakeTimeout},
 		{"http.header_timeout", "Time to read a request's header.", &c.HTTP.HeaderTimeout},
 		{"http.read_timeout", "Time to read a whole request.", &c.HTTP.ReadTimeout},

@@ -62,6 +62,7 @@ func (c Config) Validate() error {
 		k.fail("admin.approvals", fmt.Sprintf("%d is out of range", n), "write 1 or 2")
 	}
 	k.checkChoice("certificate.on_fork", c.Certificate.OnFork, "alarm", "suspend")
+	k.checkAudit()
 	k.checkChoice("audit.sync", c.Audit.Sync, "always")
 	k.checkChoice("log.level", c.Log.Level, "debug", "info", "warn", "error")
 	k.checkChoice("log.format", c.Log.Format, "text", "json")
@@ -335,6 +336,24 @@ func (k *checker) checkDatabase() {
 		k.fail("database", "this version cannot use PostgreSQL yet", "leave it empty to keep the state in certbound.db in the data folder")
 	default:
 		k.fail("database", "it names a kind of database that is not known", `leave it empty, or write "sqlite"`)
+	}
+}
+
+// The bounds of what is kept of the journal.
+const (
+	minRetention    = day
+	maxRetention    = 100 * 366 * day
+	minRefusalQuota = 1 << 20
+	maxRefusalQuota = 1 << 30
+)
+
+func (k *checker) checkAudit() {
+	a := k.config.Audit
+	if d := a.Retention; d != 0 && (d < minRetention || d > maxRetention) {
+		k.fail("audit.retention", formatDuration(d)+" is out of range", "give it at least 1d, or 0s to keep records for ever")
+	}
+	if n := a.RefusalQuota; n < minRefusalQuota || n > maxRefusalQuota {
+		k.fail("audit.refusal_quota", fmt.Sprintf("%d is out of range", n), fmt.Sprintf("give it between %d and %d bytes", minRefusalQuota, maxRefusalQuota))
 	}
 }
 
