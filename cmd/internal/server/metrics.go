@@ -6,6 +6,7 @@ package server
 import (
 	"net/http"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -28,6 +29,7 @@ type metrics struct {
 	renewFailed  prometheus.Counter
 	forks        prometheus.Counter
 	trustAlarms  prometheus.Counter
+	routes       sync.Map // *routeMetrics by listener and route
 }
 
 func newMetrics(version string, h *hierarchy) *metrics {
@@ -85,9 +87,34 @@ func (m *metrics) certificate(kind, outcome string) {
 	m.certificates.WithLabelValues(kind, outcome).Inc()
 }
 
-func (m *metrics) request(listener, route string, status int, d time.Duration) {
-	m.requests.WithLabelValues(listener, route, strconv.Itoa(status)).Inc()
-	m.requestTime.WithLabelValues(listener, route).Observe(d.Seconds())
+// routeMetrics are the requests of one route of one listener. What counts the successful ones is looked up only once.
+type routeMetrics struct {
+	requests *prometheus.CounterVec // by status
+	ok       prometheus.Counter
+	time     prometheus.Observer
+}
+
+// route returns what counts the requests of a route, of which there is a fixed set.
+func (m *metrics) route(listener, route string) *routeMetrics {
+	name := [2]string{listener, route}
+	if known, ok := m.routes.Load(name); ok {
+		return known.(*routeMetrics)
+	}
+	requests := m.requests.MustCurryWith(prometheus.Labels{"listener": listener, "route": route})
+	made, _ := m.routes.LoadOrStore(name, &routeMetrics{
+		requests: requests, ok: requests.WithLabelValues(strconv.Itoa(http.StatusOK)),
+		time: m.requestTime.WithLabelValues(listener, route),
+	})
+	return made.(*routeMetrics)
+}
+
+func (m *routeMetrics) request(status int, d time.Duration) {
+	if status == http.StatusOK {
+		m.ok.Inc()
+	} else {
+		m.requests.WithLabelValues(strconv.Itoa(status)).Inc()
+	}
+	m.time.Observe(d.Seconds())
 }
 
 func (m *metrics) notAfter(certificate string, t time.Time) {

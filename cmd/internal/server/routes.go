@@ -51,12 +51,12 @@ func (s *service) publicRouter() http.Handler {
 // mtlsRouter serves those who come with a certificate, on the listener that asks for one.
 func (s *service) mtlsRouter(operators http.Handler) http.Handler {
 	r := s.router("mtls")
-	r.Handle(pathToken, s.issuer.TokenHandler()).Name("token")
+	token := s.count(s.metrics.route("mtls", "token"), s.issuer.TokenHandler())
 	post(r, pathRenew, "renew", s.renew)
 	get(r, pathWhoami, "whoami", http.HandlerFunc(s.whoami))
 	r.PathPrefix(admin.Prefix + "/").Handler(operators).Name("admin")
 	s.shared(r)
-	return s.entry("mtls", r)
+	return s.entry("mtls", straight(pathToken, token, r))
 }
 
 // shared are the paths that both listeners answer.
