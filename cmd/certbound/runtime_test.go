@@ -13,3 +13,25 @@ func TestBallast(t *testing.T) {
 		}
 	}
 }
+
+func TestProcessors(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		name  string
+		given bool
+		syncs bool
+		used  int
+		want  int
+	}{
+		{"one processor", false, true, 1, 2},
+		{"two are enough", false, true, 2, 0},
+		{"many are not made fewer", false, true, 16, 0},
+		{"nothing is waited for", false, false, 1, 0},
+		{"the environment decides", true, true, 1, 0},
+	} {
+		env := func(name string) (string, bool) { return "1", tc.given && name == "GOMAXPROCS" }
+		if got := processors(env, tc.syncs, tc.used); got != tc.want {
+			t.Errorf("%s: %d, want %d", tc.name, got, tc.want)
+		}
+	}
+}

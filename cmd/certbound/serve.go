@@ -93,7 +93,7 @@ func (c *cli) serveCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			held := ballast(c.env)
+			held := prepareRuntime(c.env, cfg.Audit.Sync == "always")
 			defer runtime.KeepAlive(held)
 			err = server.Run(cmd.Context(), cfg, server.Options{Stdout: c.stdout, Logger: logger(cfg.Log, c.stderr), Version: version})
 			if err != nil {
