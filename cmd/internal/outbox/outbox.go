@@ -74,6 +74,8 @@ type Config struct {
 	Sync func(context.Context) error
 	// MakeRoom frees what is kept back for taking authority away, once the disk is full. Nil: nothing is.
 	MakeRoom func() error
+	// NoteFull is told that the database found no room. Nil: nobody is.
+	NoteFull func()
 	// Reached, when not nil, is told of each point of each change with the name of its first event, for tests.
 	Reached func(p Point, event string)
 	// Logger is told of records that wait. Nil discards. Now is the clock; nil is time.Now.
@@ -149,6 +151,9 @@ func (b *Box) Change(ctx context.Context, class audit.Class, f func(tx *store.St
 		b.makeRoom(ctx)
 	}
 	batch, err := b.commit(ctx, class, f)
+	if errors.Is(err, store.ErrFull) && b.cfg.NoteFull != nil {
+		b.cfg.NoteFull()
+	}
 	if class == audit.Takeaway && errors.Is(err, store.ErrFull) && b.makeRoom(ctx) {
 		batch, err = b.commit(ctx, class, f)
 	}

@@ -4,11 +4,27 @@
 package server
 
 import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"os/exec"
+	"strings"
+	"sync/atomic"
+	"syscall"
 	"testing"
 
 	"github.com/certbound/certbound/cmd/internal/audit"
 	"github.com/certbound/certbound/cmd/internal/outbox"
 	"github.com/certbound/certbound/cmd/internal/store"
+	"github.com/certbound/certbound/mtls/mtlstest"
+	"github.com/certbound/certbound/pki"
 )
 
 // testBox is an outbox of a database, with a journal of its own.
@@ -28,4 +44,223 @@ func testBox(tb testing.TB, db *store.Store) *outbox.Box {
 		tb.Fatal(err)
 	}
 	return box
+}
+
+// The environment of a child process that serves a data folder until it kills itself at a point of a change.
+const (
+	crashData  = "CERTBOUND_TEST_CRASH_DATA"
+	crashPoint = "CERTBOUND_TEST_CRASH_POINT"
+	crashEvent = "CERTBOUND_TEST_CRASH_EVENT"
+)
+
+// serveUntilKilled is the child.
+func serveUntilKilled(t *testing.T, data string) {
+	point, event := outbox.Point(os.Getenv(crashPoint)), os.Getenv(crashEvent)
+	var begun atomic.Bool
+	err := Run(t.Context(), testConfig(t, data), Options{
+		Stdout: os.Stdout, Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
+		reached: func(p outbox.Point, e string) {
+			begun.CompareAndSwap(false, e == event)
+			if p != point || !begun.Load() {
+				return
+			}
+			if err := syscall.Kill(os.Getpid(), syscall.SIGKILL); err != nil {
+				panic(err)
+			}
+			select {} // the signal is under way
+		},
+	})
+	t.Fatalf("the service ended by itself: %v", err)
+}
+
+// child is a process that serves a data folder.
+type child struct {
+	*instance
+	cmd *exec.Cmd
+}
+
+// serving starts a child that dies at the point of a change of that event, or at none.
+func serving(t *testing.T, data string, point outbox.Point, event string) *child {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestCrashBetweenChangeAndRecord$", "-test.count=1")
+	cmd.Env = append(os.Environ(), crashData+"="+data, crashPoint+"="+string(point), crashEvent+"="+event)
+	c := &child{&instance{tb: t, data: data, logs: &syncBuffer{}}, cmd}
+	cmd.Stderr = c.logs
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if _, scanned := fmt.Sscanf(line, "ready issuer=%s mtls=%s", &c.issuer, &c.mtls); err != nil || scanned != nil {
+		t.Fatalf("the child said %q, %v\n%s", line, err, c.logs)
+	}
+	return c
+}
+
+// died waits for the child's death by its own hand, or by ours.
+func (c *child) died() {
+	c.tb.Helper()
+	err := c.cmd.Wait()
+	if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
+		c.tb.Fatalf("the child ended with %v\n%s", err, c.logs)
+	}
+}
+
+func (c *child) kill() {
+	c.tb.Helper()
+	if err := c.cmd.Process.Kill(); err != nil {
+		c.tb.Fatal(err)
+	}
+	c.died()
+}
+
+// crashCase is a change of whose process each point is a death.
+type crashCase struct {
+	event string
+	// prepare readies a change about the id, and returns how to ask for it, and how many of it hold.
+	prepare func(in *instance, id string) (ask func(*instance) error, held func(*instance) int)
+	// once says that a repetition of what holds is refused, since the first answer, with its code, is lost.
+	once bool
+}
+
+func crashCases(t *testing.T) map[string]crashCase {
+	certificates := func(in *instance, id string) (list struct {
+		Certificates []struct{ Status string }
+	}) {
+		in.mustOperate(http.MethodGet, "/certificates?client_id="+id, nil, &list)
+		return list
+	}
+	exists := func(path string) func(*instance) int {
+		return func(in *instance) int {
+			if in.operate(http.MethodGet, path, nil, nil) != nil {
+				return 0
+			}
+			return 1
+		}
+	}
+	post := func(c *http.Client, address string, request any) error {
+		body, err := json.Marshal(request)
+		if err != nil {
+			return err
+		}
+		res, err := c.Post(address, "application/json", bytes.NewReader(body))
+		if err != nil {
+			return err
+		}
+		defer res.Body.Close()
+		if _, err := io.Copy(io.Discard, res.Body); err != nil || res.StatusCode != http.StatusOK {
+			return fmt.Errorf("status %d, %w", res.StatusCode, err)
+		}
+		return nil
+	}
+	return map[string]crashCase{
+		"client add": {event: "client.add", once: true, prepare: func(_ *instance, id string) (func(*instance) error, func(*instance) int) {
+			return func(in *instance) error {
+				return in.operate(http.MethodPost, "/clients", map[string]any{"client_id": id, "scope": write}, nil)
+			}, exists("/clients/" + id)
+		}},
+		"trust add": {event: "trust.add", once: true, prepare: func(_ *instance, id string) (func(*instance) error, func(*instance) int) {
+			ca := string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: mtlstest.NewCA(t, id).Certificate().Raw}))
+			return func(in *instance) error {
+				return in.operate(http.MethodPost, "/trusts", map[string]any{"name": id, "ca": ca}, nil)
+			}, exists("/trusts/" + id)
+		}},
+		"revoke": {event: "cert.revoke", prepare: func(in *instance, id string) (func(*instance) error, func(*instance) int) {
+			serial := in.enrolled(id).Leaf.SerialNumber.String()
+			return func(in *instance) error {
+				return in.operate(http.MethodPost, "/certificates/revoke", map[string]any{"serial": serial}, nil)
+			}, func(in *instance) int { return strings.Count(fmt.Sprint(certificates(in, id)), "revoked") }
+		}},
+		"enroll": {event: "cert.enroll", prepare: func(in *instance, id string) (func(*instance) error, func(*instance) int) {
+			code, key := in.addClient(id), newKey(t)
+			request := pki.NewEnrollRequest(code, in.issuer, newCSR(t, key))
+			return func(in *instance) error { return post(in.client(nil), in.issuer+pathEnroll, request) },
+				func(in *instance) int { return len(certificates(in, id).Certificates) }
+		}},
+		"renew": {event: "cert.renew", prepare: func(in *instance, id string) (func(*instance) error, func(*instance) int) {
+			cert, request := in.enrolled(id), pki.NewRenewRequest(newCSR(t, newKey(t)))
+			return func(in *instance) error { return post(in.client(&cert), in.mtls+pathRenew, request) },
+				func(in *instance) int { return len(certificates(in, id).Certificates) - 1 }
+		}},
+	}
+}
+
+// granted counts what is on record of a change, without repetitions that found it done.
+func (in *instance) granted(name, id string) int {
+	in.tb.Helper()
+	ids := make(map[string]bool)
+	n := 0
+	for line := range strings.Lines(in.journal()) {
+		var e struct {
+			ID, Event, Outcome, Reason, Client string
+			Detail                             map[string]string
+		}
+		if strings.TrimSpace(line) == "" {
+			continue
+		}
+		if err := json.Unmarshal([]byte(line), &e); err != nil {
+			in.tb.Fatal(err)
+		}
+		if e.Event != name || e.Outcome != audit.Granted || e.Reason == "repeated" || e.Detail["changed"] == "nothing" ||
+			e.Client != id && e.Detail["trust"] != id {
+			continue
+		}
+		n++
+		if ids[e.ID] || e.ID == "" {
+			in.tb.Errorf("%s %s: two records with the id %q", name, id, e.ID)
+		}
+		ids[e.ID] = true
+	}
+	return n
+}
+
+// TestCrashBetweenChangeAndRecord kills the process before and after each of the steps that join a change with its
+// record: afterwards nothing happened, or it happened and is on record once. Whoever asked asks again and finds it so.
+func TestCrashBetweenChangeAndRecord(t *testing.T) {
+	if data := os.Getenv(crashData); data != "" {
+		serveUntilKilled(t, data)
+		return
+	}
+	t.Parallel()
+	for name, tt := range crashCases(t) {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			data := t.TempDir()
+			points := []outbox.Point{outbox.Noted, outbox.Committed, outbox.Recorded, outbox.Dropping}
+			asks, helds := make([]func(*instance) error, len(points)), make([]func(*instance) int, len(points))
+			in := serving(t, data, "", "")
+			in.addLedger()
+			for i := range points {
+				asks[i], helds[i] = tt.prepare(in.instance, fmt.Sprint("c", i))
+			}
+			in.kill()
+			for i, point := range points {
+				id, ask, held := fmt.Sprint("c", i), asks[i], helds[i]
+				in = serving(t, data, point, tt.event)
+				answered := ask(in.instance)
+				in.died()
+				if (answered == nil) != (point == outbox.Dropping) {
+					t.Errorf("%s: the answer is %v", point, answered)
+				}
+				want := 1
+				if point == outbox.Noted {
+					want = 0
+				}
+				in = serving(t, data, "", "")
+				if got, recorded := held(in.instance), in.granted(tt.event, id); got != want || recorded != want {
+					t.Errorf("%s: %d hold, %d on record, want %d", point, got, recorded, want)
+				}
+				if err := ask(in.instance); (err == nil) != (want == 0 || !tt.once) {
+					t.Errorf("%s: asked again: %v", point, err)
+				}
+				if got, recorded := held(in.instance), in.granted(tt.event, id); got != 1 || recorded != 1 {
+					t.Errorf("%s: %d hold, %d on record after the repetition", point, got, recorded)
+				}
+				in.kill()
+			}
+		})
+	}
 }
