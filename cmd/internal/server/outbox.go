@@ -21,7 +21,7 @@ import (
 func (s *service) openOutbox(ctx context.Context) error {
 	box, err := outbox.New(outbox.Config{
 		Store: s.folder.store, Journal: s.folder.journal, Known: outbox.Known(filepath.Join(s.cfg.Data, "audit")),
-		MakeRoom: s.folder.journal.MakeRoom, Reached: s.reached, Logger: s.log,
+		MakeRoom: s.folder.journal.MakeRoom, NoteFull: s.reserve.NoteFull, Reached: s.reached, Logger: s.log,
 	})
 	if err != nil {
 		return err
