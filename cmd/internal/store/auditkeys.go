@@ -117,25 +117,20 @@ func (s *Store) storedAuditKey(ctx context.Context, k auditKeys, id string) ([]b
 	return key, nil
 }
 
+// deleteAuditKeys deletes keys, and sees to it that their bytes leave the database's files once that is committed.
 func (s *Store) deleteAuditKeys(ctx context.Context, k auditKeys, arg string) (n int64, err error) {
-	ctx = context.WithoutCancel(ctx)
-	err = s.direct(func() error {
-		result, err := s.write.ExecContext(ctx, k.remove, arg)
-		if err != nil {
+	err = s.change(ctx, func(c *change) error {
+		if n, err = c.link(k.remove, arg); err != nil || n == 0 {
 			return err
 		}
-		n, err = result.RowsAffected()
-		return err
+		c.wrote, c.forget = true, true
+		if k.table == auditSubjects().table {
+			c.what.AuditSubjects = append(c.what.AuditSubjects, arg)
+		}
+		return nil
 	})
-	if err == nil && n > 0 && s.tx == nil {
-		err = s.ForgetDeleted(ctx)
-	}
 	if err != nil {
 		return 0, fmt.Errorf("delete audit keys of %s %q: %w", k.what, arg, err)
 	}
 	return n, nil
 }
-
-// ForgetDeleted takes what was deleted out of the database's files. Deleting keys does so by itself, but in a
-// transaction: then it is called after that.
-func (s *Store) ForgetDeleted(ctx context.Context) error { return forgetDeleted(ctx, s.writer) }

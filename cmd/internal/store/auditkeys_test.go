@@ -5,6 +5,7 @@ package store
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"path/filepath"
 	"sync"
@@ -87,6 +88,29 @@ func testAuditKeysRace(f *fixture) {
 	}
 }
 
+// Keys are deleted in a transaction as a whole, and whoever listens is told.
+func testAuditKeysTransact(f *fixture) {
+	var told []string
+	f.OnChange(func(c Change) { told = append(told, c.AuditSubjects...) })
+	for _, id := range []string{"payments", "orders"} {
+		_, err := f.AuditSubject(f.ctx(), id)
+		ok(f.t, err)
+	}
+	failed := errors.New("no")
+	err := f.Transact(f.ctx(), func(tx *Store) error {
+		return errors.Join(tx.DeleteAuditSubject(f.ctx(), "payments"), failed)
+	})
+	want(f.t, err, failed)
+	_, err = f.StoredAuditSubject(f.ctx(), "payments")
+	ok(f.t, err)
+	same(f.t, len(told), 0)
+	ok(f.t, f.Transact(f.ctx(), func(tx *Store) error { return tx.DeleteAuditSubject(f.ctx(), "payments") }))
+	_, err = f.StoredAuditSubject(f.ctx(), "payments")
+	want(f.t, err, ErrNotFound)
+	ok(f.t, f.DeleteAuditSubject(f.ctx(), "orders"))
+	same(f.t, told, []string{"payments", "orders"})
+}
+
 // A sealed key copied to another row does not open, and a deleted one is in no file of the database any more.
 func TestAuditKeysAtRest(t *testing.T) {
 	t.Parallel()
@@ -119,7 +143,7 @@ func TestAuditKeysAtRest(t *testing.T) {
 		t.Error("another subject's secret opens")
 	}
 	ok(t, s.DeleteAuditSubject(t.Context(), "orders"))
-	ok(t, s.DeleteAuditSubject(t.Context(), "payments"))
+	ok(t, s.Transact(t.Context(), func(tx *Store) error { return tx.DeleteAuditSubject(t.Context(), "payments") }))
 	if onDisk() {
 		t.Error("the deleted secret is still in the database's files")
 	}

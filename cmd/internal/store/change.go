@@ -21,6 +21,7 @@ type change struct {
 	touched []string // tables with rows that have no version yet
 	what    Change
 	wrote   bool  // rows that carry no version
+	forget  bool  // what was deleted must leave the files
 	noted   int   // entries of the outbox
 	failed  error // of a part: then nothing may be committed
 }
@@ -104,6 +105,11 @@ func (s *Store) transact(ctx context.Context, f func(*change) error) error {
 		return fmt.Errorf("commit: %w", err)
 	}
 	s.announce(c.what)
+	if c.forget {
+		if err := forgetDeleted(ctx, conn); err != nil {
+			s.logger.ErrorContext(ctx, "deleted keys may still be in the database's log, which the next change overwrites", "error", err)
+		}
+	}
 	return nil
 }
 

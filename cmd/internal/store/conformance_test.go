@@ -201,6 +201,7 @@ func testStore(t *testing.T, open opener) {
 		{"changes of trusts", testTrustChanges},
 		{"keys of the journal", testAuditKeys},
 		{"parallel keys of the journal", testAuditKeysRace},
+		{"keys of the journal in a transaction", testAuditKeysTransact},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()

@@ -82,8 +82,8 @@ func pool(path, pragmas string, n int) (*sql.DB, error) {
 // forgetDeleted overwrites what was deleted: secure_delete has zeroed it in the pages, and the log that still holds the
 // former ones is moved into the database and cut off. While somebody reads an older state the log stays: the next one to
 // be cut off is then the one that SQLite itself cuts.
-func forgetDeleted(ctx context.Context, db *sql.DB) error {
-	_, err := db.ExecContext(ctx, "PRAGMA wal_checkpoint(TRUNCATE)")
+func forgetDeleted(ctx context.Context, conn *sql.Conn) error {
+	_, err := conn.ExecContext(ctx, "PRAGMA wal_checkpoint(TRUNCATE)")
 	return err
 }
 

@@ -380,7 +380,9 @@ type Change struct {
 	Blocked   [][32]byte
 	Resources bool
 	Trusts    bool
-	Version   int64 // of the state, after the change
+	// AuditSubjects are those whose secret in the journal was deleted.
+	AuditSubjects []string
+	Version       int64 // of the state, after the change
 }
 
 // Stats are counts of rows.
