@@ -4,19 +4,23 @@
 // Package audit writes the journal of decisions: what was granted or refused, to whom and why, one JSON object a line,
 // in files that are only appended to. It is for the program, which hands every decision here before the answer leaves.
 //
-// An event that could not be written is an error, and the caller refuses what it was about to grant. A line is whole,
-// or it is not there. The package is given identifiers only: no tokens, codes or keys.
+// Every record is chained to the one before it, and the chain is signed once a second with a key that is then wiped: what
+// was recorded cannot be changed afterwards without being seen. Records are written and synced in groups, so that the
+// many requests that are answered at one time wait for the disk once.
+//
+// An event that could not be written is an error, and the caller refuses what it was about to grant. The package is given
+// identifiers only: no tokens, codes or keys.
 package audit
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"path/filepath"
-	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -97,26 +101,34 @@ type Event struct {
 	Count       int               // how many decisions alike this one stands for; 0: itself
 }
 
-// segment is what the journal needs of an *os.File.
-type segment interface {
-	Write(p []byte) (int, error)
-	Truncate(size int64) error
-	Close() error
-}
-
 // Log is an open journal. It is safe for concurrent use.
 type Log struct {
-	mu     sync.Mutex
-	file   segment // nil once closed
-	size   int64   // of the file, up to the end of its last whole line
-	torn   bool    // the file ends with half a line that could not be taken back
-	prefix string  // of the ids of this segment's events
-	next   uint64
-	line   []byte // reused: only one line is built at a time
-	failed error  // of the last Record; nil after one that succeeded
-	now    func() time.Time
+	cfg      Config
+	identity Identity
+	firstKey string
+	main     *stream
+	refusals *stream
+	sealer   *sealer
+	counts   *refusals   // those that are not recorded singly
+	counter  *time.Timer // has them recorded, once a second
 
-	reserve *Reserve
+	// Guarded by the main stream's lock.
+	ratchet  *ratchet
+	anchored Head       // of the refusals, as the main stream knows it
+	unsigned bool       // there are records that no checkpoint covers, and signer runs
+	proposed []proposal // checkpoints that are not durable yet
+
+	signer        *time.Timer // signs what was recorded
+	refusalSigner *time.Timer // has the main stream take in where the refusals stand
+	refusalsMoved atomic.Bool // and refusalSigner runs
+	counting      atomic.Bool // counter runs
+	anchor        atomic.Pointer[Anchor]
+	fatal         sync.Once
+	bodies        sync.Pool
+
+	starting sync.Mutex  // held while the journal is started
+	starter  *time.Timer // tries again to start it; nil: it is started
+	closed   bool
 }
 
 // Sync says when a record is durable for whoever waits for it.
@@ -201,157 +213,349 @@ type Config struct {
 	Now    func() time.Time // nil: time.Now
 }
 
-// Open begins a new segment, audit-<start>.jsonl (0600), in the folder.
-// Earlier segments are left as they are: a line that a crash cut off stays the last of its file.
-func Open(_ context.Context, cfg Config) (*Log, error) {
-	dir := cfg.Dir
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("open the journal: %w", err)
+// The bounds and defaults of Config.
+const (
+	minSegmentBytes     = 64 << 10
+	defaultSegmentBytes = 64 << 20
+	defaultSegmentAge   = 24 * time.Hour
+	defaultRefusalBytes = 64 << 20
+	defaultSyncInterval = 100 * time.Millisecond
+	refusalSegments     = 8 // the quota's, so that one can go
+	refusalsEvery       = time.Minute
+	countEvery          = time.Second
+	startTimeout        = 30 * time.Second // of what is asked of the registrar
+)
+
+// setDefaults fills in what was left out and refuses what cannot be.
+func (c *Config) setDefaults() error {
+	c.Installation, c.Replica = cmp.Or(c.Installation, "local"), cmp.Or(c.Replica, "local")
+	c.SyncInterval, c.SegmentAge = cmp.Or(c.SyncInterval, defaultSyncInterval), cmp.Or(c.SegmentAge, defaultSegmentAge)
+	c.SegmentBytes, c.RefusalBytes = cmp.Or(c.SegmentBytes, defaultSegmentBytes), cmp.Or(c.RefusalBytes, defaultRefusalBytes)
+	if c.Dir == "" || c.SegmentBytes < minSegmentBytes || c.RefusalBytes < minSegmentBytes || c.SyncInterval < 0 || c.SegmentAge < 0 {
+		return errors.New("open the journal: the configuration is not usable")
 	}
-	start := time.Now().UTC()
-	for {
-		prefix := start.Format("20060102T150405.000000Z")
-		f, err := os.OpenFile(filepath.Join(dir, "audit-"+prefix+".jsonl"), os.O_CREATE|os.O_EXCL|os.O_WRONLY|os.O_APPEND, 0o600)
-		if errors.Is(err, os.ErrExist) {
-			start = start.Add(time.Microsecond) // a clock that was set back, or a coarse one
-			continue
+	if c.FS == nil {
+		c.FS = systemFS{}
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	return nil
+}
+
+// Open goes on with the journal in the folder, as a new incarnation with a segment of its own. It reads the newest segment
+// of each stream and drops what a crash has torn off; when more is wrong it returns a DamageError and touches nothing.
+//
+// When the disk has no room for a segment, or fails to take one, Open succeeds all the same: the journal is full then,
+// records nothing, and tries again each second.
+func Open(ctx context.Context, cfg Config) (*Log, error) {
+	if err := cfg.setDefaults(); err != nil {
+		return nil, err
+	}
+	l := &Log{cfg: cfg, bodies: sync.Pool{New: func() any { return new([]byte) }}}
+	l.main, l.refusals = newStream(), newStream()
+	l.sealer, l.counts, l.counter = newSealer(cfg.Keys), newRefusals(), stopped(l.countRefusals)
+	l.signer, l.refusalSigner = stopped(l.signDue), stopped(l.signDue)
+	var err error
+	if l.ratchet, err = newRatchet(); err != nil {
+		return nil, err
+	}
+	l.firstKey = l.ratchet.public()
+	l.starting.Lock()
+	defer l.starting.Unlock()
+	if err := l.start(ctx); err != nil {
+		err = fmt.Errorf("open the journal: %w", err)
+		if damage := (*DamageError)(nil); errors.As(err, &damage) || !isInaccessible(err) {
+			return nil, err
 		}
-		if err != nil {
-			return nil, fmt.Errorf("open the journal: %w", err)
-		}
-		if err := syncFolder(dir); err != nil {
-			return nil, errors.Join(fmt.Errorf("open the journal: %w", err), f.Close())
-		}
-		return &Log{file: f, prefix: prefix + "-", now: time.Now, reserve: cfg.Reserve}, nil
+		l.absent(err)
+		l.starter = time.AfterFunc(fullRetry, l.startAgain)
+	}
+	return l, nil
+}
+
+// stopped is a timer that runs when it is reset.
+func stopped(f func()) *time.Timer {
+	t := time.AfterFunc(time.Hour, f)
+	t.Stop()
+	return t
+}
+
+// absent notes why the journal could not be started.
+func (l *Log) absent(err error) {
+	l.cfg.Logger.Error("the journal cannot be written: only what takes authority away is served", "error", err)
+	for _, s := range []*stream{l.main, l.refusals} {
+		s.mu.Lock()
+		s.absent = fmt.Errorf("%w: %w", ErrFull, err)
+		s.mu.Unlock()
 	}
 }
 
-// syncFolder makes the new file's name survive a crash.
-func syncFolder(dir string) error {
-	f, err := os.Open(dir)
+// startAgain tries once more to start a journal whose disk could not be used.
+func (l *Log) startAgain() {
+	l.starting.Lock()
+	defer l.starting.Unlock()
+	if l.closed || l.starter == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	defer cancel()
+	err := l.start(ctx)
+	damage := (*DamageError)(nil)
+	switch {
+	case err == nil:
+		l.starter = nil
+		l.cfg.Logger.Info("the journal can be written again")
+	case isInaccessible(err) && !errors.As(err, &damage):
+		l.starter.Reset(fullRetry)
+	default:
+		l.failedForGood(fmt.Errorf("open the journal: %w", err))
+	}
+}
+
+// start recovers the streams and begins an incarnation.
+func (l *Log) start(ctx context.Context) error {
+	fs, dir := l.cfg.FS, l.cfg.Dir
+	var main, refusals tail
+	err := fs.MkdirAll(dir)
+	if err == nil {
+		err = removeUnfinished(fs, dir)
+	}
+	if err == nil {
+		main, err = recoverStream(fs, dir, streamMain)
+	}
+	if err == nil {
+		refusals, err = recoverStream(fs, dir, streamRefusals)
+	}
 	if err != nil {
 		return err
 	}
-	return errors.Join(f.Sync(), f.Close())
+	l.identity = Identity{l.cfg.Installation, l.cfg.Replica, max(main.incarnation, refusals.incarnation) + 1}
+	for _, t := range []tail{main, refusals} {
+		if h := t.header.Identity; t.last != "" && (h.Installation != l.identity.Installation || h.Replica != l.identity.Replica) {
+			return &DamageError{filepath.Join(dir, t.last), 0, "it is the journal of " + h.String() + ", not of this service"}
+		}
+	}
+	if l.cfg.Registrar != nil {
+		if err := l.register(ctx, main); err != nil {
+			return err
+		}
+	}
+	l.refusals.launch(l.refusalConfig(refusals.recovered), refusals.head)
+	l.main.launch(l.mainConfig(main.recovered), main.head)
+	l.main.mu.Lock()
+	defer l.main.mu.Unlock()
+	l.main.commit(true) // the segment is made before anybody asks for it
+	return l.main.failed
 }
 
-// Record appends the event as one line, with one write. It does not wait for the disk. It ignores ctx's end: a decision
-// that was made is recorded even when its caller has left. After an error nothing of the event is in the journal, and
-// the caller must refuse; the next Record tries again.
-func (l *Log) Record(_ context.Context, e Event) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.file == nil {
-		return fmt.Errorf("record %s: %w", e.Name, ErrClosed)
+// register holds the journal to what the registrar knows of it, and registers the new incarnation.
+func (l *Log) register(ctx context.Context, main tail) error {
+	last, err := l.cfg.Registrar.Last(ctx, l.identity.Replica)
+	if err != nil {
+		return fmt.Errorf("read what is known of it: %w", err)
 	}
-	l.line = l.line[:0]
-	if l.torn {
-		l.line = append(l.line, '\n')
+	path := filepath.Join(l.cfg.Dir, main.last)
+	switch {
+	case main.head.Seq < last.Previous.Seq:
+		return &DamageError{path, 0, fmt.Sprintf("the journal ends at record %d, but it had %d", main.head.Seq, last.Previous.Seq)}
+	case main.incarnation < last.Incarnation && main.head != last.Previous: // it began and died before its first record
+		return &DamageError{path, 0, fmt.Sprintf("the journal does not end in record %d as the database knows it", last.Previous.Seq)}
+	case main.incarnation == last.Incarnation && main.first &&
+		(main.header.Previous != last.Previous || main.header.Key != last.Key):
+		return &DamageError{path, 0, "the journal is not the one that the database knows"}
 	}
-	l.line = l.appendEvent(l.line, &e)
-	n, err := l.file.Write(l.line)
-	l.failed = err
-	if err == nil {
-		l.size += int64(n)
-		l.torn = false
+	l.identity.Incarnation = max(l.identity.Incarnation, last.Incarnation+1)
+	err = l.cfg.Registrar.Begin(ctx, Incarnation{Identity: l.identity, Key: l.firstKey, Previous: main.head, Started: l.cfg.Now()})
+	if err != nil {
+		return fmt.Errorf("register it: %w", err)
+	}
+	return nil
+}
+
+// mainConfig is how decisions are recorded.
+func (l *Log) mainConfig(recovered *Recovered) streamConfig {
+	return streamConfig{
+		fs: l.cfg.FS, dir: l.cfg.Dir, name: streamMain, identity: l.identity,
+		header: func() (string, *Recovered) { return l.ratchet.public(), recovered },
+		waits:  l.cfg.Sync == Always, flush: groupFlush, interval: l.cfg.SyncInterval,
+		segmentBytes: l.cfg.SegmentBytes, segmentAge: l.cfg.SegmentAge, headroom: headroom, chunk: fillChunk,
+		inFlight: l.cfg.InFlight, touched: l.touched, durable: l.durable, closing: l.checkpoint,
+		noRoom: func() { go l.cfg.Reserve.NoteFull() },
+		synced: l.cfg.Synced, fatal: l.failedForGood, logger: l.cfg.Logger, now: l.cfg.Now,
+	}
+}
+
+// refusalConfig is how refusals of strangers are: nobody waits for them, and they have their own room.
+func (l *Log) refusalConfig(recovered *Recovered) streamConfig {
+	return streamConfig{
+		fs: l.cfg.FS, dir: l.cfg.Dir, name: streamRefusals, identity: l.identity,
+		header: func() (string, *Recovered) { return "", recovered },
+		flush:  lazyFlush, interval: time.Second,
+		segmentBytes: max(l.cfg.RefusalBytes/refusalSegments, minSegmentBytes/2), chunk: min(refusalFill, l.cfg.RefusalBytes/refusalSegments),
+		durable: func(uint64) {
+			if l.refusalsMoved.CompareAndSwap(false, true) {
+				l.refusalSigner.Reset(refusalsEvery)
+			}
+		},
+		fatal: l.failedForGood, logger: l.cfg.Logger, now: l.cfg.Now,
+	}
+}
+
+// failedForGood tells whoever can end the process.
+func (l *Log) failedForGood(err error) {
+	l.fatal.Do(func() {
+		l.cfg.Logger.Error("the journal cannot be written any more", "error", err)
+		if l.cfg.Fatal != nil {
+			l.cfg.Fatal(err)
+		}
+	})
+}
+
+// Record takes an event in and, when its class is waited for, returns when its record is durable as Config.Sync says. It
+// ignores ctx's end: a decision that was made is recorded even when its caller has left. After an error the caller must
+// refuse what it was about to give: ErrFull, ErrFailed or ErrClosed. What failed with ErrFailed may be found in the journal
+// all the same.
+func (l *Log) Record(ctx context.Context, e Event) error {
+	if e.Class == Decision && e.Outcome == Refused {
+		e.Class = Refusal
+	}
+	if e.Time.IsZero() {
+		e.Time = l.cfg.Now()
+	}
+	if e.Class >= Refusal && !l.counts.single(&e) {
+		if l.counting.CompareAndSwap(false, true) {
+			l.counter.Reset(countEvery)
+		}
 		return nil
 	}
-	l.takeBack(n)
-	return fmt.Errorf("record %s: %w", e.Name, err)
+	if e.Class == Decision {
+		if err := l.cfg.Reserve.Full(); err != nil {
+			return fmt.Errorf("record %s: %w", e.Name, err)
+		}
+	}
+	err := l.put(ctx, l.main, &e, e.Class)
+	switch {
+	case err == nil, e.Class >= Refusal && errors.Is(err, ErrFull): // counted
+		return nil
+	default:
+		return fmt.Errorf("record %s: %w", e.Name, err)
+	}
+}
+
+// put writes an event's line and hands it to a stream.
+func (l *Log) put(ctx context.Context, s *stream, e *Event, class Class) error {
+	buf := l.bodies.Get().(*[]byte)
+	defer l.bodies.Put(buf)
+	w := encoder{b: (*buf)[:0]}
+	w.event(e)
+	w.end()
+	var err error
+	if w.b, err = l.sealer.append(ctx, w.b, e); err != nil {
+		return err
+	}
+	*buf = w.b
+	return s.put(w.b, class)
+}
+
+// countRefusals records the counts of what was not recorded singly.
+func (l *Log) countRefusals() {
+	l.counting.Store(false)
+	for _, e := range l.counts.flush(l.cfg.Now()) {
+		// What there is no room for is counted, and when the stream failed the process ends.
+		_ = l.put(context.Background(), l.refusals, &e, Stranger)
+	}
 }
 
 // Ready returns nil when an event of the class can be recorded, and otherwise why not. It is asked before what cannot be
 // taken back is done; Record may fail all the same.
 func (l *Log) Ready(c Class) error {
 	if c != Takeaway {
-		if err := l.reserve.Full(); err != nil {
+		if err := l.cfg.Reserve.Full(); err != nil {
 			return err
 		}
 	}
-	return l.Err()
+	s := l.main
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.ended(); err != nil {
+		return err
+	}
+	if c < Refusal && !s.retryAt.IsZero() && (s.out == nil || s.roomFor(c) < s.needed()+typicalLine) {
+		return fmt.Errorf("%w: %w", ErrFull, s.noRoom)
+	}
+	return nil
 }
 
-// Err returns why the last Record failed, or nil: for readiness. A closed journal is ErrClosed.
-func (l *Log) Err() error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.file == nil {
-		return ErrClosed
-	}
-	return l.failed
-}
+// typicalLine is more than the line of most events.
+const typicalLine = 4 << 10
+
+// Err returns why decisions cannot be recorded, or nil: for readiness. A closed journal is ErrClosed.
+func (l *Log) Err() error { return l.Ready(Decision) }
 
 // MakeRoom makes room for a Takeaway in a full journal. It returns nil when there is room, and ErrFull when none could be
 // made.
-func (l *Log) MakeRoom() error { return l.reserve.Release() }
+func (l *Log) MakeRoom() error {
+	released := l.cfg.Reserve.Release()
+	l.starting.Lock()
+	absent := l.starter != nil
+	l.starting.Unlock()
+	if absent {
+		l.startAgain()
+	}
+	l.main.tryAgain()
+	return cmp.Or(released, l.Ready(Takeaway))
+}
 
 // Head is where the main stream stands, as far as it is durable.
-func (l *Log) Head() Head { return Head{} }
+func (l *Log) Head() Head { return l.main.position() }
 
 // Checkpoint returns the newest durable checkpoint, and false before there is one.
-func (l *Log) Checkpoint() (Anchor, bool) { return Anchor{}, false }
+func (l *Log) Checkpoint() (Anchor, bool) {
+	if a := l.anchor.Load(); a != nil {
+		return *a, true
+	}
+	return Anchor{}, false
+}
 
 // Stats returns how the journal stands.
-func (l *Log) Stats() Stats { return Stats{} }
-
-// takeBack removes the n bytes of a line that could not be written whole. If even that fails, the next line begins on
-// a line of its own, and readers find one line that is no JSON.
-func (l *Log) takeBack(n int) {
-	if n <= 0 || l.file.Truncate(l.size) == nil {
-		return
+func (l *Log) Stats() Stats {
+	var sum Stats
+	for _, s := range []*stream{l.refusals, l.main} {
+		s.mu.Lock()
+		sum.Records += s.stats.Records
+		sum.Bytes += s.stats.Bytes
+		sum.Groups += s.stats.Groups
+		sum.Syncs += s.stats.Syncs
+		sum.Waiting += s.stats.Waiting
+		sum.Dropped += s.stats.Dropped
+		if s == l.main {
+			sum.Full, sum.Room = s.absent != nil || !s.retryAt.IsZero(), max(0, s.roomFor(Decision))
+		}
+		s.mu.Unlock()
 	}
-	l.size += int64(n)
-	l.torn = true
+	if a := l.anchor.Load(); a != nil {
+		sum.Checkpoint = a.Checkpoint.Time
+	}
+	return sum
 }
 
-// Close closes the segment; Record fails from then on. Closing twice is no error.
+// Close records that the journal ends, signs it, and waits until all of it is durable; Record fails from then on. Closing
+// twice is no error.
 func (l *Log) Close() error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.file == nil {
-		return nil
+	l.starting.Lock()
+	l.closed = true
+	if l.starter != nil {
+		l.starter.Stop()
 	}
-	err := l.file.Close()
-	l.file = nil
-	return err
-}
-
-// appendEvent appends the line of e, newline included.
-func (l *Log) appendEvent(b []byte, e *Event) []byte {
-	if e.Time.IsZero() {
-		e.Time = l.now()
-	}
-	w := encoder{b: append(b, '{')}
-	w.time("time", e.Time)
-	if e.ID != "" {
-		w.string("id", e.ID)
-	} else {
-		l.next++
-		w.member("id")
-		w.b = append(append(w.b, '"'), l.prefix...)
-		w.b = append(strconv.AppendUint(w.b, l.next, 10), '"')
-	}
-	w.string("event", e.Name)
-	w.string("outcome", e.Outcome)
-	w.string("reason", e.Reason)
-	w.string("client", e.Client)
-	w.string("actor", e.Actor)
-	w.string("x5t#S256", e.Thumbprint)
-	w.string("address", e.Address)
-	w.string("correlation", e.Correlation)
-	w.string("jti", e.TokenID)
-	w.string("serial", e.Serial)
-	w.string("resource", e.Resource)
-	w.list("scope", e.Scope)
-	w.list("aud", e.Audience)
-	if !e.Expires.IsZero() {
-		w.time("expires", e.Expires)
-	}
-	w.object("detail", e.Detail)
-	w.count("count", e.Count)
-	if w.truncated {
-		w.member("truncated")
-		w.b = append(w.b, "true"...)
-	}
-	return append(w.b, '}', '\n')
+	l.starting.Unlock()
+	l.counter.Stop()
+	l.countRefusals()
+	l.refusalSigner.Stop()
+	l.signer.Stop()
+	err := l.refusals.stop()
+	return errors.Join(err, l.main.stop())
 }

@@ -4,16 +4,15 @@
 package audit
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 	"unicode/utf8"
@@ -23,6 +22,7 @@ import (
 
 // line is an event as a reader of the journal decodes it.
 type line struct {
+	Seq         uint64            `json:"seq"`
 	Time        time.Time         `json:"time"`
 	ID          string            `json:"id"`
 	Event       string            `json:"event"`
@@ -41,12 +41,25 @@ type line struct {
 	Expires     time.Time         `json:"expires"`
 	Detail      map[string]string `json:"detail"`
 	Count       int               `json:"count"`
+	Personal    map[string]string `json:"personal"`
+	Sealed      string            `json:"sealed"`
 	Truncated   bool              `json:"truncated"`
+	Chain       string            `json:"chain"`
+	Journal     json.RawMessage   `json:"journal"`
+	Checkpoint  json.RawMessage   `json:"checkpoint"`
+	Refusals    json.RawMessage   `json:"refusals"`
+	Gap         json.RawMessage   `json:"gap"`
+	Frame       json.RawMessage   `json:"frame"`
 }
 
-func open(t *testing.T, dir string) *Log {
+func open(t *testing.T, dir string) *Log { return openWith(t, Config{Dir: dir}) }
+
+func openWith(t *testing.T, cfg Config) *Log {
 	t.Helper()
-	l, err := Open(t.Context(), Config{Dir: dir})
+	if cfg.Fatal == nil {
+		cfg.Fatal = func(err error) { t.Error(err) }
+	}
+	l, err := Open(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -58,10 +71,16 @@ func open(t *testing.T, dir string) *Log {
 	return l
 }
 
-// read decodes every line of every segment, oldest first, and fails on one that is not an event.
+// read decodes every record of every segment of the decisions, oldest first, but for the journal's own, and fails on a
+// line that is none.
 func read(t *testing.T, dir string) []line {
 	t.Helper()
-	names, err := filepath.Glob(filepath.Join(dir, "audit-*.jsonl"))
+	return slices.DeleteFunc(readAll(t, dir, streamMain), func(l line) bool { return strings.HasPrefix(l.Event, "journal.") })
+}
+
+func readAll(t *testing.T, dir, stream string) []line {
+	t.Helper()
+	names, err := filepath.Glob(filepath.Join(dir, stream+"-*.jsonl"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -76,20 +95,26 @@ func read(t *testing.T, dir string) []line {
 	return out
 }
 
+// decode decodes the records of a segment.
 func decode(t *testing.T, text []byte) []line {
 	t.Helper()
 	if len(text) > 0 && text[len(text)-1] != '\n' {
 		t.Error("the last line has no end")
 	}
 	var out []line
-	for s := bufio.NewScanner(bytes.NewReader(text)); s.Scan(); {
+	for text := range bytes.Lines(text) {
+		if len(text) == 1 {
+			continue
+		}
 		var l line
-		d := json.NewDecoder(bytes.NewReader(s.Bytes()))
+		d := json.NewDecoder(bytes.NewReader(text))
 		d.DisallowUnknownFields()
 		if err := d.Decode(&l); err != nil {
-			t.Fatalf("%v in line %q", err, s.Text())
+			t.Fatalf("%v in line %q", err, text)
 		}
-		out = append(out, l)
+		if l.Frame == nil {
+			out = append(out, l)
+		}
 	}
 	return out
 }
@@ -99,7 +124,7 @@ var full = Event{
 	Outcome: Granted, Reason: "none", Client: "payments", Actor: "admin", Thumbprint: "A4Dt", Address: "192.0.2.1",
 	Correlation: "c", TokenID: "t", Serial: "12", Resource: "https://r.example", Scope: []string{"a", "b"},
 	Audience: []string{"https://r.example"}, Expires: time.Date(2026, 3, 1, 11, 10, 0, 0, time.UTC),
-	Detail: map[string]string{"b": "2", "a": "1"},
+	Detail: map[string]string{"b": "2", "a": "1"}, Personal: map[string]string{"mail": "x"},
 }
 
 func TestRecord(t *testing.T) {
@@ -110,18 +135,19 @@ func TestRecord(t *testing.T) {
 		t.Fatal(err)
 	}
 	names, err := filepath.Glob(filepath.Join(dir, "*"))
-	if err != nil || len(names) != 1 {
+	if err != nil || len(names) != 1 || filepath.Base(names[0]) != segmentName(streamMain, 1, 1) {
 		t.Fatalf("files %v, %v", names, err)
 	}
 	text, err := os.ReadFile(names[0])
 	if err != nil {
 		t.Fatal(err)
 	}
-	const want = `{"time":"2026-03-01T11:00:00.123456Z","id":"id","event":"token.issue","outcome":"granted","reason":"none",` +
-		`"client":"payments","actor":"admin","x5t#S256":"A4Dt","address":"192.0.2.1","correlation":"c","jti":"t","serial":"12",` +
+	const want = `{"seq":2,"time":"2026-03-01T11:00:00.123456Z","id":"id","event":"token.issue","outcome":"granted","reason":"none",` +
+		`"client":"payments","actor":"admin","x5t#S256":"A4Dt","correlation":"c","jti":"t","serial":"12",` +
 		`"resource":"https://r.example","scope":["a","b"],"aud":["https://r.example"],"expires":"2026-03-01T11:10:00.000000Z",` +
-		`"detail":{"a":"1","b":"2"}}` + "\n"
-	if diff := cmp.Diff(want, string(text)); diff != "" {
+		`"detail":{"a":"1","b":"2"},"address":"192.0.2.1","personal":{"mail":"x"}`
+	body, _, ok := splitChain(bytes.Split(text, []byte("\n"))[2]) // behind the start and its frame
+	if diff := cmp.Diff(want, string(body)); !ok || diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
 	for name, want := range map[string]os.FileMode{names[0]: 0o600, dir: os.ModeDir | 0o700} {
@@ -142,7 +168,7 @@ func TestRecordWithoutOptionalMembers(t *testing.T) {
 		}
 	}
 	got := read(t, dir)
-	if len(got) != 2 || got[0].Time.Before(before) || !strings.HasSuffix(got[0].ID, "Z-1") || !strings.HasSuffix(got[1].ID, "Z-2") {
+	if len(got) != 2 || got[0].Time.Before(before) || got[0].ID != "" || got[0].Seq != 2 || got[1].Seq != 3 {
 		t.Errorf("lines are %+v", got)
 	}
 }
@@ -165,28 +191,21 @@ func TestRecordAfterCancel(t *testing.T) {
 func TestReopenBeginsASegment(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	torn := filepath.Join(dir, "audit-20200101T000000.000000Z.jsonl")
-	if err := os.WriteFile(torn, []byte(`{"time":`), 0o600); err != nil {
-		t.Fatal(err)
-	}
 	for range 3 {
 		l := open(t, dir)
 		if err := l.Record(t.Context(), Event{Name: "x"}); err != nil {
 			t.Fatal(err)
 		}
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
 	}
-	if text, err := os.ReadFile(torn); err != nil || string(text) != `{"time":` {
-		t.Errorf("the torn segment is now %q, %v", text, err)
-	}
-	if err := os.Remove(torn); err != nil {
-		t.Fatal(err)
-	}
-	ids := map[string]bool{}
+	var seqs []uint64
 	for _, l := range read(t, dir) {
-		ids[l.ID] = true
+		seqs = append(seqs, l.Seq)
 	}
-	if len(ids) != 3 {
-		t.Errorf("ids are %v", ids)
+	if want := []uint64{2, 6, 10}; !slices.Equal(seqs, want) { // between them: stop, checkpoint, start
+		t.Errorf("records are %v, not %v", seqs, want)
 	}
 }
 
@@ -205,12 +224,8 @@ func TestRecordConcurrently(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	ids := map[string]bool{}
-	for _, l := range read(t, dir) {
-		ids[l.ID] = true
-	}
-	if len(ids) != 1000 {
-		t.Errorf("%d events", len(ids))
+	if got := read(t, dir); len(got) != 1000 {
+		t.Errorf("%d events", len(got))
 	}
 }
 
@@ -222,80 +237,6 @@ func TestRecordAfterClose(t *testing.T) {
 	}
 	if err := l.Record(t.Context(), full); !errors.Is(err, ErrClosed) {
 		t.Errorf("error is %v", err)
-	}
-}
-
-// fullDisk is a file on a disk that takes room more bytes.
-type fullDisk struct {
-	bytes.Buffer
-	room       int
-	noTruncate bool
-	writes     int
-}
-
-func (f *fullDisk) Write(p []byte) (int, error) {
-	f.writes++
-	n := min(len(p), f.room)
-	f.room -= n
-	f.Buffer.Write(p[:n])
-	if n < len(p) {
-		return n, syscall.ENOSPC
-	}
-	return n, nil
-}
-
-func (f *fullDisk) Truncate(size int64) error {
-	if f.noTruncate {
-		return syscall.EIO
-	}
-	f.Buffer.Truncate(int(size))
-	return nil
-}
-
-func (f *fullDisk) Close() error { return nil }
-
-func TestFullDisk(t *testing.T) {
-	t.Parallel()
-	for _, test := range []struct {
-		name       string
-		room       int
-		noTruncate bool
-	}{
-		{"no room", 0, false}, {"half a line", 20, false}, {"half a line that stays", 20, true},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			t.Parallel()
-			disk := &fullDisk{room: 1 << 20, noTruncate: test.noTruncate}
-			l := &Log{file: disk, prefix: "p-", now: time.Now}
-			record := func() error { return l.Record(t.Context(), Event{Name: "x"}) }
-			if err := record(); err != nil {
-				t.Fatal(err)
-			}
-			disk.room = test.room
-			for range 3 {
-				if err := record(); !errors.Is(err, syscall.ENOSPC) {
-					t.Fatalf("error is %v", err)
-				}
-			}
-			disk.room = 1 << 20
-			if err := record(); err != nil {
-				t.Fatal(err)
-			}
-			if disk.writes != 5 {
-				t.Errorf("%d writes for 5 records", disk.writes)
-			}
-			whole := 0
-			for l := range bytes.Lines(disk.Bytes()) {
-				if json.Valid(l) {
-					whole++
-				} else if !test.noTruncate {
-					t.Errorf("half a line: %q", l)
-				}
-			}
-			if whole != 2 {
-				t.Errorf("%d whole lines in\n%s", whole, disk.Bytes())
-			}
-		})
 	}
 }
 
@@ -325,53 +266,25 @@ func TestBounds(t *testing.T) {
 	}
 }
 
-func TestRecordAllocates(t *testing.T) {
-	l := &Log{file: &fullDisk{}, prefix: "20260301T120000.000000Z-", now: time.Now}
-	e := full
-	e.ID, e.Detail = "", nil
-	if n := testing.AllocsPerRun(100, func() {
-		disk := l.file.(*fullDisk)
-		disk.Reset()
-		disk.room = 1 << 20
-		l.size = 0
-		if err := l.Record(t.Context(), e); err != nil {
-			t.Error(err)
-		}
-	}); n > 1 {
-		t.Errorf("%v allocations a record", n)
-	}
-}
-
-func BenchmarkRecord(b *testing.B) {
-	l, err := Open(b.Context(), Config{Dir: b.TempDir()})
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer l.Close()
-	e := full
-	e.ID, e.Detail = "", nil
-	b.ReportAllocs()
-	for b.Loop() {
-		if err := l.Record(b.Context(), e); err != nil {
-			b.Fatal(err)
-		}
-	}
-}
-
 // FuzzRecord: whatever the strings are, the journal gets one line of JSON that decodes to the same values.
 func FuzzRecord(f *testing.F) {
 	f.Add("payments", "reason", "key", "value")
 	f.Add("\"\\\n\r\t\x00\x7f", "\u2028\u2029\ufeff", "\xff\xc3", "\ufffd")
 	f.Add(strings.Repeat("é", MaxString), "</script>", "", "")
 	f.Fuzz(func(t *testing.T, a, b, c, d string) {
-		disk := &fullDisk{room: 1 << 20}
-		l := &Log{file: disk, prefix: "p-", now: time.Now}
-		in := Event{ID: "x" + a, Name: a, Client: b, Address: c, Scope: []string{d, a}, Detail: map[string]string{c: d}}
-		if err := l.Record(t.Context(), in); err != nil {
+		in := Event{
+			ID: "x" + a, Name: a, Client: b, Address: c, Scope: []string{d, a}, Detail: map[string]string{c: d},
+			Personal: map[string]string{d: c},
+		}
+		w := encoder{b: []byte(`{"seq":1`)}
+		w.event(&in)
+		w.end()
+		body, err := (*sealer)(nil).append(t.Context(), w.b, &in)
+		if err != nil {
 			t.Fatal(err)
 		}
-		text := disk.Bytes()
-		if bytes.Count(text, []byte("\n")) != 1 || bytes.ContainsAny(text, "\x00\r\u2028\u2029\x7f") {
+		text, _ := appendChain(body, 0, Head{}.Chain)
+		if bytes.Count(text, []byte("\n")) != 1 || bytes.ContainsAny(text, "\x00\r\u2028\u2029\x7f") || len(text) > MaxLine {
 			t.Fatalf("more than a line: %q", text)
 		}
 		if !utf8.Valid(text) {
@@ -379,8 +292,12 @@ func FuzzRecord(f *testing.F) {
 		}
 		got := decode(t, text)[0]
 		want := line{
-			Time: got.Time, ID: kept("x" + a), Event: kept(a), Client: kept(b), Address: kept(c),
-			Scope: []string{kept(d), kept(a)}, Detail: map[string]string{kept(c): kept(d)}, Truncated: got.Truncated,
+			Seq: 1, Time: got.Time, ID: kept("x" + a), Event: kept(a), Client: kept(b), Address: kept(c), Chain: got.Chain,
+			Scope: []string{kept(d), kept(a)}, Detail: map[string]string{kept(c): kept(d)},
+			Personal: map[string]string{kept(d): kept(c)}, Truncated: got.Truncated,
+		}
+		if len(text) > maxValues {
+			return // what was left out for its length is not there
 		}
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("(-want +got)\n%s", diff)
@@ -389,6 +306,35 @@ func FuzzRecord(f *testing.F) {
 			t.Error("the line does not say that it is cut")
 		}
 	})
+}
+
+// The longest line that can be made of an event.
+func TestLongestLine(t *testing.T) {
+	t.Parallel()
+	long := strings.Repeat("\x01", 2*MaxString)
+	many, detail := slices.Repeat([]string{long}, 2*MaxList), map[string]string{}
+	for i := range 2 * MaxList {
+		detail[string(rune('0'+i))+long] = long
+	}
+	in := Event{
+		ID: long, Name: long, Outcome: long, Reason: long, Client: long, Actor: long, Thumbprint: long, Address: long,
+		Correlation: long, TokenID: long, Serial: long, Resource: long, Scope: many, Audience: many, Detail: detail, Personal: detail,
+	}
+	dir := t.TempDir()
+	l := open(t, dir)
+	if err := l.Record(t.Context(), in); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(filepath.Join(dir, segmentName(streamMain, 1, 1)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := len(bytes.Split(text, []byte("\n"))[2]); n > MaxLine-(32<<10) || n < MaxLine/4 {
+		t.Errorf("the line has %d bytes", n)
+	}
+	if got := read(t, dir); len(got) != 1 || !got[0].Truncated {
+		t.Errorf("records are %+v", got)
+	}
 }
 
 // kept is what a string becomes: bounded, and valid UTF-8.

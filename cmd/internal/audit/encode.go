@@ -18,6 +18,42 @@ type encoder struct {
 	truncated bool
 }
 
+// maxValues is how long an object may become before the strings that follow are left out, so that a line is at most
+// MaxLine whatever it is given: what is added to it by one more string is less than what remains.
+const maxValues = MaxLine / 4
+
+// event appends the members of a record behind its sequence number, each with its comma.
+func (w *encoder) event(e *Event) {
+	w.b = append(w.b, `,"time":`...)
+	w.moment(e.Time)
+	w.string("id", e.ID)
+	w.string("event", e.Name)
+	w.string("outcome", e.Outcome)
+	w.string("reason", e.Reason)
+	w.string("client", e.Client)
+	w.string("actor", e.Actor)
+	w.string("x5t#S256", e.Thumbprint)
+	w.string("correlation", e.Correlation)
+	w.string("jti", e.TokenID)
+	w.string("serial", e.Serial)
+	w.string("resource", e.Resource)
+	w.list("scope", e.Scope)
+	w.list("aud", e.Audience)
+	if !e.Expires.IsZero() {
+		w.time("expires", e.Expires)
+	}
+	w.object("detail", e.Detail)
+	w.count("count", e.Count)
+}
+
+// end appends whether something was cut.
+func (w *encoder) end() {
+	if w.truncated {
+		w.member("truncated")
+		w.b = append(w.b, "true"...)
+	}
+}
+
 // member begins a member.
 func (w *encoder) member(name string) {
 	if w.b[len(w.b)-1] != '{' {
@@ -39,13 +75,17 @@ func (w *encoder) string(name, value string) {
 
 // time appends a member in RFC 3339 with microseconds, UTC. The year is kept in four digits.
 func (w *encoder) time(name string, t time.Time) {
+	w.member(name)
+	w.moment(t)
+}
+
+func (w *encoder) moment(t time.Time) {
 	t = t.UTC()
 	if t.Year() < 0 || t.Year() > 9999 {
 		t = time.Time{}
 	}
-	w.member(name)
 	w.b = append(w.b, '"')
-	w.b = t.AppendFormat(w.b, "2006-01-02T15:04:05.000000Z")
+	w.b = t.AppendFormat(w.b, timeFormat)
 	w.b = append(w.b, '"')
 }
 
@@ -64,6 +104,10 @@ func (w *encoder) list(name string, values []string) {
 	w.member(name)
 	w.b = append(w.b, '[')
 	for i, v := range values[:w.bound(len(values))] {
+		if len(w.b) > maxValues {
+			w.truncated = true
+			break
+		}
 		if i > 0 {
 			w.b = append(w.b, ',')
 		}
@@ -80,6 +124,10 @@ func (w *encoder) object(name string, values map[string]string) {
 	w.b = append(w.b, '{')
 	keys := slices.Sorted(maps.Keys(values))
 	for i, k := range keys[:w.bound(len(keys))] {
+		if len(w.b) > maxValues {
+			w.truncated = true
+			break
+		}
 		if i > 0 {
 			w.b = append(w.b, ',')
 		}
@@ -104,6 +152,9 @@ const hexDigits = "0123456789abcdef"
 // them for the end of a line; so is U+007F, for terminals.
 func (w *encoder) value(s string) {
 	s = w.cut(s)
+	if len(w.b) > maxValues && s != "" {
+		s, w.truncated = "", true
+	}
 	w.b = append(w.b, '"')
 	done := 0 // s[:done] is written
 	for i := 0; i < len(s); {

@@ -154,6 +154,7 @@ func (s *sealer) cipher(ctx context.Context, k cipherKey) (cipher.AEAD, error) {
 	if aead != nil {
 		return aead, nil
 	}
+	ctx = context.WithoutCancel(ctx) // what was decided is recorded even when its caller has left
 	day, err := s.keys.Day(ctx, k.text())
 	if err != nil {
 		return nil, err

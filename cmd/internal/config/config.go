@@ -98,7 +98,10 @@ type Code struct {
 
 // Audit governs the journal.
 type Audit struct {
-	Sync         string        // "always", the only value; flushing is still left to the operating system
+	Sync         string        // "always", the default, or "interval"
+	SyncInterval time.Duration // of "interval"; default 100ms
+	SegmentSize  int           // bytes after which the journal goes on in a new file; default 64 MiB
+	SegmentAge   time.Duration // and how old a file may become; default 24h
 	Retention    time.Duration // of records; default 0, for ever
 	RefusalQuota int           // bytes of counted refusals; default 64 MiB
 }
@@ -159,8 +162,10 @@ func Default() Config {
 		Certificate: Certificate{Lifetime: day, ServerLifetime: 7 * day, OnFork: "alarm"},
 		Code:        Code{Lifetime: time.Hour},
 		Admin:       Admin{Approvals: 1},
-		Audit:       Audit{Sync: "always", RefusalQuota: 64 << 20},
-		TLS:         TLS{HandshakeTimeout: 10 * time.Second},
+		Audit: Audit{
+			Sync: "always", SyncInterval: 100 * time.Millisecond, SegmentSize: 64 << 20, SegmentAge: day, RefusalQuota: 64 << 20,
+		},
+		TLS: TLS{HandshakeTimeout: 10 * time.Second},
 		HTTP: HTTP{
 			HeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, WriteTimeout: 30 * time.Second,
 			IdleTimeout: 2 * time.Minute, ShutdownTimeout: 30 * time.Second,

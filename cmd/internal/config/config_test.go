@@ -104,7 +104,7 @@ fetch:
   allowed_hosts: [keys.partner.example, "crl.partner.example:8080"]
   allow_private: ["10.1.2.3", "[::1]:8443"]
 admin: {approvals: 2}
-audit: {sync: always, retention: 30d, refusal_quota: 2000000}
+audit: {sync: interval, sync_interval: 50ms, segment_size: 1048576, segment_age: 12h, retention: 30d, refusal_quota: 2000000}
 tls:
   handshake_timeout: 3s
 http:
@@ -149,7 +149,8 @@ func TestLoadFile(t *testing.T) {
 			AllowedHosts: []string{"keys.partner.example", "crl.partner.example:8080"},
 			AllowPrivate: []string{"10.1.2.3", "[::1]:8443"},
 		},
-		Admin: Admin{2}, Code: Code{15 * time.Minute}, Audit: Audit{Sync: "always", Retention: 30 * 24 * time.Hour, RefusalQuota: 2_000_000},
+		Admin: Admin{2}, Code: Code{15 * time.Minute},
+		Audit:  Audit{"interval", 50 * time.Millisecond, 1 << 20, 12 * time.Hour, 30 * 24 * time.Hour, 2_000_000},
 		TLS:    TLS{3 * time.Second},
 		HTTP:   HTTP{4 * time.Second, 5 * time.Second, 6 * time.Second, 90 * time.Second, 0},
 		Limits: Limits{[]string{"192.0.2.1", "2001:db8::/32"}, 513, 257, 514, 1, 2, 3, 4, 5},
@@ -404,6 +405,10 @@ func TestValidate(t *testing.T) {
 		"proxy.trusted  ":             func(c *Config) { c.Proxy.Trusted = []string{"::/0"} },
 		"proxy.trusted   ":            func(c *Config) { c.Proxy.Trusted = []string{"::ffff:10.0.0.1"} },
 		"proxy.trusted    ":           func(c *Config) { c.Proxy.Trusted = []string{"fe80::1%eth0"} },
+		"audit.sync_interval":         func(c *Config) { c.Audit.SyncInterval = time.Millisecond },
+		"audit.segment_size":          func(c *Config) { c.Audit.SegmentSize = 64<<10 - 1 },
+		" audit.segment_size":         func(c *Config) { c.Audit.SegmentSize = 1<<30 + 1 },
+		"audit.segment_age":           func(c *Config) { c.Audit.SegmentAge = time.Second },
 		"log.level":                   func(c *Config) { c.Log.Level = "loud" },
 		"log.format":                  func(c *Config) { c.Log.Format = "" },
 	} {

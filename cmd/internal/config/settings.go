@@ -59,8 +59,12 @@ func (c *Config) settings() []setting {
 			&c.Fetch.AllowPrivate},
 		{"admin.approvals", "How many operators it takes to give administrators' scopes and to change trusts and keys: 1 or 2.",
 			&c.Admin.Approvals},
-		{"audit.sync", "When the journal is flushed to disk. The only value is \"always\"; this version still leaves it to\n" +
-			"the operating system.", &c.Audit.Sync},
+		{"audit.sync", "When a record is on disk. \"always\": before the answer leaves, so that nothing that was given is\n" +
+			"ever unrecorded. \"interval\": up to audit.sync_interval later, which costs less; a crash of the\n" +
+			"machine (not of the program) then loses the records of that time, and the tokens are out there.", &c.Audit.Sync},
+		{"audit.sync_interval", "How much time \"interval\" may lose, 10ms to 10s.", &c.Audit.SyncInterval},
+		{"audit.segment_size", "Bytes after which the journal goes on in a new file, 64 KiB to 1 GiB.", &c.Audit.SegmentSize},
+		{"audit.segment_age", "How old a file of the journal may become, 1m to 365d.", &c.Audit.SegmentAge},
 		{"audit.retention", "How long records are kept, at least 1d: then whole files of the journal are removed, and the keys\n" +
 			"of what concerns persons are deleted to the day. 0s: for ever.", &c.Audit.Retention},
 		{"audit.refusal_quota", "Bytes for the files of counted refusals, at least 1 MiB: the oldest are dropped, and that is recorded.",

@@ -29,6 +29,8 @@ const (
 	maxName                = 64
 	maxConnections         = 1_000_000
 	maxRate                = 1_000_000
+	minSegment             = 64 << 10
+	maxSegment             = 1 << 30
 )
 
 // checker collects problems.
@@ -63,7 +65,10 @@ func (c Config) Validate() error {
 	}
 	k.checkChoice("certificate.on_fork", c.Certificate.OnFork, "alarm", "suspend")
 	k.checkAudit()
-	k.checkChoice("audit.sync", c.Audit.Sync, "always")
+	k.checkChoice("audit.sync", c.Audit.Sync, "always", "interval")
+	if n := c.Audit.SegmentSize; n < minSegment || n > maxSegment {
+		k.fail("audit.segment_size", fmt.Sprintf("%d is out of range", n), fmt.Sprintf("write a number of bytes from %d to %d", minSegment, maxSegment))
+	}
 	k.checkChoice("log.level", c.Log.Level, "debug", "info", "warn", "error")
 	k.checkChoice("log.format", c.Log.Format, "text", "json")
 	return errors.Join(k.errs...)
@@ -369,6 +374,8 @@ func (k *checker) checkDurations() {
 		{"certificate.lifetime", c.Certificate.Lifetime, time.Second, maxCertificateLifetime},
 		{"certificate.server_lifetime", c.Certificate.ServerLifetime, time.Hour, maxCertificateLifetime},
 		{"code.lifetime", c.Code.Lifetime, time.Second, maxCodeLifetime},
+		{"audit.sync_interval", c.Audit.SyncInterval, 10 * time.Millisecond, 10 * time.Second},
+		{"audit.segment_age", c.Audit.SegmentAge, time.Minute, 365 * day},
 		{"tls.handshake_timeout", c.TLS.HandshakeTimeout, time.Second, maxTimeout},
 		{"http.header_timeout", c.HTTP.HeaderTimeout, time.Second, maxTimeout},
 		{"http.read_timeout", c.HTTP.ReadTimeout, time.Second, maxTimeout},

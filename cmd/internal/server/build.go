@@ -55,6 +55,7 @@ func (s *service) build(ctx context.Context) error {
 	s.onClose(ca.Close)
 	s.ca, s.root, s.issuing = ca, h.root, h.issuing
 	s.metrics = newMetrics(s.version, h)
+	s.metrics.registry.MustRegister(s.journalTimes.sync, s.journalTimes.group, newJournalCollector(s.folder.journal))
 	if err := s.buildLimits(); err != nil {
 		return err
 	}

@@ -131,6 +131,18 @@ func (in *instance) journal() string {
 	return all.String()
 }
 
+// recorded waits until the journal holds a text: refusals are not waited for by whoever is refused.
+func (in *instance) recorded(text string) bool {
+	in.tb.Helper()
+	for range 100 {
+		if strings.Contains(in.journal(), text) {
+			return true
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	return false
+}
+
 // A forged code stores nothing and burns nothing: neither one of an unknown id, nor one of a genuine id
 // whose seed was guessed.
 func TestEnroll_ForgedCodeStoresNothing(t *testing.T) {

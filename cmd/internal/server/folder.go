@@ -51,6 +51,9 @@ const (
 	settingPublicPort  = "public_port"
 	settingMTLSPort    = "mtls_port"
 	settingOperator    = "operator_profile"
+
+	settingInstallation = "journal_installation" // both are random names
+	settingReplica      = "journal_replica"
 )
 
 // open locks the data folder and opens what lies in it.
@@ -86,7 +89,7 @@ func (s *service) open(ctx context.Context) error {
 		return err
 	}
 	s.onClose(db.Close)
-	journal, err := audit.Open(ctx, audit.Config{Dir: filepath.Join(data, journalFolder), Reserve: s.reserve})
+	journal, err := s.openJournal(ctx, db)
 	if err != nil {
 		return err
 	}

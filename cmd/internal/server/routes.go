@@ -51,12 +51,21 @@ func (s *service) publicRouter() http.Handler {
 // mtlsRouter serves those who come with a certificate, on the listener that asks for one.
 func (s *service) mtlsRouter(operators http.Handler) http.Handler {
 	r := s.router("mtls")
-	token := s.count(s.metrics.route("mtls", "token"), s.issuer.TokenHandler())
+	token := s.count(s.metrics.route("mtls", "token"), s.counted(s.issuer.TokenHandler()))
 	post(r, pathRenew, "renew", s.renew)
 	get(r, pathWhoami, "whoami", http.HandlerFunc(s.whoami))
 	r.PathPrefix(admin.Prefix + "/").Handler(operators).Name("admin")
 	s.shared(r)
 	return s.entry("mtls", straight(pathToken, token, r))
+}
+
+// counted counts the requests that are being answered: when all of them wait for the journal, it has no more to wait for.
+func (s *service) counted(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.inFlight.Add(1)
+		defer s.inFlight.Add(-1)
+		h.ServeHTTP(w, r)
+	})
 }
 
 // shared are the paths that both listeners answer.
@@ -197,7 +206,10 @@ func (s *service) ready(w http.ResponseWriter, r *http.Request) {
 	if _, err := s.folder.store.Version(ctx); err != nil {
 		fail("database", "unreachable")
 	}
-	if s.folder.journal.Err() != nil {
+	switch err := s.folder.journal.Err(); {
+	case errors.Is(err, audit.ErrFull):
+		fail("journal", "the disk is full: only what takes authority away is served")
+	case err != nil:
 		fail("journal", "cannot be written: nothing is granted")
 	}
 	if !time.Now().Before(s.own.Current().Leaf.NotAfter) {

@@ -57,7 +57,7 @@ func Run(ctx context.Context, cfg config.Config, opt Options) (err error) {
 	if err := Check(cfg); err != nil {
 		return err
 	}
-	s := &service{cfg: cfg, log: opt.Logger, version: opt.Version, reached: opt.reached}
+	s := &service{cfg: cfg, log: opt.Logger, version: opt.Version, fatal: make(chan error, 1), reached: opt.reached}
 	defer func() { err = errors.Join(err, s.close()) }()
 	if err := s.open(ctx); err != nil {
 		return err
@@ -91,6 +91,7 @@ type service struct {
 	authority             *authority.Authority
 	issuer                *issuer.Server
 	metrics               *metrics
+	journalTimes          *journalTimes
 	limits                *admission.Limiter
 	own                   *mtls.KeyPair // our own server certificate
 
@@ -99,6 +100,8 @@ type service struct {
 	operatorDir string    // below the data folder; empty: the operator's profile is not ours to keep
 	operatorDue time.Time // when that profile wants a new certificate
 
+	inFlight atomic.Int64 // token requests that may still be recorded
+	fatal    chan error   // has room for one: the process must end, and begin anew
 	draining atomic.Bool
 	closers  []func() error
 
@@ -160,9 +163,29 @@ func (s *service) serve(ctx context.Context, stdout io.Writer) error {
 	select {
 	case <-ctx.Done():
 		s.log.Info("stopping: running requests may finish", "for_at_most", s.cfg.HTTP.ShutdownTimeout)
-		return s.drain(servers)
+		return errors.Join(s.drain(servers), s.failure())
 	case err := <-failed:
 		return errors.Join(err, s.drain(servers))
+	case err := <-s.fatal:
+		return errors.Join(err, s.drain(servers))
+	}
+}
+
+// mustEnd ends the service with an error: what failed cannot be trusted again before a new start. It returns at once.
+func (s *service) mustEnd(err error) {
+	select {
+	case s.fatal <- err:
+	default: // it ends already
+	}
+}
+
+// failure is what mustEnd was told, or nil.
+func (s *service) failure() error {
+	select {
+	case err := <-s.fatal:
+		return err
+	default:
+		return nil
 	}
 }
 

@@ -200,6 +200,7 @@ func testStore(t *testing.T, open opener) {
 		{"separated scopes", testGrantorScopes},
 		{"changes of trusts", testTrustChanges},
 		{"keys of the journal", testAuditKeys},
+		{"journals", testJournals},
 		{"parallel keys of the journal", testAuditKeysRace},
 		{"keys of the journal in a transaction", testAuditKeysTransact},
 	} {

@@ -149,6 +149,11 @@ const (
 	queryWaiting = `SELECT count(*), min(noted_at) FROM outbox`
 	deleteNoted  = `DELETE FROM outbox WHERE id = $1`
 
+	insertJournal = `INSERT INTO journals (replica, incarnation, first_key, previous_seq, previous_chain, started_at, head_seq)
+		VALUES ($1, $2, $3, $4, $5, $6, 0)`
+	queryLastJournal = `SELECT incarnation, first_key, previous_seq, previous_chain, started_at, head_seq, head_chain, head_at
+		FROM journals WHERE replica = $1 ORDER BY incarnation DESC LIMIT 1`
+
 	insertAuditDay = `INSERT INTO audit_days (day, sealed, seal_version) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`
 	queryAuditDay  = `SELECT sealed, seal_version FROM audit_days WHERE day = $1`
 	// The argument is the first day that stays.

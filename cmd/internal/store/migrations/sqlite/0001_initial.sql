@@ -197,3 +197,17 @@ CREATE TABLE audit_subjects (
     sealed       BLOB NOT NULL,
     seal_version BIGINT NOT NULL
 );
+
+-- What is known of the journals outside of them. The head is where one was last known to stand; it only grows.
+CREATE TABLE journals (
+    replica        TEXT NOT NULL,
+    incarnation    BIGINT NOT NULL,
+    first_key      TEXT NOT NULL,
+    previous_seq   BIGINT NOT NULL,
+    previous_chain BLOB NOT NULL,
+    started_at     BIGINT NOT NULL,
+    head_seq       BIGINT NOT NULL,
+    head_chain     BLOB,
+    head_at        BIGINT,
+    PRIMARY KEY (replica, incarnation)
+);

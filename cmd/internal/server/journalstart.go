@@ -1,0 +1,71 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"github.com/certbound/certbound/cmd/internal/audit"
+	"github.com/certbound/certbound/cmd/internal/store"
+)
+
+// journalRegister keeps in the database what whoever holds the journal's files must not rewrite.
+type journalRegister struct{ store *store.Store }
+
+// Last implements audit.Registrar.
+func (r journalRegister) Last(ctx context.Context, replica string) (audit.Incarnation, error) {
+	j, err := r.store.LastJournal(ctx, replica)
+	if errors.Is(err, store.ErrNotFound) {
+		return audit.Incarnation{}, nil
+	}
+	if err != nil {
+		return audit.Incarnation{}, err
+	}
+	return audit.Incarnation{
+		Identity: audit.Identity{Replica: replica, Incarnation: j.Incarnation}, Key: j.FirstKey,
+		Previous: audit.Head{Seq: j.PreviousSeq, Chain: j.PreviousChain}, Started: j.StartedAt,
+	}, nil
+}
+
+// Begin implements audit.Registrar.
+func (r journalRegister) Begin(ctx context.Context, i audit.Incarnation) error {
+	return r.store.BeginJournal(ctx, store.Journal{
+		Replica: i.Replica, Incarnation: i.Incarnation, FirstKey: i.Key,
+		PreviousSeq: i.Previous.Seq, PreviousChain: i.Previous.Chain, StartedAt: i.Started,
+	})
+}
+
+// openJournal goes on with the journal.
+func (s *service) openJournal(ctx context.Context, db *store.Store) (*audit.Log, error) {
+	s.journalTimes = newJournalTimes()
+	cfg := audit.Config{
+		Dir: filepath.Join(s.cfg.Data, journalFolder), Reserve: s.reserve, Registrar: journalRegister{db},
+		SyncInterval: s.cfg.Audit.SyncInterval, SegmentBytes: int64(s.cfg.Audit.SegmentSize), SegmentAge: s.cfg.Audit.SegmentAge,
+		InFlight: func() int { return int(s.inFlight.Load()) },
+		Fatal:    s.mustEnd,
+		Synced:   s.journalTimes.observe, Logger: s.log,
+	}
+	if s.cfg.Audit.Sync == "interval" {
+		cfg.Sync = audit.Interval
+	}
+	var err error
+	for setting, into := range map[string]*string{settingInstallation: &cfg.Installation, settingReplica: &cfg.Replica} {
+		if *into, err = db.SetOnce(ctx, setting, strings.ToLower(rand.Text())); err != nil {
+			return nil, fmt.Errorf("naming the journal: %w", err)
+		}
+	}
+	journal, err := audit.Open(ctx, cfg)
+	if damage, ok := errors.AsType[*audit.DamageError](err); ok {
+		return nil, &StartError{
+			Message: damage.Error(),
+			Hint:    "nothing was touched: find out who or what changed it (certbound audit verify), and put the segment back from a copy",
+		}
+	}
+	return journal, err
+}

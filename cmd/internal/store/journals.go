@@ -1,0 +1,56 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Journal is one incarnation of a replica's journal, as it is known outside the journal: whoever can rewrite the journal's
+// files cannot rewrite this as well. The head is where the journal was last known to stand.
+type Journal struct {
+	Replica       string
+	Incarnation   uint64
+	FirstKey      string // public key of the first checkpoint, base64url
+	PreviousSeq   uint64 // where the incarnation before it ended
+	PreviousChain [32]byte
+	StartedAt     time.Time
+	HeadSeq       uint64 // zero until it is known
+	HeadChain     [32]byte
+	HeadAt        time.Time
+}
+
+// BeginJournal stores an incarnation, or returns ErrExists: it is never replaced. Its head is not stored.
+func (s *Store) BeginJournal(ctx context.Context, j Journal) error {
+	err := s.direct(func() error {
+		_, err := s.write.ExecContext(context.WithoutCancel(ctx), insertJournal, j.Replica, j.Incarnation, j.FirstKey,
+			j.PreviousSeq, j.PreviousChain[:], moment(j.StartedAt))
+		return err
+	})
+	if isUnique(err) {
+		err = ErrExists
+	}
+	if err != nil {
+		return fmt.Errorf("journal %d of %q: %w", j.Incarnation, j.Replica, err)
+	}
+	return nil
+}
+
+// LastJournal returns the newest incarnation of a replica's journal, or ErrNotFound.
+func (s *Store) LastJournal(ctx context.Context, replica string) (Journal, error) {
+	j := Journal{Replica: replica}
+	err := s.read.QueryRowContext(ctx, queryLastJournal, replica).Scan(&j.Incarnation, &j.FirstKey, &j.PreviousSeq,
+		(*digest)(&j.PreviousChain), (*moment)(&j.StartedAt), &j.HeadSeq, (*digest)(&j.HeadChain), (*moment)(&j.HeadAt))
+	if errors.Is(err, sql.ErrNoRows) {
+		err = ErrNotFound
+	}
+	if err != nil {
+		return Journal{}, fmt.Errorf("last journal of %q: %w", replica, err)
+	}
+	return j, nil
+}
