@@ -21,7 +21,7 @@ import (
 
 // lossWindow is how long before its end a service with audit.sync: interval may have given tokens of which a crash of
 // the process, the machine going on, leaves no record. They are written within 2 ms; the rest is for a busy machine.
-const lossWindow = 100 * time.Millisecond
+const lossWindow = 500 * time.Millisecond
 
 // A moment is when to kill the service, seen from its launch. It returns when the time has come.
 type moment struct {

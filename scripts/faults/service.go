@@ -27,7 +27,7 @@ import (
 )
 
 // again is how long a service may take, once it is ready, to be serving as before.
-const again = 5 * time.Second
+const again = 10 * time.Second
 
 // A service is the program with a data folder, started and ended many times.
 type service struct {
