@@ -15,6 +15,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // damagedTokens is how many tokens are on record before the journal is damaged: enough for several segments.
@@ -23,51 +24,57 @@ const damagedTokens = 1500
 // A damage is one that is done to the journal of a service that has ended.
 type damage struct {
 	name string
-	// do damages one of the segments, and says which and where. Below zero, the place is the file itself.
-	do func(segments []string) (segment string, offset int64, err error)
+	do   func(segments []string) (place, error)
 	// starts says that the program may start all the same, and leaves it to audit verify to find the damage: it reads the
 	// last segments only.
 	starts bool
 }
 
+// A place is where damage was done: what is said of it has to name one of the files and, unless it is below zero, a byte
+// at the offset or not far before.
+type place struct {
+	files  []string
+	offset int64
+}
+
 func damageList() []damage {
-	last := func(segments []string) string { return segments[len(segments)-1] }
-	middle := func(segments []string) string { return segments[len(segments)/2] }
 	return []damage{
-		{"a byte of the last segment is another", func(s []string) (string, int64, error) { return flip(last(s)) }, false},
-		{"a byte of an earlier segment is another", func(s []string) (string, int64, error) { return flip(middle(s)) }, true},
-		{"an earlier segment is cut off", func(s []string) (string, int64, error) { return cut(middle(s)) }, true},
-		{"an earlier segment is missing", func(s []string) (string, int64, error) {
-			return middle(s), -1, os.Remove(middle(s))
+		{"a byte of the last segment is another", func(s []string) (place, error) { return flip(s[len(s)-1]) }, false},
+		{"a byte of an earlier segment is another", func(s []string) (place, error) { return flip(s[len(s)/2]) }, true},
+		{"an earlier segment is cut off", func(s []string) (place, error) { return cut(s[len(s)/2]) }, true},
+		{"an earlier segment is missing", func(s []string) (place, error) {
+			n := len(s) / 2
+			return place{s[n : n+2], -1}, os.Remove(s[n]) // the one behind it may be where it is missing
 		}, true},
-		{"the last segment is missing", func(s []string) (string, int64, error) {
-			return last(s), -1, os.Remove(last(s))
+		{"the last segment is missing", func(s []string) (place, error) {
+			n := len(s) - 1
+			return place{s[n-1:], -1}, os.Remove(s[n]) // the one before it may be where the journal ends
 		}, true},
 	}
 }
 
 // flip changes a byte in the first half of what a segment holds: other batches were written after it.
-func flip(name string) (string, int64, error) {
+func flip(name string) (place, error) {
 	data, err := os.ReadFile(name)
 	if err != nil {
-		return name, 0, err
+		return place{}, err
 	}
 	at := len(bytes.TrimRight(data, "\n")) / 2
 	for data[at] < 'a' || data[at] > 'y' {
 		at--
 	}
 	data[at]++
-	return name, int64(at), os.WriteFile(name, data, 0o600)
+	return place{[]string{name}, int64(at)}, os.WriteFile(name, data, 0o600)
 }
 
 // cut ends a segment amid its records.
-func cut(name string) (string, int64, error) {
+func cut(name string) (place, error) {
 	data, err := os.ReadFile(name)
 	if err != nil {
-		return name, 0, err
+		return place{}, err
 	}
 	at := int64(len(bytes.TrimRight(data, "\n")) / 2)
-	return name, at, os.Truncate(name, at)
+	return place{[]string{name}, at}, os.Truncate(name, at)
 }
 
 // damages damages copies of a journal, each in one way, and tries to start the program on each, once after the service
@@ -87,6 +94,9 @@ func damages(ctx context.Context, dir, certbound string) error {
 	if err := s.beginSegment(ctx); err != nil {
 		return err
 	}
+	if err := s.keepHead(ctx); err != nil {
+		return err
+	}
 	if err := s.kill(); err != nil {
 		return err
 	}
@@ -97,6 +107,9 @@ func damages(ctx context.Context, dir, certbound string) error {
 		return err
 	}
 	if err := s.takeTokens(ctx, damagedTokens/10); err != nil {
+		return err
+	}
+	if err := s.keepHead(ctx); err != nil {
 		return err
 	}
 	if err := s.stop(); err != nil {
@@ -134,6 +147,13 @@ func (s *service) takeTokens(ctx context.Context, n int) error {
 	return nil
 }
 
+// keepHead lets the operator's profile know how far the journal is signed: all of it, which takes a second.
+func (s *service) keepHead(ctx context.Context) error {
+	pause(ctx, 1500*time.Millisecond)
+	_, err := s.must(ctx, "status --profile data/admin", "")
+	return err
+}
+
 // beginSegment sees to it that the newest segment has several batches: what is torn off its end may go.
 func (s *service) beginSegment(ctx context.Context) error {
 	for range 10 {
@@ -164,7 +184,7 @@ func (s *service) tryDamaged(ctx context.Context, from string, d damage) error {
 	if len(names) < 4 {
 		return fmt.Errorf("the journal has only %d segments", len(names))
 	}
-	segment, offset, err := d.do(names)
+	where, err := d.do(names)
 	if err != nil {
 		return err
 	}
@@ -176,8 +196,8 @@ func (s *service) tryDamaged(ctx context.Context, from string, d damage) error {
 	if err != nil {
 		return err
 	}
-	if found.Exit != 1 || !located(found.Stdout+found.Stderr, segment, offset) {
-		return fmt.Errorf("%s, byte %d: audit verify ends with %d and says %s%s", segment, offset, found.Exit, found.Stdout, found.Stderr)
+	if found.Exit != 1 || !where.in(found.Stdout+found.Stderr) {
+		return fmt.Errorf("%v: audit verify ends with %d and says %s%s", where, found.Exit, found.Stdout, found.Stderr)
 	}
 	started := s.start(ctx)
 	s.down()
@@ -188,16 +208,20 @@ func (s *service) tryDamaged(ctx context.Context, from string, d damage) error {
 	}
 	s.end()
 	if started == nil && !d.starts {
-		return fmt.Errorf("%s, byte %d: the service starts", segment, offset)
+		return fmt.Errorf("%v: the service starts", where)
 	}
-	if started != nil && !located(started.Error(), segment, offset) {
-		return fmt.Errorf("%s, byte %d: %w", segment, offset, started)
+	if started != nil && !where.in(started.Error()) {
+		return fmt.Errorf("%v: %w", where, started)
 	}
 	after, err := contents(s.data("audit"))
 	if err != nil {
 		return err
 	}
 	for name, text := range before {
+		if name == filepath.Base(names[len(names)-1]) && started == nil {
+			// What a killed service was writing to is ended by the next: what was filled beforehand goes.
+			text, after[name] = bytes.TrimRight(text, "\n"), bytes.TrimRight(after[name], "\n")
+		}
 		if !bytes.Equal(after[name], text) {
 			return fmt.Errorf("%s is not as it was", name)
 		}
@@ -215,16 +239,17 @@ func (s *service) tryDamaged(ctx context.Context, from string, d damage) error {
 
 var number = regexp.MustCompile(`[0-9]+`)
 
-// located reports whether a text names a segment and, unless it is below zero, a place at the offset or not far before it,
-// where the damaged batch or record begins.
-func located(text, segment string, offset int64) bool {
-	_, rest, ok := strings.Cut(text, filepath.Base(segment))
-	if !ok || offset < 0 {
-		return ok
-	}
-	for _, digits := range number.FindAllString(rest, -1) {
-		if n, err := strconv.ParseInt(digits, 10, 64); err == nil && n <= offset && n > offset-(64<<10) {
+// in reports whether a text names the place.
+func (p place) in(text string) bool {
+	for _, file := range p.files {
+		_, rest, ok := strings.Cut(text, filepath.Base(file))
+		if ok && p.offset < 0 {
 			return true
+		}
+		for _, digits := range number.FindAllString(rest, -1) {
+			if n, err := strconv.ParseInt(digits, 10, 64); err == nil && n <= p.offset && n > p.offset-(64<<10) {
+				return true
+			}
 		}
 	}
 	return false

@@ -167,8 +167,9 @@ func TestReadJournalTorn(t *testing.T) {
 	}
 }
 
-func TestLocated(t *testing.T) {
+func TestPlace(t *testing.T) {
 	t.Parallel()
+	const name = "/x/audit-00000001-7.jsonl"
 	for text, want := range map[string]bool{
 		"error: audit/audit-00000001-7.jsonl, byte 100200: damaged": true,
 		"error: audit/audit-00000001-7.jsonl, byte 100201: damaged": false, // behind the damage
@@ -177,12 +178,13 @@ func TestLocated(t *testing.T) {
 		"byte 100200 of audit-00000001-7.jsonl":                     false,
 		"":                                                          false,
 	} {
-		if got := located(text, "/x/audit-00000001-7.jsonl", 100200); got != want {
-			t.Errorf("located(%q) = %v", text, got)
+		if got := (place{[]string{name}, 100200}).in(text); got != want {
+			t.Errorf("%q names the place: %v", text, got)
 		}
 	}
-	if !located("audit-00000001-7.jsonl is missing", "/x/audit-00000001-7.jsonl", -1) {
-		t.Error("a file that is named needs no place in it")
+	missing := place{[]string{"/x/audit-00000001-6.jsonl", name}, -1}
+	if !missing.in("audit-00000001-7.jsonl: what is before it is missing") || missing.in("audit-00000001-8.jsonl is missing") {
+		t.Error("a missing file is named by itself or by the one beside it, and by no other")
 	}
 }
 
@@ -208,11 +210,11 @@ func TestCopyAndDamage(t *testing.T) {
 	if name, err := os.Readlink(filepath.Join(to, "link")); err != nil || name != "audit" {
 		t.Errorf("the link points to %q, %v", name, err)
 	}
-	_, flipped, err := flip(filepath.Join(to, "audit", "a.jsonl"))
+	flipped, err := flip(filepath.Join(to, "audit", "a.jsonl"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, end, err := cut(filepath.Join(to, "audit", "b.jsonl"))
+	cutOff, err := cut(filepath.Join(to, "audit", "b.jsonl"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -221,8 +223,9 @@ func TestCopyAndDamage(t *testing.T) {
 		t.Fatal(err)
 	}
 	a, b := string(got["a.jsonl"]), string(got["b.jsonl"])
-	if len(a) != len(text) || a[:flipped] != text[:flipped] || a[flipped] == text[flipped] || a[flipped+1:] != text[flipped+1:] {
-		t.Errorf("another byte than %d is changed", flipped)
+	at, end := flipped.offset, cutOff.offset
+	if len(a) != len(text) || a[:at] != text[:at] || a[at] == text[at] || a[at+1:] != text[at+1:] {
+		t.Errorf("another byte than %d is changed", at)
 	}
 	if b != text[:end] || end == 0 || end >= int64(100*len(`{"event":"token"}`+"\n")) {
 		t.Errorf("cut at %d to %d bytes", end, len(b))

@@ -112,7 +112,7 @@ func (j *journal) readSegment(name string) error {
 
 func (j *journal) add(r record) {
 	j.records++
-	if r.Seq != j.last+1 && r.Seq != 0 { // an older journal has no numbers
+	if r.Seq != j.last+1 {
 		j.problems = append(j.problems, fmt.Sprintf("record %d follows record %d", r.Seq, j.last))
 	}
 	j.last = r.Seq

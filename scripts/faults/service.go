@@ -15,7 +15,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -51,12 +50,6 @@ func newService(certbound, dir string, settings ...string) (*service, error) {
 	s := &service{certbound: certbound, dir: dir, log: filepath.Join(dir, "serve.log"), up: make(chan struct{})}
 	for _, setting := range settings {
 		key, value, _ := strings.Cut(setting, "=")
-		if cmd := exec.Command(certbound, "config", "check"); true { // an older program does not know every key
-			cmd.Env = append(os.Environ(), "CERTBOUND_"+strings.ToUpper(strings.ReplaceAll(key, ".", "_"))+"="+value)
-			if cmd.Run() != nil {
-				continue
-			}
-		}
 		s.settings = append(s.settings, "CERTBOUND_"+strings.ToUpper(strings.ReplaceAll(key, ".", "_"))+"="+value)
 	}
 	for _, address := range []*string{&s.public, &s.mtls, &s.debug} {
