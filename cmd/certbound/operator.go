@@ -48,7 +48,7 @@ func (c *cli) operatorFlags(cmd *cobra.Command, breakGlass bool) {
 		case c.profile != "":
 			return usagef("leave one of the two out", "--socket needs no profile")
 		case !breakGlass:
-			return usagef("it answers status, cert revoke, client disable, client invite of an operator, and tickets reset; "+
+			return usagef("it answers status, audit heads, cert revoke, client disable, client invite of an operator, and tickets reset; "+
 				"for the rest: certbound client invite OPERATOR --socket "+profile.ShellWord(c.socket)+", then certbound enroll -",
 				"the break-glass socket does not answer %s", cmd.CommandPath())
 		}
@@ -70,7 +70,11 @@ func (c *cli) operator() (operators, error) {
 	if err != nil {
 		return nil, err
 	}
-	return profile.NewOperator(p)
+	op, err := profile.NewOperator(p)
+	if err != nil {
+		return nil, err
+	}
+	return &witness{c: c, op: op, profile: p}, nil
 }
 
 // openProfile opens the profile that flag or environment names and renews it where that is due.

@@ -110,6 +110,8 @@ type Config struct {
 	FileTrusts []string
 	// TrustHealth says for each trust, by "trust:" and its name, "ok" or what is wrong. Nil: not known.
 	TrustHealth func() map[string]string
+	// Journal is what is shown of the journal. Nil: there is none to be seen.
+	Journal Journal
 	// ResetTickets makes session tickets resume nothing any more. NewBreakGlass requires it; New does not use it.
 	ResetTickets func()
 
@@ -123,6 +125,7 @@ type api struct {
 	cfg   Config
 	rules rules
 	kinds map[string]kind
+	reads reads
 
 	// onlyOperators limits invitations to clients that hold scopes of the operators' API.
 	onlyOperators bool
@@ -208,6 +211,8 @@ func (a *api) routes() []route {
 		{get, "/approvals", "approval.list", one(ScopeRead), read(a.listApprovals)},
 		{post, "/approvals/{id}/confirm", approvalConfirm, one(ScopeGrant, ScopeTrust), change(a.confirm)},
 		{del, "/approvals/{id}", "approval.reject", one(ScopeGrant, ScopeTrust), change(a.rejectApproval)},
+		{get, "/audit", eventRead, one(ScopeRead), read(a.searchAudit)},
+		{get, "/audit/heads", "audit.heads", one(ScopeRead), read(a.auditHeads)},
 		{get, "/status", "status.show", one(ScopeRead), read(a.status)},
 	}
 }

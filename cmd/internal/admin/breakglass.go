@@ -35,6 +35,7 @@ func (a *api) breakGlassRoutes() []route {
 	admin := []string{ScopeAdmin}
 	return []route{
 		{http.MethodGet, "/status", "status.show", admin, read(a.status)},
+		{http.MethodGet, "/audit/heads", "audit.heads", admin, read(a.auditHeads)},
 		{http.MethodPost, "/certificates/revoke", "cert.revoke", admin, change(a.revoke)},
 		{http.MethodPost, "/clients/{id}/disable", "client.disable", admin, change(a.disableClient)},
 		{http.MethodPost, "/clients/{id}/invite", clientInvite, admin, a.asked(clientInvite)},

@@ -39,6 +39,8 @@ var duties = map[string]string{
 	"GET /approvals":                 "read",
 	"POST /approvals/{id}/confirm":   "grant trust",
 	"DELETE /approvals/{id}":         "grant trust",
+	"GET /audit":                     "read",
+	"GET /audit/heads":               "read",
 	"GET /status":                    "read",
 }
 

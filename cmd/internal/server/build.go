@@ -179,6 +179,7 @@ func (s *service) adminConfig() admin.Config {
 		Endpoints: s.endpoints(), Version: s.version, Logger: s.log,
 		OwnCAs: []*x509.Certificate{s.root, s.issuing}, FileTrusts: s.fileTrusts(), TrustHealth: s.trust.Health,
 		FirstOperator: s.firstOperator(),
+		Journal:       s.newJournalView(),
 		ResetTickets:  s.resetTickets, Changes: &s.operatorChanges,
 	}
 }

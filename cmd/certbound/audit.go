@@ -1,0 +1,194 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/certbound/certbound/cmd/internal/admin"
+	"github.com/certbound/certbound/cmd/internal/audit"
+	"github.com/certbound/certbound/cmd/internal/profile"
+)
+
+// dataFolder is where serve keeps its data unless it is told otherwise.
+const dataFolder = "./certbound-data"
+
+func (c *cli) auditCommand() *cobra.Command {
+	heads := c.auditHeadsCommand()
+	c.operatorFlags(heads, true)
+	return group("audit", "Verify the journal of decisions, look through it, or hand it to other systems",
+		c.auditVerifyCommand(), c.auditSearchCommand(), c.auditExportCommand(), heads)
+}
+
+// verdict is what audit verify prints.
+type verdict struct {
+	Valid bool   `json:"valid"`
+	Dir   string `json:"dir"`
+	*audit.Report
+}
+
+func (c *cli) auditVerifyCommand() *cobra.Command {
+	var data, headsFile string
+	cmd := &cobra.Command{
+		Use: "verify [--data DIR] [--heads FILE]", Short: "Verify that the journal is what was written", Args: arguments(0, 0),
+		Long: "Verify that the journal is what was written: every record by its chain, every checkpoint by its signature, and all of\n" +
+			"it by the heads that operators' verbs keep in the operator's profile. Nothing is changed, and no service is asked: the\n" +
+			"folder may be a copy, made while the service ran, on another machine.\n\n" +
+			"Found are records that were changed, removed, put in another order or added, segments that are missing, and a journal\n" +
+			"that ends before a known head or contradicts it. Not found is what was cut off or put back after the newest known head.\n" +
+			"Exit code 0: it is what was written; 1: it is not, or could not be read.",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			heads, err := c.knownHeads(cmd.Flags().Changed("heads"), headsFile, data)
+			if err != nil {
+				return err
+			}
+			dir := audit.Dir(data)
+			report, err := audit.Verify(dir, heads)
+			tampered, wrong := errors.AsType[*audit.TamperError](err)
+			switch {
+			case errors.Is(err, audit.ErrNoJournal), errors.Is(err, os.ErrNotExist):
+				return failf("name the data folder of the service, or a copy of its audit folder, with --data", "there is no journal in %s", dir)
+			case err != nil && !wrong:
+				return failf("look whether the folder can be read", "%v", err)
+			}
+			v := verdict{Valid: !wrong, Dir: dir, Report: report}
+			if err := c.print(v, func(w io.Writer) { showVerdict(w, &v, time.Now()) }); err != nil {
+				return err
+			}
+			if wrong {
+				return &failure{exit: exitFailed, code: "journal_damaged", description: fmt.Sprintf("the journal in %s is not what was written: %v", dir, tampered),
+					hint: "keep the folder as it is and copy it away; if it is a copy that was made while the service ran, copy it again"}
+			}
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&data, "data", dataFolder, "data folder of the service, or a copy of its folder audit")
+	cmd.Flags().StringVar(&headsFile, "heads", "", "file of known heads; empty: none (else heads.json of the operator's profile)")
+	c.profileFlag(cmd, operatorProfile)
+	return cmd
+}
+
+// knownHeads reads the heads that the journal is held to: of the file that was named, or of the operator's profile, or of
+// the one in the data folder.
+func (c *cli) knownHeads(named bool, file, data string) ([]audit.Anchor, error) {
+	var text []byte
+	var err error
+	switch {
+	case named && file == "":
+		return nil, nil
+	case named:
+		if text, err = os.ReadFile(file); err != nil {
+			return nil, failf("name the file heads.json of an operator's profile", "the known heads could not be read: %v", err)
+		}
+	default:
+		dir := c.profileDir("")
+		if text, err = profile.Heads(cmp.Or(dir, operatorProfile)); err == nil && text == nil && dir == "" {
+			text, err = profile.Heads(filepath.Join(data, "admin"))
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	known, err := audit.ParseHeads(text)
+	if err != nil {
+		return nil, failf("restore the file from a backup, or verify without it: --heads ''", "%v", err)
+	}
+	return known.Heads, nil
+}
+
+func showVerdict(w io.Writer, v *verdict, now time.Time) {
+	incarnations := fmt.Sprintf("%s/%s, %d runs of the service", v.Installation, v.Replica, v.Incarnations)
+	if v.Incarnations == 1 {
+		incarnations = fmt.Sprintf("%s/%s, 1 run of the service", v.Installation, v.Replica)
+	}
+	if v.Closed {
+		incarnations += ", the last one ended in order"
+	}
+	checkpoint, covered := "none", ""
+	if p := v.Checkpoint; p != nil {
+		checkpoint = fmt.Sprintf("signs up to record %d at %s, %s ago; %d in all", p.Seq, stamp(p.Time), age(now, p.Time), v.Checkpoints)
+	}
+	if n := v.Report.Records.Uncovered; n > 0 {
+		covered = fmt.Sprintf("the last %d records", n)
+	}
+	if n := v.Refusals.Uncovered; n > 0 {
+		covered += join(covered) + fmt.Sprintf("the last %d refusals of strangers", n)
+	}
+	known := "none: that the end was cut off, or all of it replaced, would not be seen"
+	if !v.Anchor.IsZero() {
+		known = fmt.Sprintf("the newest that agrees is of %s, %s ago", stamp(v.Anchor), age(now, v.Anchor))
+	} else if v.Known > 0 {
+		known = fmt.Sprintf("none of %d agrees", v.Known)
+	}
+	result := "the journal is what was written"
+	if !v.Valid {
+		result = "the journal is NOT what was written"
+	}
+	fields(w, "verdict", result, "folder", v.Dir, "journal", incarnations, "records", stream(&v.Records), "refusals", stream(&v.Refusals),
+		"checkpoints", checkpoint, "not covered", covered, "known heads", known)
+	for _, f := range v.Findings {
+		fmt.Fprintf(w, "wrong: %s\n", f)
+	}
+	for _, f := range v.Notes {
+		fmt.Fprintf(w, "note: %s\n", f)
+	}
+}
+
+func join(before string) string {
+	if before == "" {
+		return ""
+	}
+	return ", "
+}
+
+func stream(s *audit.StreamReport) string {
+	if s.Records == 0 {
+		return "none"
+	}
+	text := fmt.Sprintf("%d (%d to %d) in %d segments, %s to %s", s.Records, s.First, s.Last, s.Segments, stamp(s.FirstTime), stamp(s.LastTime))
+	if s.Removed > 0 {
+		text += fmt.Sprintf("; those up to %d were removed, as the journal says", s.Removed)
+	}
+	return text
+}
+
+// age is how long ago something was, as people say it.
+func age(now, t time.Time) string {
+	d := now.Sub(t)
+	if d < 48*time.Hour {
+		return d.Round(time.Second).String()
+	}
+	return strconv.Itoa(int(d.Hours()/24)) + " days"
+}
+
+func (c *cli) auditHeadsCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "heads", Short: "Show how far the journal is signed and on the disk", Args: arguments(0, 0),
+		Long: "Show how far the journal is signed and on the disk. Every operator's verb that may see this keeps the newest one in\n" +
+			"heads.json of its profile, where audit verify looks, and warns when the service shows an older one.",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			heads, err := call[admin.AuditHeads](cmd.Context(), c, http.MethodGet, "/audit/heads", nil)
+			if err != nil {
+				return err
+			}
+			return c.print(heads.Heads, func(w io.Writer) {
+				rows := make([][]string, 0, len(heads.Heads))
+				for _, h := range heads.Heads {
+					rows = append(rows, []string{h.Identity.String(), strconv.FormatUint(h.Checkpoint.Seq, 10), stamp(h.Checkpoint.Time), h.Checkpoint.Head})
+				}
+				table(w, "JOURNAL RECORD SIGNED HEAD", rows)
+			})
+		},
+	}
+}

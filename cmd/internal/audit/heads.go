@@ -1,0 +1,112 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package audit
+
+import (
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// maxHeads is how many incarnations' heads are kept of each replica. The newest covers what the others do.
+const maxHeads = 100
+
+// KnownHeads is what an operator keeps of journals: the newest checkpoint seen of each incarnation.
+type KnownHeads struct {
+	Heads []Anchor `json:"heads"`
+}
+
+// ParseHeads reads what KnownHeads.Text wrote; nothing is none.
+func ParseHeads(text []byte) (KnownHeads, error) {
+	var k KnownHeads
+	if len(text) == 0 {
+		return k, nil
+	}
+	if err := json.Unmarshal(text, &k); err != nil {
+		return k, errors.New("the known heads are not valid JSON")
+	}
+	for i := range k.Heads {
+		if err := k.Heads[i].check(); err != nil {
+			return k, fmt.Errorf("the known heads: %w", err)
+		}
+	}
+	return k, nil
+}
+
+// Text is the form in which the heads are kept.
+func (k KnownHeads) Text() ([]byte, error) {
+	text, err := json.MarshalIndent(k, "", "  ")
+	return append(text, '\n'), err
+}
+
+// Merge returns the heads with those that a service shows now. A head never goes back: where the service shows less than
+// was seen, or something else, what was seen stays, and alarms say what does not fit.
+func (k KnownHeads) Merge(shown []Anchor) (merged KnownHeads, alarms []string) {
+	merged.Heads = slices.Clone(k.Heads)
+	for i := range shown {
+		if alarm := merged.see(&shown[i]); alarm != "" {
+			alarms = append(alarms, alarm)
+		}
+	}
+	merged.prune()
+	return merged, alarms
+}
+
+// see takes one head, or says why not.
+func (k *KnownHeads) see(shown *Anchor) string {
+	if err := shown.check(); err != nil {
+		return "the service shows a head that is not what it signed: " + err.Error()
+	}
+	var newest *Anchor // of the same replica
+	for i := range k.Heads {
+		have := &k.Heads[i]
+		switch {
+		case have.Identity == shown.Identity:
+			return have.advance(shown)
+		case have.Installation != shown.Installation:
+			return fmt.Sprintf("the service shows the journal %s, but had the journal %s: it was replaced", shown.Identity, have.Identity)
+		case have.Replica == shown.Replica && (newest == nil || have.Incarnation > newest.Incarnation):
+			newest = have
+		}
+	}
+	if newest != nil && (shown.Incarnation < newest.Incarnation || shown.Checkpoint.Seq <= newest.Checkpoint.Seq) {
+		return fmt.Sprintf("the service shows record %d of %s, but %s", shown.Checkpoint.Seq, shown.Identity, newest.seen())
+	}
+	k.Heads = append(k.Heads, *shown)
+	return ""
+}
+
+// advance takes a newer head of the same incarnation, or says why it is none.
+func (a *Anchor) advance(shown *Anchor) string {
+	switch {
+	case shown.FirstKey != a.FirstKey:
+		return fmt.Sprintf("the service shows %s with another first key than before: its journal was made anew", shown.Identity)
+	case shown.Checkpoint.Seq < a.Checkpoint.Seq:
+		return fmt.Sprintf("the service shows record %d of %s, but %s: its journal was put back", shown.Checkpoint.Seq, shown.Identity, a.seen())
+	case shown.Checkpoint.Seq == a.Checkpoint.Seq && shown.Checkpoint.Head != a.Checkpoint.Head:
+		return fmt.Sprintf("the service shows another chain at record %d of %s than before: its journal was rewritten", shown.Checkpoint.Seq, shown.Identity)
+	}
+	*a = *shown
+	return ""
+}
+
+func (a *Anchor) seen() string {
+	return fmt.Sprintf("%s stood at record %d on %s", a.Identity, a.Checkpoint.Seq, a.Checkpoint.Time.UTC().Format(time.RFC3339))
+}
+
+// prune keeps the newest incarnations of each replica.
+func (k *KnownHeads) prune() {
+	slices.SortStableFunc(k.Heads, func(a, b Anchor) int {
+		return cmp.Or(cmp.Compare(a.Installation, b.Installation), cmp.Compare(a.Replica, b.Replica), cmp.Compare(b.Incarnation, a.Incarnation))
+	})
+	kept := map[[2]string]int{}
+	k.Heads = slices.DeleteFunc(k.Heads, func(a Anchor) bool {
+		of := [2]string{a.Installation, a.Replica}
+		kept[of]++
+		return kept[of] > maxHeads
+	})
+}
