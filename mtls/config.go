@@ -18,10 +18,11 @@ import (
 const (
 	// MaxChainCertificates is how many certificates a client may present, its own included.
 	MaxChainCertificates = 4
-	// MaxChainBytes is how many bytes of DER these may have together.
-	MaxChainBytes = 16 << 10
-	// MaxHandshakeBytes is how many bytes NewListener reads from a connection before its first request.
-	MaxHandshakeBytes = 32 << 10
+	// MaxChainBytes is how many bytes of DER these may have together: a leaf and three intermediates, all with RSA keys of
+	// 4096 bits, fit. crypto/tls holds them three times for as long as the connection lives.
+	MaxChainBytes = 7680
+	// MaxHandshakeBytes is how many bytes NewListener reads from a connection before its handshake has ended.
+	MaxHandshakeBytes = 12 << 10
 	// MaxHeaderBytes is the bound that ConfigureServer sets on the header of a request.
 	MaxHeaderBytes = 8 << 10
 )

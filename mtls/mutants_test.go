@@ -304,7 +304,7 @@ func TestLimitIsLiftedByRequests(t *testing.T) {
 		http.StateNew: false, http.StateActive: true, http.StateIdle: true, http.StateHijacked: true, http.StateClosed: false,
 	} {
 		client, server := net.Pipe()
-		lc := &limitedConn{Conn: server}
+		lc := newLimitedConn(server)
 		ConnState(tls.Server(lc, &tls.Config{}), state)
 		if lc.lifted.Load() != lifted {
 			t.Errorf("%v: lifted: %v", state, !lifted)

@@ -410,16 +410,17 @@ func TestRFC8446_4_4_2_ChainBounds(t *testing.T) {
 	}{
 		"alone":             {chain(), nil},
 		"four":              {chain(small, small, small), nil},
-		"15 KiB":            {chain(padded(t, ca, 14<<10)), nil},
+		"7 KiB":             {chain(padded(t, ca, 6<<10)), nil},
 		"five":              {chain(small, small, small, small), mtls.ErrUnacceptable},
 		"a hundred":         {chain(slices.Repeat([][]byte{{0x30, 0}}, 100)...), errAny},
-		"20 KiB":            {chain(padded(t, ca, 20<<10)), mtls.ErrUnacceptable},
-		"20 KiB, two":       {chain(padded(t, ca, 10<<10), padded(t, ca, 10<<10)), mtls.ErrUnacceptable},
+		"9 KiB":             {chain(padded(t, ca, 8<<10)), mtls.ErrUnacceptable},
+		"9 KiB, two":        {chain(padded(t, ca, 4<<10), padded(t, ca, 4<<10)), mtls.ErrUnacceptable},
+		"12 KiB":            {chain(padded(t, ca, 12<<10)), errTooMuch},
 		"60 KiB":            {chain(padded(t, ca, 60<<10)), errTooMuch},
 		"60 KiB, four":      {chain(padded(t, ca, 20<<10), padded(t, ca, 20<<10), padded(t, ca, 20<<10)), errTooMuch},
 		"2 MB":              {chain(slices.Repeat([][]byte{padded(t, ca, 40<<10)}, 50)...), errAny},
 		"60 KiB as a leaf":  {tls.Certificate{Certificate: [][]byte{padded(t, ca, 60<<10)}, PrivateKey: leaf.PrivateKey}, errTooMuch},
-		"20 KiB as a leaf":  {tls.Certificate{Certificate: [][]byte{padded(t, ca, 20<<10)}, PrivateKey: leaf.PrivateKey}, mtls.ErrUnacceptable},
+		"9 KiB as a leaf":   {tls.Certificate{Certificate: [][]byte{padded(t, ca, 9<<10)}, PrivateKey: leaf.PrivateKey}, mtls.ErrUnacceptable},
 		"not a certificate": {chain([]byte{0x30, 0}), errAny},
 	} {
 		for version, number := range versions {
@@ -444,7 +445,7 @@ func TestRFC8446_4_4_2_ChainBounds(t *testing.T) {
 				if tc.want == errAny {
 					return
 				}
-				if tooMuch := server.err != nil && strings.Contains(server.err.Error(), "too many bytes"); tooMuch != (tc.want == errTooMuch) {
+				if tooMuch := server.err != nil && strings.Contains(server.err.Error(), errTooMuch.Error()); tooMuch != (tc.want == errTooMuch) {
 					t.Errorf("server %v, want %v", server.err, tc.want)
 				}
 			})
@@ -454,7 +455,7 @@ func TestRFC8446_4_4_2_ChainBounds(t *testing.T) {
 
 var (
 	errAny     = errors.New("any error")
-	errTooMuch = errors.New("too many bytes before the first request")
+	errTooMuch = errors.New("too many bytes in the handshake")
 )
 
 // TLS-13: RFC 9325, Section 4.5: a certificate with a weak key, or one costly to check, is refused in the handshake
@@ -803,7 +804,7 @@ func TestHeaderBound(t *testing.T) {
 	ca := mtlstest.NewCA(t, "ca")
 	srv := mtlstest.Server(t, http.HandlerFunc(whoami), ca.Issue(t, mtlstest.ServerLeaf()), mtls.ClientCertificatesRequested)
 	cert := ca.Issue(t, mtlstest.Leaf{})
-	cert.Certificate = append(cert.Certificate, padded(t, ca, 14<<10))
+	cert.Certificate = append(cert.Certificate, padded(t, ca, 6<<10))
 	for _, http2 := range []bool{false, true} {
 		for size, want := range map[int]int{mtls.MaxHeaderBytes - 1024: http.StatusOK, 3 * mtls.MaxHeaderBytes: http.StatusRequestHeaderFieldsTooLarge} {
 			c := client(t, ca, cert, tls.VersionTLS13, http2)

@@ -375,10 +375,10 @@ func (m *museum) sizes() {
 	}
 	m.add(Exhibit{Name: "ten thousand alternative names", Clause: clause, Must: RefusedInHandshake,
 		Chain: m.issue(m.root, names(10_000))})
-	m.add(Exhibit{Name: "a thousand alternative names", Clause: clause, Must: Accepted,
-		Chain: m.issue(m.root, names(1000))})
+	m.add(Exhibit{Name: "five hundred alternative names", Clause: clause, Must: Accepted,
+		Chain: m.issue(m.root, names(500))})
 	junk := func(n int) edit { return with(extension(oidPoison, false, marshal(m.tb, make([]byte, n)))) }
-	m.add(Exhibit{Name: "20 KiB", Clause: clause, Must: RefusedInHandshake, Chain: m.issue(m.root, junk(20<<10))})
+	m.add(Exhibit{Name: "9 KiB", Clause: clause, Must: RefusedInHandshake, Chain: m.issue(m.root, junk(9<<10))})
 	m.add(Exhibit{Name: "60 KiB", Clause: clause, Must: RefusedInHandshake, Chain: m.issue(m.root, junk(60<<10))})
-	m.add(Exhibit{Name: "15 KiB", Clause: clause, Must: Accepted, Chain: m.issue(m.root, junk(15<<10))})
+	m.add(Exhibit{Name: "7 KiB", Clause: clause, Must: Accepted, Chain: m.issue(m.root, junk(7<<10))})
 }
