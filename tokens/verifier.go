@@ -33,6 +33,11 @@ type VerifierConfig struct {
 	Algorithms []string         // acceptable algorithms; nil means ES256, PS256 and EdDSA
 	Leeway     time.Duration    // clock difference allowed in exp, nbf; 0 means 10 s, at most 60 s
 	Now        func() time.Time // nil means time.Now
+
+	// AnySignatureForm accepts both signatures of ES256 that verify, (r, s) and (r, n - s). Certbound writes the one with
+	// the lower s and a Verifier refuses the other, so that nobody can make a second token of one. Set it for an issuer
+	// whose library writes either, as most do; then nothing may be keyed by a token's bytes.
+	AnySignatureForm bool
 }
 
 // Verifier verifies the access tokens of one issuer for one audience. It is immutable and safe for concurrent use.
@@ -43,6 +48,7 @@ type Verifier struct {
 	algorithms []string
 	leeway     time.Duration
 	now        func() time.Time
+	anyForm    bool
 }
 
 // NewVerifier returns a Verifier. The error says which field cannot be used.
@@ -72,6 +78,7 @@ func NewVerifier(c VerifierConfig) (*Verifier, error) {
 		algorithms: slices.Clone(c.Algorithms),
 		leeway:     c.Leeway,
 		now:        c.Now,
+		anyForm:    c.AnySignatureForm,
 	}
 	if len(v.algorithms) == 0 {
 		v.algorithms = []string{ES256, PS256, EdDSA}
@@ -120,7 +127,10 @@ func (v *Verifier) Verify(ctx context.Context, raw string, peer *mtls.Peer) (*Cl
 	if err != nil {
 		return nil, unavailable(err)
 	}
-	data, err := token.Verify(jose.PublicKey{ID: key.ID, Algorithm: jose.Algorithm(key.Algorithm), Key: key.Key})
+	data, err := v.open(token, jose.PublicKey{ID: key.ID, Algorithm: jose.Algorithm(key.Algorithm), Key: key.Key})
+	if errors.Is(err, jose.ErrSignatureForm) {
+		return nil, invalid("signature_form", err)
+	}
 	if err != nil {
 		return nil, invalid("bad_signature", err)
 	}
@@ -150,6 +160,14 @@ func (v *Verifier) Verify(ctx context.Context, raw string, peer *mtls.Peer) (*Cl
 	}
 	p.Thumbprint = bound
 	return &p.Claims, nil
+}
+
+// open returns the payload if k signed it, in the form that v asks for.
+func (v *Verifier) open(token *jose.Signed, k jose.PublicKey) ([]byte, error) {
+	if v.anyForm {
+		return token.VerifyAnyForm(k)
+	}
+	return token.Verify(k)
 }
 
 // acceptableType judges "typ", a media type whose "application/" may be left out (RFC 9068, Section 4; RFC 7515,

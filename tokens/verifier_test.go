@@ -6,6 +6,7 @@ package tokens_test
 import (
 	"context"
 	"crypto/ed25519"
+	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
@@ -13,6 +14,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"math/big"
 	"slices"
 	"strings"
 	"testing"
@@ -622,6 +624,46 @@ func TestParseUnverified(t *testing.T) {
 	}
 }
 
+// twin returns a token of ES256 with the other s that verifies, n - s; one without such a signature as it is.
+func twin(raw string) string {
+	cut := strings.LastIndexByte(raw, '.') + 1
+	signature, err := base64.RawURLEncoding.DecodeString(raw[cut:])
+	if err != nil || len(signature) != 64 {
+		return raw
+	}
+	n, s := elliptic.P256().Params().N, new(big.Int).SetBytes(signature[32:])
+	if s.Cmp(n) > 0 {
+		return raw
+	}
+	s.Sub(n, s).FillBytes(signature[32:])
+	return raw[:cut] + base64.RawURLEncoding.EncodeToString(signature)
+}
+
+// RS-13: RFC 7518, Section 3.4: of the two signatures that verify for every one of ES256 only the one that Certbound writes
+// is accepted, unless the verifier is told of an issuer that writes both.
+func TestRFC7518_3_4_TwinOfASignature(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	lenient, err := tokens.NewVerifier(tokens.VerifierConfig{
+		Issuer: tokenstest.URL, Audience: tokenstest.Audience, Keys: f.issuer.Keys(), AnySignatureForm: true,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 16 { // half of them are made by turning s round
+		raw := f.issuer.Token(t, f.peer)
+		accepted(t, f.verifier, raw, f.peer)
+		refused(t, f.verifier, twin(raw), f.peer, "signature_form")
+		accepted(t, lenient, raw, f.peer)
+		accepted(t, lenient, twin(raw), f.peer)
+		refused(t, lenient, twin(raw), f.thief, "thumbprint_mismatch")
+		wrong := raw[:len(raw)-8] + "AAAAAAAA"
+		refused(t, f.verifier, wrong, f.peer, "bad_signature")
+		refused(t, f.verifier, twin(wrong), f.peer, "bad_signature")
+		refused(t, lenient, wrong, f.peer, "bad_signature")
+	}
+}
+
 // FuzzVerify: the tokens that are accepted are, byte for byte, those that were issued, from whom they were issued to.
 func FuzzVerify(f *testing.F) {
 	fix := newFixture(f)
@@ -630,15 +672,19 @@ func FuzzVerify(f *testing.F) {
 		fix.with(f, "aud", []string{tokenstest.Audience, "b"}),
 	}
 	for i := range issued {
-		f.Add(uint8(i), uint16(0), uint16(0), "")
-		f.Add(uint8(i), uint16(20), uint16(1), "\n")
-		f.Add(uint8(i), uint16(0), uint16(9), "eyJhbGciOiJub25lIn0")
+		f.Add(uint8(i), uint16(0), uint16(0), "", false)
+		f.Add(uint8(i), uint16(0), uint16(0), "", true)
+		f.Add(uint8(i), uint16(20), uint16(1), "\n", false)
+		f.Add(uint8(i), uint16(0), uint16(9), "eyJhbGciOiJub25lIn0", true)
 	}
-	f.Fuzz(func(t *testing.T, which uint8, from, length uint16, insert string) {
+	f.Fuzz(func(t *testing.T, which uint8, from, length uint16, insert string, turn bool) {
 		raw := issued[int(which)%len(issued)]
 		start := int(from) % (len(raw) + 1)
 		end := min(start+int(length), len(raw))
 		changed := raw[:start] + insert + raw[end:]
+		if turn {
+			changed = twin(changed)
+		}
 		claims, err := fix.verifier.Verify(t.Context(), changed, fix.peer)
 		if (claims == nil) == (err == nil) {
 			t.Fatalf("claims %v beside %v", claims, err)

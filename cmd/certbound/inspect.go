@@ -140,6 +140,7 @@ func whyNot(reason string) string {
 		"algorithm_not_allowed":  "it is signed by an algorithm that is not allowed",
 		"unknown_key":            "no key of the profile's issuer signed it",
 		"bad_signature":          "its signature is wrong: it was changed, or cut off",
+		"signature_form":         "its signature was replaced by the other one that fits (r, n - s)",
 		"wrong_issuer":           "another issuer made it",
 		"expired":                "it has expired",
 		"not_yet_valid":          "it is not valid yet",

@@ -44,9 +44,10 @@ func (m *museum) sound() {
 		with("x5t#S256", `"x"`))
 	input := m.input()
 	r, s := ecdsaNumbers(m.tb, m.issuer.key, input)
-	other := new(big.Int).Sub(elliptic.P256().Params().N, s)
-	m.token("s replaced by n - s", "RS-13: RFC 7518, Section 3.4: both are signatures of the same input", "",
-		input+"."+encode(string(joined(32)(r, other))))
+	other := new(big.Int).Sub(m.issuer.public.Key.(*ecdsa.PublicKey).Params().N, s)
+	const twins = "RS-13: RFC 7518, Section 3.4: both are signatures of the same input, and one of them is ours"
+	m.token("s below n / 2", twins, "", input+"."+encode(string(joined(32)(r, s))))
+	m.token("s replaced by n - s", twins, signatureForm, input+"."+encode(string(joined(32)(r, other))))
 }
 
 // algorithms is the first half of RS-08: what the header says.

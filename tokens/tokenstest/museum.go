@@ -5,6 +5,7 @@ package tokenstest
 
 import (
 	"crypto"
+	"crypto/ecdsa"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/asn1"
@@ -108,6 +109,7 @@ const (
 	notAllowed      = "algorithm_not_allowed"
 	unknownKey      = "unknown_key"
 	badSignature    = "bad_signature"
+	signatureForm   = "signature_form"
 	malformedClaims = "malformed_claims"
 	notBound        = "not_bound"
 	mismatch        = "thumbprint_mismatch"
@@ -289,6 +291,10 @@ func ecdsaNumbers(tb testing.TB, key crypto.Signer, input string) (r, s *big.Int
 	var pair struct{ R, S *big.Int }
 	if _, err := asn1.Unmarshal(der, &pair); err != nil {
 		tb.Fatalf("tokenstest: signature: %v", err)
+	}
+	// The lower s of two, as Certbound writes it.
+	if other := new(big.Int).Sub(key.Public().(*ecdsa.PublicKey).Params().N, pair.S); pair.S.Cmp(other) > 0 {
+		pair.S = other
 	}
 	return pair.R, pair.S
 }

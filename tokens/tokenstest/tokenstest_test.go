@@ -88,7 +88,7 @@ func TestMuseumIsCheap(t *testing.T) {
 		}
 	}
 	for _, reason := range []string{
-		"", "malformed", "wrong_type", "algorithm_not_allowed", "unknown_key", "bad_signature", "malformed_claims", "wrong_issuer",
+		"", "malformed", "wrong_type", "algorithm_not_allowed", "unknown_key", "bad_signature", "signature_form", "malformed_claims", "wrong_issuer",
 		"wrong_audience", "expired", "not_yet_valid", "issued_in_future", "not_bound", "thumbprint_mismatch",
 	} {
 		if reasons[reason] == 0 {

@@ -21,7 +21,7 @@ func (i *Inspection) explanation(p *Profile, cert *x509.Certificate, now time.Ti
 	switch i.Reason {
 	case ReasonMalformed, "wrong_type", "algorithm_not_allowed":
 		return ""
-	case "unknown_key", "bad_signature", ReasonUnverified, "malformed_claims", "wrong_issuer":
+	case "unknown_key", "bad_signature", "signature_form", ReasonUnverified, "malformed_claims", "wrong_issuer":
 		return sentences("Nobody vouches for what it says: that it belongs to "+i.owner()+", bound to "+i.bound()+" and made by "+
 			i.text("iss"), i.presented(cert), i.forIssuer(p))
 	}

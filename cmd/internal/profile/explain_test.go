@@ -68,6 +68,7 @@ func TestExplanation(t *testing.T) {
 		"certificate too old":  {"certificate_not_valid", bound(now), p, now, []string{"valid from " + stamp(now.NotBefore)}, ""},
 		"bound to none":        {"not_bound", lone, p, now, []string{"for no certificate at all", "Anybody who finds"}, ""},
 		"forged":               {"bad_signature", bound(now), p, now, []string{"Nobody vouches", "that it belongs to the client payments", p.Issuer()}, "issued to"},
+		"with the twin of s":   {"signature_form", bound(now), p, now, []string{"Nobody vouches", "that it belongs to the client payments", p.Issuer()}, "issued to"},
 		"of another issuer":    {"wrong_issuer", bound(now), p, now, []string{"made by https://issuer.example", p.Issuer()}, "issued to"},
 		"not verified":         {ReasonUnverified, bound(now), nil, foreign, []string{"Nobody vouches", "is " + thumbprint(foreign)}, "issued to"},
 		"not verified, alone":  {ReasonUnverified, bound(now), nil, nil, []string{"Nobody vouches"}, "Your certificate"},

@@ -26,14 +26,16 @@ type Header struct {
 
 // ErrToken reports a token that is not a compact JWS as this package reads it. ErrSignature reports a signature
 // that the key does not verify, or a key that must not be used with the token's algorithm.
+// ErrSignatureForm reports a signature of ES256 that may verify, but is not the one of its two forms that Sign writes.
 var (
-	ErrToken     = errors.New("jose: not an acceptable compact JWS")
-	ErrSignature = errors.New("jose: signature does not verify")
+	ErrToken         = errors.New("jose: not an acceptable compact JWS")
+	ErrSignature     = errors.New("jose: signature does not verify")
+	ErrSignatureForm = errors.New("jose: signature is in the other of its two forms")
 )
 
 // Sign returns the compact serialisation of the payload signed by s (RFC 7515, Section 7.1). Type and KeyID must
 // be printable ASCII without quotes and backslashes. The signer must suit the algorithm: a mismatch is an error.
-// Safe for concurrent use as far as s is.
+// A signature of ES256 has the low one of the two s that verify. Safe for concurrent use as far as s is.
 func Sign(h Header, payload []byte, s crypto.Signer) (string, error) {
 	if !plain(h.Type) || !plain(h.KeyID) || !plain(string(h.Algorithm)) {
 		return "", errors.New("jose: header value is not plain ASCII")
@@ -100,7 +102,12 @@ func sign(a Algorithm, input []byte, s crypto.Signer) ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		return rawSignature(der)
+		signature, err := rawSignature(der)
+		if err != nil {
+			return nil, err
+		}
+		lowerS(signature)
+		return signature, nil
 	case PS256:
 		return s.Sign(rand.Reader, digest[:], pssOptions)
 	default:
@@ -142,6 +149,36 @@ func takeInteger(der, to []byte) (rest []byte, ok bool) {
 	}
 	copy(to[len(to)-len(value):], value)
 	return rest, true
+}
+
+// order is the order n of P-256 (SP 800-186, Section 3.2.1.3), halfOrder is n/2, rounded down; both big-endian.
+const (
+	order = "\xff\xff\xff\xff\x00\x00\x00\x00\xff\xff\xff\xff\xff\xff\xff\xff" +
+		"\xbc\xe6\xfa\xad\xa7\x17\x9e\x84\xf3\xb9\xca\xc2\xfc\x63\x25\x51"
+	halfOrder = "\x7f\xff\xff\xff\x80\x00\x00\x00\x7f\xff\xff\xff\xff\xff\xff\xff" +
+		"\xde\x73\x7d\x56\xd3\x8b\xcf\x42\x79\xdc\xe5\x61\x7e\x31\x92\xa8"
+)
+
+// highS reports whether s of R || S is above n/2. For every (r, s) of a message (r, n - s) verifies as well, so that
+// whoever has a token can make another one of it; of such a pair exactly one s is low.
+func highS(signature []byte) bool {
+	return len(signature) == 64 && string(signature[32:]) > halfOrder
+}
+
+// lowerS replaces a high s by n - s, in place. Half of all signatures need it. A signature is no secret: the time may
+// depend on it.
+func lowerS(signature []byte) {
+	if !highS(signature) {
+		return
+	}
+	s, borrow := signature[32:], 0
+	for i := len(s) - 1; i >= 0; i-- {
+		digit := int(order[i]) - int(s[i]) - borrow
+		s[i], borrow = byte(digit), 0
+		if digit < 0 {
+			borrow = 1
+		}
+	}
 }
 
 // Signed is a parsed token whose signature has not been checked yet. Its payload comes out of Verify.
@@ -233,9 +270,19 @@ func (s *Signed) Header() Header { return s.header }
 // token to a person, never for a decision.
 func (s *Signed) Unverified() (header Object, payload []byte) { return s.members, s.payload }
 
-// Verify returns the payload if k signed it. The token's algorithm must be the key's own (RFC 8725, Section 3.1).
-// The error wraps ErrSignature or ErrKey.
+// Verify returns the payload if k signed it. The token's algorithm must be the key's own (RFC 8725, Section 3.1), and
+// the signature the only one that can be made of the signer's: an s of ES256 above n/2 is refused. The error wraps
+// ErrSignature, ErrSignatureForm or ErrKey.
 func (s *Signed) Verify(k PublicKey) ([]byte, error) {
+	payload, err := s.VerifyAnyForm(k)
+	if err == nil && k.Algorithm == ES256 && highS(s.signature) {
+		return nil, ErrSignatureForm
+	}
+	return payload, err
+}
+
+// VerifyAnyForm is Verify for tokens of signers that write either s.
+func (s *Signed) VerifyAnyForm(k PublicKey) ([]byte, error) {
 	if s.header.Algorithm != k.Algorithm {
 		return nil, fmt.Errorf("%w: algorithm is not the key's", ErrSignature)
 	}

@@ -21,6 +21,7 @@ import (
 	"io"
 	"math"
 	"math/big"
+	"slices"
 	"strings"
 	"testing"
 
@@ -96,6 +97,15 @@ func verifyAll(raw string, k PublicKey) ([]byte, error) {
 	return signed.Verify(k)
 }
 
+// verifyAnyForm is verifyAll for what others signed.
+func verifyAnyForm(raw string, k PublicKey) ([]byte, error) {
+	signed, err := Parse(raw)
+	if err != nil {
+		return nil, err
+	}
+	return signed.VerifyAnyForm(k)
+}
+
 // AT-08: RFC 7515, Appendix A.3 and RFC 8037, Appendix A.4: the worked examples verify to their payloads.
 func TestRFC7515_A_3_WorkedExamples(t *testing.T) {
 	t.Parallel()
@@ -106,7 +116,7 @@ func TestRFC7515_A_3_WorkedExamples(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
-			payload, err := verifyAll(tc.token, oneKey(t, tc.key))
+			payload, err := verifyAnyForm(tc.token, oneKey(t, tc.key))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -180,7 +190,7 @@ func checkForeign(t *testing.T, header Header, signer crypto.Signer, size int) {
 	if diff := cmp.Diff(header, signed.Header()); diff != "" {
 		t.Error(diff)
 	}
-	got, err := signed.Verify(PublicKey{Algorithm: header.Algorithm, Key: signer.Public()})
+	got, err := signed.VerifyAnyForm(PublicKey{Algorithm: header.Algorithm, Key: signer.Public()})
 	if err != nil || !bytes.Equal(got, payload) {
 		t.Fatalf("we: %q, %v", got, err)
 	}
@@ -224,6 +234,129 @@ func TestRFC7518_3_4_RawSignature(t *testing.T) {
 		if token, err := Sign(Header{Algorithm: ES256}, nil, signer); err == nil {
 			t.Errorf("%x: signed as %q", der, token)
 		}
+	}
+}
+
+// RS-13: RFC 7518, Section 3.4: of the two s that verify, Sign writes the one of at most n/2, and Verify refuses the other.
+func TestRFC7518_3_4_LowS(t *testing.T) {
+	t.Parallel()
+	n := elliptic.P256().Params().N
+	half := new(big.Int).Rsh(n, 1)
+	if new(big.Int).SetBytes([]byte(order)).Cmp(n) != 0 || new(big.Int).SetBytes([]byte(halfOrder)).Cmp(half) != 0 {
+		t.Fatal("wrong constants")
+	}
+	one := big.NewInt(1)
+	key := newES256(t)
+	for _, tc := range []struct{ s, want *big.Int }{
+		{one, one}, {half, half}, {new(big.Int).Add(half, one), half}, {new(big.Int).Sub(n, one), one},
+		{new(big.Int).Sub(n, big.NewInt(255)), big.NewInt(255)},
+	} {
+		der, err := asn1.Marshal(struct{ R, S *big.Int }{one, tc.s})
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw, err := Sign(Header{Algorithm: ES256}, nil, fixedSigner{key, der})
+		if err != nil {
+			t.Fatal(err)
+		}
+		signature, err := base64.RawURLEncoding.DecodeString(raw[strings.LastIndexByte(raw, '.')+1:])
+		if err != nil || new(big.Int).SetBytes(signature[:32]).Cmp(one) != 0 || new(big.Int).SetBytes(signature[32:]).Cmp(tc.want) != 0 {
+			t.Errorf("s %x: %x, %v", tc.s, signature, err)
+		}
+		if high := highS(join(one, tc.s)); high != (tc.s.Cmp(half) > 0) {
+			t.Errorf("s %x: high: %t", tc.s, high)
+		}
+	}
+	public := PublicKey{Algorithm: ES256, Key: key.Public()}
+	for range 16 { // half of the signatures are turned
+		raw, err := Sign(Header{Algorithm: ES256}, []byte("{}"), key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := verifyAll(raw, public); err != nil {
+			t.Error(err)
+		}
+		cut := strings.LastIndexByte(raw, '.') + 1
+		signature, err := base64.RawURLEncoding.DecodeString(raw[cut:])
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, s := new(big.Int).SetBytes(signature[:32]), new(big.Int).SetBytes(signature[32:])
+		twin := raw[:cut] + encode(string(join(r, s.Sub(n, s))))
+		payload, err := verifyAll(twin, public)
+		if payload != nil || !errors.Is(err, ErrSignatureForm) || errors.Is(err, ErrSignature) {
+			t.Errorf("twin: %q, %v", payload, err)
+		}
+		parsed, err := Parse(twin)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if payload, err := parsed.VerifyAnyForm(public); err != nil || string(payload) != "{}" {
+			t.Errorf("twin in any form: %q, %v", payload, err)
+		}
+	}
+}
+
+// join is R || S.
+func join(r, s *big.Int) []byte {
+	raw := make([]byte, 64)
+	r.FillBytes(raw[:32])
+	s.FillBytes(raw[32:])
+	return raw
+}
+
+// RS-13: RFC 8032, Section 5.1.7 and RFC 8017, Section 8.1.2: no other signature can be made of one of EdDSA or RSA
+// either: S of EdDSA must be below the order, and an RSA signature as long as the modulus and below it.
+func TestRFC8032_5_1_7_NoTwins(t *testing.T) {
+	t.Parallel()
+	l, _ := new(big.Int).SetString("7237005577332262213973186563042994240857116359379907606001950938285454250989", 10)
+	rsaKey := newRSA(t, 2048)
+	for _, tc := range []struct {
+		algorithm Algorithm
+		signer    crypto.Signer
+		twins     map[string]func(signature []byte) []byte
+	}{
+		{EdDSA, newEd25519(t), map[string]func([]byte) []byte{
+			"S plus the order": func(b []byte) []byte {
+				s := slices.Clone(b[32:])
+				slices.Reverse(s)
+				s = new(big.Int).Add(new(big.Int).SetBytes(s), l).FillBytes(make([]byte, 32))
+				slices.Reverse(s)
+				return append(slices.Clone(b[:32]), s...)
+			},
+		}},
+		{PS256, rsaKey, rsaTwins(rsaKey.N)},
+		{RS256, rsaKey, rsaTwins(rsaKey.N)},
+	} {
+		raw, err := Sign(Header{Algorithm: tc.algorithm}, []byte("{}"), tc.signer)
+		if err != nil {
+			t.Fatal(err)
+		}
+		public := PublicKey{Algorithm: tc.algorithm, Key: tc.signer.Public()}
+		if _, err := verifyAll(raw, public); err != nil {
+			t.Fatal(err)
+		}
+		cut := strings.LastIndexByte(raw, '.') + 1
+		signature, err := base64.RawURLEncoding.DecodeString(raw[cut:])
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name, twin := range tc.twins {
+			if _, err := verifyAll(raw[:cut]+encode(string(twin(signature))), public); !errors.Is(err, ErrSignature) {
+				t.Errorf("%s, %s: %v", tc.algorithm, name, err)
+			}
+		}
+	}
+}
+
+func rsaTwins(n *big.Int) map[string]func([]byte) []byte {
+	return map[string]func([]byte) []byte{
+		"a zero in front": func(b []byte) []byte { return append([]byte{0}, b...) },
+		"a zero behind":   func(b []byte) []byte { return append(slices.Clone(b), 0) },
+		"plus the modulus": func(b []byte) []byte {
+			sum := new(big.Int).Add(new(big.Int).SetBytes(b), n)
+			return sum.FillBytes(make([]byte, max(len(b), (sum.BitLen()+7)/8)))
+		},
 	}
 }
 
