@@ -99,7 +99,7 @@ func awaitNewFile(dir string, patience time.Duration) error {
 
 // kills kills a service n times under load and then holds what was told against what is there.
 func kills(ctx context.Context, dir, certbound, sync string, n int, chance *rand.Rand) error {
-	s, err := newService(certbound, dir, "audit.sync="+sync, "audit.segment_size=262144")
+	s, err := newService(certbound, dir, "audit.sync="+sync, "audit.segment_size=131072")
 	if err != nil {
 		return err
 	}

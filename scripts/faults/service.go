@@ -190,9 +190,6 @@ func (s *service) must(ctx context.Context, line, stdin string) (string, error) 
 
 // verify has the program check a data folder's journal.
 func (s *service) verify(ctx context.Context, data string) error {
-	if out, _ := s.must(ctx, "audit --help", ""); !strings.Contains(out, "verify") { // an older program
-		return nil
-	}
 	_, err := s.must(ctx, "audit verify --data "+data, "")
 	return err
 }
