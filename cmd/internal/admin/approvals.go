@@ -30,6 +30,7 @@ const (
 	trustAdd           = "trust.add"
 	trustReplace       = "trust.replace"
 	trustRemove        = "trust.remove"
+	auditErase         = "audit.erase"
 )
 
 const approvalConfirm = "approval.confirm"
@@ -60,6 +61,7 @@ func (a *api) allKinds() map[string]kind {
 		trustAdd:           kindOf(http.StatusCreated, a.addTrust),
 		trustReplace:       kindOf(http.StatusOK, a.replaceTrust),
 		trustRemove:        kindOf(http.StatusOK, a.removeTrust),
+		auditErase:         kindOf(http.StatusOK, a.eraseSubject),
 	}
 }
 

@@ -5,6 +5,7 @@ package admin
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"path/filepath"
@@ -94,6 +95,8 @@ func TestGrantWaitsForTheSecond(t *testing.T) {
 // Everything waits that gives operators' rights, or credentials to who holds them, or changes a trust; nothing else does.
 func TestWhatWaits(t *testing.T) {
 	b := newPair(t)
+	_, err := b.store.AuditSubject(t.Context(), "a")
+	b.must(err)
 	pinned, other := b.pem("pinned"), b.pem("other")
 	ca := pemOf(mtlstest.NewCA(t, "ca").Certificate())
 	robot := b.held(http.MethodPost, "/clients", body("client_id", "robot", "scope", "certbound:read", "certificates", []string{pinned, other}))
@@ -120,12 +123,16 @@ func TestWhatWaits(t *testing.T) {
 		{"PUT", "/trusts/partner", body("ca", ca), 202},
 		{"DELETE", "/trusts/partner", "", 202},
 		{"POST", "/trusts", body("name", "third", "ca", ca), 202},
+		{"POST", "/clients/a/erase", "", 202},
 		{"POST", "/resources", `{"resource":"urn:x","scope":"a"}`, 201},
 		{"DELETE", "/resources?uri=urn:x", "", 200},
 		{"POST", "/certificates/revoke", `{"client_id":"bob"}`, 200},
 		{"DELETE", "/clients/robot", "", 200},
 	} {
 		b.do(tt.method, tt.path, tt.body, tt.status, nil)
+	}
+	if _, err := b.store.StoredAuditSubject(t.Context(), "a"); err != nil {
+		t.Errorf("erased by one operator: %v", err)
 	}
 	row, err := b.store.Client(t.Context(), "bob")
 	b.must(err)
@@ -161,6 +168,12 @@ func TestConfirmedIsDone(t *testing.T) {
 	run(http.MethodPost, "/clients/bob/invite", "", http.StatusCreated, &made)
 	if made.ClientID != "bob" || made.Code == "" {
 		t.Errorf("answer %+v", made)
+	}
+	_, err = b.store.AuditSubject(t.Context(), "robot")
+	b.must(err)
+	run(http.MethodPost, "/clients/robot/erase", "", http.StatusOK, nil)
+	if _, err := b.store.StoredAuditSubject(t.Context(), "robot"); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("not erased: %v", err)
 	}
 	one, two := mtlstest.NewCA(t, "one").Certificate(), mtlstest.NewCA(t, "two").Certificate()
 	run(http.MethodPost, "/trusts", body("name", "p", "ca", pemOf(one)), http.StatusCreated, nil)

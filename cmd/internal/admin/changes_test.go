@@ -16,6 +16,7 @@ import (
 	"testing"
 
 	"github.com/certbound/certbound/cmd/internal/audit"
+	"github.com/certbound/certbound/cmd/internal/store"
 	"github.com/certbound/certbound/mtls/mtlstest"
 	"github.com/certbound/certbound/tokens"
 )
@@ -77,7 +78,11 @@ func (b *bench) contents() string {
 	b.must(err)
 	version, err := b.store.Version(ctx)
 	b.must(err)
-	raw, err := json.Marshal([]any{clients, resources, trusts, certificates, waiting, version})
+	secret, err := b.store.StoredAuditSubject(ctx, "payments")
+	if !errors.Is(err, store.ErrNotFound) {
+		b.must(err)
+	}
+	raw, err := json.Marshal([]any{clients, resources, trusts, certificates, waiting, version, secret})
 	b.must(err)
 	return string(raw)
 }
@@ -94,6 +99,9 @@ func (b *bench) aChange(route string) (path, request string) {
 	case "POST /clients/{id}/enable":
 		b.enlist("payments")
 		b.must(b.store.DisableClient(b.Context(), "payments"))
+	case "POST /clients/{id}/erase":
+		_, err := b.store.AuditSubject(b.Context(), "payments")
+		b.must(err)
 	case "PUT /clients/{id}/certificates":
 		b.post("/clients", body("client_id", "payments", "certificates", []string{b.pem("old")}), http.StatusCreated, nil)
 		request = body("certificates", []string{b.pem("new")})
