@@ -126,6 +126,9 @@ type Log struct {
 	fatal         sync.Once
 	bodies        sync.Pool
 
+	removing sync.Mutex // held while segments are removed
+	saidKeys string     // up to which day the journal says that keys are deleted
+
 	starting sync.Mutex  // held while the journal is started
 	starter  *time.Timer // tries again to start it; nil: it is started
 	closed   bool
@@ -196,7 +199,6 @@ type Config struct {
 	SegmentBytes int64         // zero: 64 MiB; at least 64 KiB
 	SegmentAge   time.Duration // zero: 24 h
 	RefusalBytes int64         // quota of the refusals; zero: 64 MiB
-	Retention    time.Duration // zero: kept for ever
 
 	Keys      Keys       // nil: personal members are written plain
 	Registrar Registrar  // nil: incarnations are counted from the files
@@ -401,7 +403,8 @@ func (l *Log) refusalConfig(recovered *Recovered) streamConfig {
 				l.refusalSigner.Reset(refusalsEvery)
 			}
 		},
-		fatal: l.failedForGood, logger: l.cfg.Logger, now: l.cfg.Now,
+		rotated: l.holdQuota,
+		fatal:   l.failedForGood, logger: l.cfg.Logger, now: l.cfg.Now,
 	}
 }
 
@@ -546,6 +549,8 @@ func (l *Log) Stats() Stats {
 // Close records that the journal ends, signs it, and waits until all of it is durable; Record fails from then on. Closing
 // twice is no error.
 func (l *Log) Close() error {
+	l.removing.Lock()
+	defer l.removing.Unlock()
 	l.starting.Lock()
 	l.closed = true
 	if l.starter != nil {

@@ -420,7 +420,9 @@ func (s *stream) take(sync bool) batchWrite {
 	if o := w.out; o != nil {
 		w.off = o.end
 		o.end += int64(len(w.text))
-		w.filled, w.fillTo = o.filled, o.filled
+		// What came while the first segment was made may reach beyond what is filled.
+		w.filled = max(o.filled, o.end)
+		w.fillTo = w.filled
 		if retry := s.retryAt.IsZero() || !time.Now().Before(s.retryAt); w.ended == nil && retry && !s.closed {
 			if o.room() < s.cfg.headroom+s.cfg.chunk/2 {
 				w.fillTo = o.end + s.cfg.headroom + s.cfg.chunk

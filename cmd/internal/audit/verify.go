@@ -474,12 +474,6 @@ func (v *verifier) lost(k *Anchor) {
 	v.find(f)
 }
 
-// The events of the journal about segments that are gone.
-const (
-	eventRetention = "journal.retention"
-	eventDropped   = "journal.dropped"
-)
-
 // ownEvent stands in the line of each of them; what a caller says is escaped, and cannot hold it.
 const ownEvent = `"event":"journal.`
 

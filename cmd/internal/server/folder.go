@@ -95,6 +95,7 @@ func (s *service) open(ctx context.Context) error {
 	}
 	s.onClose(journal.Close)
 	s.folder = &folder{store: db, journal: journal}
+	db.OnChange(s.forgetErased)
 	if err := s.openOutbox(ctx); err != nil {
 		return err
 	}

@@ -118,3 +118,50 @@ func isFolder(name string) bool {
 	info, err := os.Stat(name)
 	return err == nil && info.IsDir()
 }
+
+// retentionInterval is how often the journal is looked at for what is too old.
+const retentionInterval = time.Hour
+
+// keepRetention removes from the journal what is too old, now and then every hour, until ctx ends.
+func (s *service) keepRetention(ctx context.Context) {
+	tick := time.NewTicker(retentionInterval)
+	defer tick.Stop()
+	for {
+		if err := s.retain(ctx); err != nil && ctx.Err() == nil {
+			s.log.ErrorContext(ctx, "what is too old could not be removed from the journal", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// retain removes old segments, which are recorded first, and then the keys of their days, which makes unreadable what is
+// left of those days. Cut short anywhere, it is finished by the next one.
+func (s *service) retain(ctx context.Context) error {
+	if s.cfg.Audit.Retention == 0 {
+		return s.folder.journal.Retain(ctx, time.Time{})
+	}
+	before := s.journalKeys.now().Add(-s.cfg.Audit.Retention)
+	if err := s.folder.journal.Retain(ctx, before); err != nil {
+		return err
+	}
+	n, err := s.journalKeys.deleteBefore(ctx, audit.Day(before))
+	if err != nil {
+		return err
+	}
+	s.folder.journal.ForgetBefore(before)
+	if n > 0 {
+		s.log.InfoContext(ctx, "keys of the journal were deleted: what they sealed cannot be read any more", "days", n, "before", audit.Day(before))
+	}
+	return nil
+}
+
+// forgetErased drops what is in memory of secrets that were deleted.
+func (s *service) forgetErased(c store.Change) {
+	for _, id := range c.AuditSubjects {
+		s.folder.journal.Forget(id)
+	}
+}

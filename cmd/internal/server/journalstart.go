@@ -44,12 +44,14 @@ func (r journalRegister) Begin(ctx context.Context, i audit.Incarnation) error {
 // openJournal goes on with the journal.
 func (s *service) openJournal(ctx context.Context, db *store.Store) (*audit.Log, error) {
 	s.journalTimes = newJournalTimes()
+	s.journalKeys = newJournalKeys(db, s.cfg.Audit.Retention)
 	cfg := audit.Config{
-		Dir: filepath.Join(s.cfg.Data, journalFolder), Reserve: s.reserve, Registrar: journalRegister{db},
+		Dir: filepath.Join(s.cfg.Data, journalFolder), Reserve: s.reserve, Registrar: journalRegister{db}, Keys: s.journalKeys,
 		SyncInterval: s.cfg.Audit.SyncInterval, SegmentBytes: int64(s.cfg.Audit.SegmentSize), SegmentAge: s.cfg.Audit.SegmentAge,
-		InFlight: func() int { return int(s.inFlight.Load()) },
-		Fatal:    s.mustEnd,
-		Synced:   s.journalTimes.observe, Logger: s.log,
+		RefusalBytes: int64(s.cfg.Audit.RefusalQuota),
+		InFlight:     func() int { return int(s.inFlight.Load()) },
+		Fatal:        s.mustEnd,
+		Synced:       s.journalTimes.observe, Logger: s.log,
 	}
 	if s.cfg.Audit.Sync == "interval" {
 		cfg.Sync = audit.Interval

@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/certbound/certbound/cmd/internal/audit"
 	"github.com/certbound/certbound/cmd/internal/profile"
 	"github.com/certbound/certbound/cmd/internal/store"
 	"github.com/certbound/certbound/mtls"
@@ -219,6 +220,9 @@ func TestOperatorsAPI(t *testing.T) {
 	}
 	wantRefused(t, in.token(in.client(nil), "payments"))
 	in.recorded(`"no_certificate"`)
+	if strings.Contains(in.journal(), "127.0.0.1") {
+		t.Error("an address stands in the journal as it is")
+	}
 	for outcome, reason := range map[string]string{"granted": "", "refused": "no_certificate"} {
 		if !slices.ContainsFunc(in.events(), func(e event) bool {
 			return e.Event == issuer.EventToken && e.Outcome == outcome && e.Client == "payments" && e.Reason == reason && (e.Thumbprint != "") == (reason == "") && e.Address == "127.0.0.1"
@@ -230,17 +234,21 @@ func TestOperatorsAPI(t *testing.T) {
 
 // event is what these tests read of a record.
 type event struct {
-	Event      string `json:"event"`
-	Outcome    string `json:"outcome"`
-	Reason     string `json:"reason"`
-	Client     string `json:"client"`
-	Thumbprint string `json:"x5t#S256"`
-	Address    string `json:"address"`
+	Event      string    `json:"event"`
+	Outcome    string    `json:"outcome"`
+	Reason     string    `json:"reason"`
+	Client     string    `json:"client"`
+	Thumbprint string    `json:"x5t#S256"`
+	Actor      string    `json:"actor"`
+	Time       time.Time `json:"time"`
+	Sealed     string    `json:"sealed"`
+	Address    string    `json:"-"` // sealed
 }
 
-// events are the records of the journal.
+// events are the records of the journal, with what is sealed in them.
 func (in *instance) events() []event {
 	in.tb.Helper()
+	opener := audit.NewOpener(newJournalKeys(inspectStore(in.tb, in.data), 0))
 	var all []event
 	for line := range strings.Lines(in.journal()) {
 		if line == "\n" || strings.HasPrefix(line, `{"frame":`) {
@@ -249,6 +257,13 @@ func (in *instance) events() []event {
 		var e event
 		if err := json.Unmarshal([]byte(line), &e); err != nil {
 			in.tb.Fatal(err)
+		}
+		if e.Sealed != "" {
+			personal, err := opener.Open(in.tb.Context(), e.Sealed, e.Time, e.Client, e.Actor)
+			if err != nil {
+				in.tb.Fatalf("%v in %s", err, line)
+			}
+			e.Address = personal.Address
 		}
 		all = append(all, e)
 	}

@@ -75,10 +75,11 @@ type service struct {
 	log     *slog.Logger
 	version string
 
-	reserve  *audit.Reserve // room on the disk for what takes authority away
-	folder   *folder        // what lies on disk: lock, database, journal
-	identity identity       // who we are: issuer, trust domain, addresses
-	sockets  sockets
+	journalKeys *journalKeys   // what personal members of its records are sealed under
+	reserve     *audit.Reserve // room on the disk for what takes authority away
+	folder      *folder        // what lies on disk: lock, database, journal
+	identity    identity       // who we are: issuer, trust domain, addresses
+	sockets     sockets
 
 	root, issuing         *x509.Certificate
 	anchors, renewAnchors *mtls.Anchors // our own CA, for clients, and for whoever renews
@@ -148,6 +149,7 @@ func (s *service) serve(ctx context.Context, stdout io.Writer) error {
 	defer stopBackground()
 	wg.Go(func() { s.renewOwn(background) })
 	wg.Go(func() { s.trust.Run(background) })
+	wg.Go(func() { s.keepRetention(background) })
 	wg.Go(func() { s.folder.outbox.Run(background) })
 	for _, t := range s.tickets {
 		wg.Go(func() { t.Run(background, ticketLife) })
