@@ -102,7 +102,7 @@ func (b *Box) flush(ctx context.Context) error {
 		if !needed {
 			return nil
 		}
-		rows, more, err := b.left(ctx)
+		rows, more, err := b.left(func() ([]store.Entry, error) { return b.cfg.Store.Outbox(ctx, maxPass) })
 		if err != nil {
 			return err
 		}
@@ -116,13 +116,13 @@ func (b *Box) flush(ctx context.Context) error {
 	}
 }
 
-// left reads the rows that nobody is about to record, and says whether there are more.
-func (b *Box) left(ctx context.Context) (rows []row, more bool, _ error) {
+// left returns those of the rows in the outbox that nobody is about to record, and says whether there are more.
+func (b *Box) left(read func() ([]store.Entry, error)) (rows []row, more bool, _ error) {
 	b.mu.Lock()
 	b.look = false // whoever adds a row from here on sets it again
 	before := maps.Clone(b.waiting)
 	b.mu.Unlock()
-	entries, err := b.cfg.Store.Outbox(ctx, maxPass)
+	entries, err := read()
 	if err == nil {
 		rows, err = b.decode(entries)
 	}
@@ -171,23 +171,19 @@ func (b *Box) recordAll(ctx context.Context, rows []row) error {
 	if err != nil {
 		return err
 	}
-	var failed error
-	for _, r := range rows {
-		id := r.event.ID
-		if known[id] {
-			b.settle(id, true, r.since)
-			continue
+	return each(len(rows), func(i int) error {
+		r := rows[i]
+		if known[r.event.ID] {
+			b.settle(r.event.ID, true, r.since)
+			return nil
 		}
 		err := b.Ready(r.event.Class)
 		if err == nil {
 			err = b.cfg.Journal.Record(context.WithoutCancel(ctx), r.event)
 		}
-		b.settle(id, err == nil, r.since)
-		if failed == nil {
-			failed = err
-		}
-	}
-	return failed
+		b.settle(r.event.ID, err == nil, r.since)
+		return err
+	})
 }
 
 // known asks which of the rows were recorded before.

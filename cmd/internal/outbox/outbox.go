@@ -20,6 +20,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/certbound/certbound/cmd/internal/audit"
@@ -226,18 +227,19 @@ func note(tx *store.Store, events []audit.Event) error {
 // record writes the records of a change that is committed.
 func (b *Box) record(ctx context.Context, class audit.Class, made *batch) (pending bool, err error) {
 	b.cfg.Reached(Committed, made.name())
-	var failed error
-	for _, e := range made.events {
+	failed := each(len(made.events), func(i int) error {
+		e := made.events[i]
 		err := b.cfg.Journal.Record(ctx, e)
 		if made.noted {
 			b.settle(e.ID, err == nil, made.at)
 		} else if err != nil && class == audit.Takeaway {
 			b.keep(ctx, e)
 		}
-		if err != nil && failed == nil {
-			failed = fmt.Errorf("recording %s: %w", e.Name, err)
+		if err != nil {
+			return fmt.Errorf("recording %s: %w", e.Name, err)
 		}
-	}
+		return nil
+	})
 	if failed == nil {
 		b.cfg.Reached(Recorded, made.name())
 		return false, nil
@@ -250,6 +252,37 @@ func (b *Box) record(ctx context.Context, class audit.Class, made *batch) (pendi
 		return true, fmt.Errorf("%w: %w", ErrPending, failed)
 	}
 	return false, failed
+}
+
+// each calls f with the numbers below n, and returns an error of one of the calls. A few are called in their order. Many,
+// as when a client with hundreds of certificates is revoked, are called at once, so that their records share the syncs.
+func each(n int, f func(i int) error) error {
+	const few, atOnce = 4, 64
+	var failed error
+	if n <= few {
+		for i := range n {
+			if err := f(i); err != nil && failed == nil {
+				failed = err
+			}
+		}
+		return failed
+	}
+	var next atomic.Int64
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	for range min(n, atOnce) {
+		wg.Go(func() {
+			for i := int(next.Add(1)) - 1; i < n; i = int(next.Add(1)) - 1 {
+				if err := f(i); err != nil {
+					mu.Lock()
+					failed = err
+					mu.Unlock()
+				}
+			}
+		})
+	}
+	wg.Wait()
+	return failed
 }
 
 // Record writes the event of what changed nothing in the database, and returns why that failed. The record of something

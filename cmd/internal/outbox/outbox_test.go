@@ -40,9 +40,12 @@ func (j *journal) Ready(c audit.Class) error {
 	return nil
 }
 
-func (j *journal) Record(_ context.Context, e audit.Event) error {
+func (j *journal) Record(ctx context.Context, e audit.Event) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	if j.closed || j.full && e.Class != audit.Takeaway {
 		return audit.ErrFull
 	}
@@ -368,6 +371,59 @@ func TestCallerLeaves(t *testing.T) {
 	})
 	b.must(err)
 	b.state("urn:a", 1, "one")
+	b.must(b.box.Record(ctx, audit.Event{Name: "two"}))
+	b.state("urn:a", 1, "one", "two")
+}
+
+// A row whose change is about to record it is left to that.
+func TestFlushDuringAChange(t *testing.T) {
+	b := newBench(t)
+	b.journal.fails = func(string) error { return audit.ErrFailed }
+	_, err := b.add(audit.Decision, "urn:a", "one")
+	b.is(err, ErrPending)
+	b.journal.fails = nil
+	b.box.cfg.Reached = func(p Point, _ string) {
+		if p == Committed {
+			b.must(b.box.Flush(t.Context()))
+			b.state("urn:a urn:b", 1, "one")
+		}
+	}
+	_, err = b.add(audit.Decision, "urn:b", "two")
+	b.must(err)
+	b.must(b.box.Flush(t.Context()))
+	b.state("urn:a urn:b", 0, "one", "two")
+}
+
+// A row that comes and is left while the outbox is read, and so is not among what was read, is not forgotten.
+func TestRowComesDuringALook(t *testing.T) {
+	b := newBench(t)
+	b.journal.fails = func(string) error { return audit.ErrFailed }
+	rows, more, err := b.box.left(func() ([]store.Entry, error) {
+		entries, err := b.store.Outbox(t.Context(), maxPass)
+		_, failed := b.add(audit.Decision, "urn:a", "one")
+		b.is(failed, ErrPending)
+		return entries, err
+	})
+	b.must(err)
+	if len(rows) != 0 || more || b.box.Stats().Waiting != 1 || !b.box.busy() {
+		t.Errorf("%d rows, more %t, %+v", len(rows), more, b.box.Stats())
+	}
+}
+
+// A commit that failed may have been one: its rows are looked for.
+func TestUnknownCommit(t *testing.T) {
+	b := newBench(t)
+	events := []audit.Event{{ID: "row", Name: "one"}}
+	b.box.begin(events)
+	b.must(b.store.Transact(t.Context(), func(tx *store.Store) error { return note(tx, events) }))
+	b.must(b.box.Flush(t.Context()))
+	b.state("", 1)
+	b.box.unknown(events)
+	if !b.box.busy() {
+		t.Error("nobody looks")
+	}
+	b.must(b.box.Flush(t.Context()))
+	b.state("", 0, "one")
 }
 
 // A process that died has its records written by the next, but not those that the journal has.
@@ -453,7 +509,7 @@ func TestUnreadableRow(t *testing.T) {
 	}
 }
 
-// More rows than one look takes are all recorded, in order, at once.
+// More rows than one look takes are all recorded, each once, at once.
 func TestManyRows(t *testing.T) {
 	b := newBench(t)
 	var want []string
@@ -466,7 +522,34 @@ func TestManyRows(t *testing.T) {
 	b.reopen()
 	b.journal.closed = false
 	b.must(b.box.Flush(t.Context()))
+	slices.SortFunc(b.journal.events, func(x, y audit.Event) int { return strings.Compare(x.Name, y.Name) })
+	slices.Sort(want)
 	b.state("urn:a", 0, want...)
+}
+
+// Many records of one change are each tried, and those that failed wait.
+func TestManyEvents(t *testing.T) {
+	b := newBench(t)
+	var names []string
+	for i := range 100 {
+		names = append(names, fmt.Sprint("e", i))
+	}
+	b.journal.fails = func(name string) error {
+		if strings.HasSuffix(name, "7") {
+			return audit.ErrFailed
+		}
+		return nil
+	}
+	pending, err := b.add(audit.Takeaway, "urn:a", names...)
+	b.must(err)
+	if !pending || b.box.Stats().Waiting != 10 || len(b.journal.names()) != 90 {
+		t.Errorf("pending %t, %+v, %d recorded", pending, b.box.Stats(), len(b.journal.names()))
+	}
+	b.journal.fails = nil
+	b.must(b.box.Flush(t.Context()))
+	if len(b.journal.names()) != 100 {
+		t.Errorf("%d recorded", len(b.journal.names()))
+	}
 }
 
 // Rows are deleted once their records are durable, not before.
