@@ -423,9 +423,6 @@ func (l *Log) failedForGood(err error) {
 // refuse what it was about to give: ErrFull, ErrFailed or ErrClosed. What failed with ErrFailed may be found in the journal
 // all the same.
 func (l *Log) Record(ctx context.Context, e Event) error {
-	if e.Class == Decision && e.Outcome == Refused {
-		e.Class = Refusal
-	}
 	if e.Time.IsZero() {
 		e.Time = l.cfg.Now()
 	}

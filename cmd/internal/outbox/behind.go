@@ -215,6 +215,8 @@ func (b *Box) drop(ctx context.Context) error {
 		return nil
 	}
 	if b.cfg.Sync != nil {
+		ctx, cancel := context.WithTimeout(ctx, syncTimeout)
+		defer cancel()
 		if err := b.cfg.Sync(ctx); err != nil {
 			return fmt.Errorf("syncing the journal: %w", err)
 		}

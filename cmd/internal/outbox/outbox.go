@@ -38,11 +38,13 @@ var (
 
 // Bounds of the work behind.
 const (
-	maxPass   = 1000        // rows of one look at the outbox
-	dropAt    = 256         // rows that are deleted without waiting for more
-	interval  = time.Second // between looks, while there is something to do
-	logAgain  = time.Minute // between two complaints about the same
-	scanSlack = time.Hour   // how far clocks may have been set while a row waited
+	maxPass  = 1000        // rows of one look at the outbox
+	dropAt   = 256         // rows that are deleted without waiting for more
+	interval = time.Second // between looks, while there is something to do
+	logAgain = time.Minute // between two complaints about the same
+	// syncTimeout bounds the wait for records to be durable; what is not by then is looked at again later.
+	syncTimeout = 5 * time.Second
+	scanSlack   = time.Hour // how far clocks may have been set while a row waited
 )
 
 // Journal is where records go for good: an [audit.Log].

@@ -78,7 +78,7 @@ func (s *service) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	db, err := store.Open(ctx, store.Config{Path: database, KEK: kek, MaxTokenLife: s.cfg.Token.MaxLifetime, FileTrusts: s.fileTrusts(), Logger: s.log})
+	db, err := store.Open(ctx, store.Config{Path: database, KEK: kek, MaxTokenLife: s.cfg.Token.MaxLifetime, FileTrusts: s.fileTrusts(), Fatal: s.mustEnd, Logger: s.log})
 	if errors.Is(err, store.ErrWrongKEK) {
 		return &StartError{
 			Message: fmt.Sprintf("the key-encryption key in %s does not open %s", cmp.Or(s.cfg.KEKFile, filepath.Join(data, "kek")), database),

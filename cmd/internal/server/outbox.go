@@ -21,13 +21,18 @@ import (
 func (s *service) openOutbox(ctx context.Context) error {
 	box, err := outbox.New(outbox.Config{
 		Store: s.folder.store, Journal: s.folder.journal, Known: outbox.Known(filepath.Join(s.cfg.Data, "audit")),
-		MakeRoom: s.folder.journal.MakeRoom, NoteFull: s.reserve.NoteFull, Reached: s.reached, Logger: s.log,
+		MakeRoom: s.folder.journal.MakeRoom, NoteFull: s.reserve.NoteFull, Sync: s.folder.journal.Durable, Reached: s.reached, Logger: s.log,
 	})
 	if err != nil {
 		return err
 	}
 	s.folder.outbox = box
-	s.onClose(box.Close)
+	s.onClose(func() error {
+		if err := box.Close(); err != nil {
+			s.log.Warn("the next start will look for records that are written already", "error", err)
+		}
+		return nil
+	})
 	err = box.Flush(ctx)
 	if errors.Is(err, outbox.ErrNotReady) {
 		s.log.Error("records of an earlier run wait for the journal", "records", box.Stats().Waiting, "error", err)

@@ -46,6 +46,22 @@ func testBox(tb testing.TB, db *store.Store) *outbox.Box {
 	return box
 }
 
+// unsynced is an error of the disk, as SQLite reports it.
+type unsynced struct{}
+
+func (unsynced) Error() string { return "disk I/O error" }
+func (unsynced) Code() int     { return 1034 } // SQLITE_IOERR_FSYNC
+
+// A database that the disk does not keep ends the process.
+func TestFailedSyncOfTheDatabaseEndsTheService(t *testing.T) {
+	t.Parallel()
+	s := built(t, t.TempDir(), func(s *service) { s.fatal = make(chan error, 1) })
+	err := s.folder.store.Transact(t.Context(), func(*store.Store) error { return unsynced{} })
+	if failure := s.failure(); !errors.Is(err, store.ErrSync) || !errors.Is(failure, store.ErrSync) {
+		t.Errorf("%v, the service ends with %v", err, failure)
+	}
+}
+
 // The environment of a child process that serves a data folder until it kills itself at a point of a change.
 const (
 	crashData  = "CERTBOUND_TEST_CRASH_DATA"
