@@ -213,6 +213,8 @@ type Config struct {
 	FS     FS // nil: the operating system's
 	Logger *slog.Logger
 	Now    func() time.Time // nil: time.Now
+
+	headroom, chunk int64 // zero: the usual ones; tests make them small
 }
 
 // The bounds and defaults of Config.
@@ -270,7 +272,7 @@ func Open(ctx context.Context, cfg Config) (*Log, error) {
 	defer l.starting.Unlock()
 	if err := l.start(ctx); err != nil {
 		err = fmt.Errorf("open the journal: %w", err)
-		if damage := (*DamageError)(nil); errors.As(err, &damage) || !isInaccessible(err) {
+		if !mayPass(err) {
 			return nil, err
 		}
 		l.absent(err)
@@ -284,6 +286,12 @@ func stopped(f func()) *time.Timer {
 	t := time.AfterFunc(time.Hour, f)
 	t.Stop()
 	return t
+}
+
+// mayPass reports whether what kept the journal from starting may be over a second later.
+func mayPass(err error) bool {
+	_, damaged := errors.AsType[*DamageError](err)
+	return !damaged && !errors.Is(err, ErrFailed) && isInaccessible(err)
 }
 
 // absent notes why the journal could not be started.
@@ -306,12 +314,11 @@ func (l *Log) startAgain() {
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
 	err := l.start(ctx)
-	damage := (*DamageError)(nil)
 	switch {
 	case err == nil:
 		l.starter = nil
 		l.cfg.Logger.Info("the journal can be written again")
-	case isInaccessible(err) && !errors.As(err, &damage):
+	case mayPass(err):
 		l.starter.Reset(fullRetry)
 	default:
 		l.failedForGood(fmt.Errorf("open the journal: %w", err))
@@ -384,7 +391,7 @@ func (l *Log) mainConfig(recovered *Recovered) streamConfig {
 		fs: l.cfg.FS, dir: l.cfg.Dir, name: streamMain, identity: l.identity,
 		header: func() (string, *Recovered) { return l.ratchet.public(), recovered },
 		waits:  l.cfg.Sync == Always, flush: groupFlush, interval: l.cfg.SyncInterval,
-		segmentBytes: l.cfg.SegmentBytes, segmentAge: l.cfg.SegmentAge, headroom: headroom, chunk: fillChunk,
+		segmentBytes: l.cfg.SegmentBytes, segmentAge: l.cfg.SegmentAge, headroom: cmp.Or(l.cfg.headroom, headroom), chunk: cmp.Or(l.cfg.chunk, fillChunk),
 		inFlight: l.cfg.InFlight, touched: l.touched, durable: l.durable, closing: l.checkpoint,
 		noRoom: func() { go l.cfg.Reserve.NoteFull() },
 		synced: l.cfg.Synced, fatal: l.failedForGood, logger: l.cfg.Logger, now: l.cfg.Now,

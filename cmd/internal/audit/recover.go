@@ -214,8 +214,8 @@ func scan(fs FS, dir, name string) (_ scanned, err error) {
 		what = "the end of a batch is missing"
 	}
 	damage := &DamageError{path, s.at, what}
-	if end == size && bytes.HasSuffix(lastBytes(f, size), []byte("\"}}\n")) {
-		return scanned{}, damage // it was ended, so that all of it was durable
+	if end == size {
+		return scanned{}, damage // it was trimmed, so that all of it was durable
 	}
 	promised, err := s.promised(f, size)
 	if err != nil {
@@ -368,13 +368,4 @@ func content(f File, from, size int64) (end int64, sum string, err error) {
 		end++
 	}
 	return end, base64.RawURLEncoding.EncodeToString(h.Sum(nil)), nil
-}
-
-// lastBytes returns the last few bytes of a file, or none when they cannot be read.
-func lastBytes(f File, size int64) []byte {
-	b := make([]byte, min(8, size))
-	if _, err := io.ReadFull(io.NewSectionReader(f, size-int64(len(b)), int64(len(b))), b); err != nil {
-		return nil
-	}
-	return b
 }

@@ -555,7 +555,13 @@ func (w *batchWrite) create(s *stream) error {
 }
 
 // finalError is a failure that must not be taken for a full disk.
-type finalError struct{ error }
+type finalError struct{ err error }
+
+// Error says what failed.
+func (e *finalError) Error() string { return e.err.Error() }
+
+// Unwrap returns what failed.
+func (e *finalError) Unwrap() error { return e.err }
 
 // settle tells everybody what became of a batch.
 func (s *stream) settle(w *batchWrite, err error) {
