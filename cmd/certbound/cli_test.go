@@ -244,3 +244,16 @@ func TestLostOutput(t *testing.T) {
 		t.Errorf("%+v", f)
 	}
 }
+
+// What is in force while its record waits is said so, on standard error, and machines have it in their JSON.
+func TestAuditPending(t *testing.T) {
+	t.Parallel()
+	for pending, want := range map[bool]string{false: "", true: "note: effective, audit pending: "} {
+		stderr := &bytes.Buffer{}
+		c := &cli{stderr: stderr}
+		c.pending(pending)
+		if got := stderr.String(); !strings.HasPrefix(got, want) || want == "" && got != "" {
+			t.Errorf("%t: %q", pending, got)
+		}
+	}
+}

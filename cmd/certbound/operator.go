@@ -183,7 +183,7 @@ func collect[Page, Item any](ctx context.Context, c *cli, path string, query url
 // pending warns that a change holds although the service could not record it.
 func (c *cli) pending(pending bool) {
 	if pending {
-		c.note("note: it is in force, but the service could not write its journal: look at its log")
+		c.note("note: effective, audit pending: its record waits in the database until the service's journal can be written")
 	}
 }
 

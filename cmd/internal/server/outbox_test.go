@@ -6,6 +6,7 @@ package server
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
@@ -15,6 +16,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -67,13 +69,16 @@ const (
 	crashData  = "CERTBOUND_TEST_CRASH_DATA"
 	crashPoint = "CERTBOUND_TEST_CRASH_POINT"
 	crashEvent = "CERTBOUND_TEST_CRASH_EVENT"
+	crashSync  = "CERTBOUND_TEST_CRASH_SYNC"
 )
 
 // serveUntilKilled is the child.
 func serveUntilKilled(t *testing.T, data string) {
 	point, event := outbox.Point(os.Getenv(crashPoint)), os.Getenv(crashEvent)
 	var begun atomic.Bool
-	err := Run(t.Context(), testConfig(t, data), Options{
+	cfg := testConfig(t, data)
+	cfg.Audit.Sync = os.Getenv(crashSync)
+	err := Run(t.Context(), cfg, Options{
 		Stdout: os.Stdout, Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 		reached: func(p outbox.Point, e string) {
 			begun.CompareAndSwap(false, e == event)
@@ -96,10 +101,10 @@ type child struct {
 }
 
 // serving starts a child that dies at the point of a change of that event, or at none.
-func serving(t *testing.T, data string, point outbox.Point, event string) *child {
+func serving(t *testing.T, data, sync string, point outbox.Point, event string) *child {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestCrashBetweenChangeAndRecord$", "-test.count=1")
-	cmd.Env = append(os.Environ(), crashData+"="+data, crashPoint+"="+string(point), crashEvent+"="+event)
+	cmd.Env = append(os.Environ(), crashData+"="+data, crashPoint+"="+string(point), crashEvent+"="+event, crashSync+"="+sync)
 	c := &child{&instance{tb: t, data: data, logs: &syncBuffer{}}, cmd}
 	cmd.Stderr = c.logs
 	out, err := cmd.StdoutPipe()
@@ -138,6 +143,7 @@ type crashCase struct {
 	event string
 	// prepare readies a change about the id, and returns how to ask for it, and how many of it hold.
 	prepare func(in *instance, id string) (ask func(*instance) error, held func(*instance) int)
+	sync    string // audit.sync
 	// once says that a repetition of what holds is refused, since the first answer, with its code, is lost.
 	once bool
 }
@@ -172,7 +178,7 @@ func crashCases(t *testing.T) map[string]crashCase {
 		}
 		return nil
 	}
-	return map[string]crashCase{
+	cases := map[string]crashCase{
 		"client add": {event: "client.add", once: true, prepare: func(_ *instance, id string) (func(*instance) error, func(*instance) int) {
 			return func(in *instance) error {
 				return in.operate(http.MethodPost, "/clients", map[string]any{"client_id": id, "scope": write}, nil)
@@ -202,6 +208,14 @@ func crashCases(t *testing.T) map[string]crashCase {
 				func(in *instance) int { return len(certificates(in, id).Certificates) - 1 }
 		}},
 	}
+	lazy := cases["enroll"]
+	lazy.sync = "interval"
+	cases["enroll, synced later"] = lazy
+	for name, tt := range cases {
+		tt.sync = cmp.Or(tt.sync, "always")
+		cases[name] = tt
+	}
+	return cases
 }
 
 // granted counts what is on record of a change, without repetitions that found it done.
@@ -247,7 +261,7 @@ func TestCrashBetweenChangeAndRecord(t *testing.T) {
 			data := t.TempDir()
 			points := []outbox.Point{outbox.Noted, outbox.Committed, outbox.Recorded, outbox.Dropping}
 			asks, helds := make([]func(*instance) error, len(points)), make([]func(*instance) int, len(points))
-			in := serving(t, data, "", "")
+			in := serving(t, data, tt.sync, "", "")
 			in.addLedger()
 			for i := range points {
 				asks[i], helds[i] = tt.prepare(in.instance, fmt.Sprint("c", i))
@@ -255,7 +269,7 @@ func TestCrashBetweenChangeAndRecord(t *testing.T) {
 			in.kill()
 			for i, point := range points {
 				id, ask, held := fmt.Sprint("c", i), asks[i], helds[i]
-				in = serving(t, data, point, tt.event)
+				in = serving(t, data, tt.sync, point, tt.event)
 				answered := ask(in.instance)
 				in.died()
 				if (answered == nil) != (point == outbox.Dropping) {
@@ -265,7 +279,7 @@ func TestCrashBetweenChangeAndRecord(t *testing.T) {
 				if point == outbox.Noted {
 					want = 0
 				}
-				in = serving(t, data, "", "")
+				in = serving(t, data, tt.sync, "", "")
 				if got, recorded := held(in.instance), in.granted(tt.event, id); got != want || recorded != want {
 					t.Errorf("%s: %d hold, %d on record, want %d", point, got, recorded, want)
 				}
@@ -276,6 +290,9 @@ func TestCrashBetweenChangeAndRecord(t *testing.T) {
 					t.Errorf("%s: %d hold, %d on record after the repetition", point, got, recorded)
 				}
 				in.kill()
+			}
+			if report, err := audit.Verify(filepath.Join(data, "audit"), nil); err != nil || report.Incarnations != 1+2*len(points) {
+				t.Errorf("the journal: %+v, %v", report, err)
 			}
 		})
 	}
