@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -24,11 +25,10 @@ import (
 const insideNamespace = "fill-inside-namespace"
 
 const (
-	diskSize    = 96 << 20
-	refillTime  = 15 * time.Second // from space on the disk to serving as before
-	fullTokens  = 200_000          // more than the room holds that is left to a journal on a full disk
-	floodTime   = 4 * time.Second
-	floodNeeded = 500
+	diskSize     = 96 << 20
+	refusalQuota = 1 << 20
+	refillTime   = 15 * time.Second // from space on the disk to serving as before
+	fullTokens   = 200_000          // more than the room holds that is left to a journal on a full disk
 )
 
 // fill runs this program again, in a user and mount namespace of its own, where it may mount a small disk.
@@ -61,7 +61,7 @@ func fillInside(ctx context.Context, certbound, dir string) error {
 	if err := syscall.Mount("tmpfs", disk, "tmpfs", 0, fmt.Sprintf("size=%d", diskSize)); err != nil {
 		return os.NewSyscallError("mount", err)
 	}
-	s, err := newService(certbound, disk, "audit.segment_size=4194304", "audit.refusal_quota=2097152")
+	s, err := newService(certbound, disk, "audit.segment_size=4194304", fmt.Sprintf("audit.refusal_quota=%d", refusalQuota))
 	if err != nil {
 		return err
 	}
@@ -126,42 +126,39 @@ func (f *filling) run(ctx context.Context) error {
 	return nil
 }
 
-// used is how much of the disk is in use.
-func (f *filling) used() (int64, error) {
-	var stat syscall.Statfs_t
-	if err := syscall.Statfs(f.disk, &stat); err != nil {
-		return 0, os.NewSyscallError("statfs", err)
-	}
-	return int64(stat.Blocks-stat.Bfree) * int64(stat.Bsize), nil
-}
-
-// refusals fills what refusals may use, from many networks; tokens leave all the while and afterwards.
+// refusals uses up what refusals may use, from many networks; tokens leave all the while and afterwards.
 func (f *filling) refusals(ctx context.Context) error {
-	before, err := f.used()
+	before, _, _ := f.book.counts()
+	refused, err := flood(ctx, f.load, func() bool {
+		names, _ := f.refusalSegments()
+		return len(names) > 0 && !strings.HasSuffix(names[0], "-0000000000000001.jsonl") // the oldest went
+	})
 	if err != nil {
-		return err
+		return fmt.Errorf("after %d refusals: %w", refused, err)
 	}
-	tokens, _, _ := f.book.counts()
-	refused, err := flood(ctx, f.load, floodTime)
-	if err != nil {
-		return err
-	}
-	if refused < floodNeeded {
-		return fmt.Errorf("only %d requests were refused", refused)
-	}
-	after, err := f.used()
-	if err != nil {
-		return err
-	}
+	_, used := f.refusalSegments()
 	if err := f.token(ctx, 0); err != nil {
 		return fmt.Errorf("after %d refusals: %w", refused, err)
 	}
-	now, _, _ := f.book.counts()
-	say("%d refusals from %d networks; %d tokens left meanwhile; the disk holds %d KiB more", refused, floodNetworks, now-tokens, (after-before)>>10)
-	if limit := int64(12 << 20); after-before > limit {
-		return fmt.Errorf("refusals may use 2 MiB, and the journal a segment; the disk holds %d MiB more", (after-before)>>20)
+	after, _, _ := f.book.counts()
+	say("%d refusals, of strangers from %d networks among them, use %d KiB of %d that they may, and the oldest went; %d tokens left meanwhile",
+		refused, floodNetworks, used>>10, refusalQuota>>10, after-before)
+	if used > refusalQuota+refusalQuota/4 {
+		return errors.New("that is more than they may")
 	}
 	return nil
+}
+
+// refusalSegments lists the files of counted refusals, oldest first, and says how large they are together.
+func (f *filling) refusalSegments() (names []string, size int64) {
+	names, _ = filepath.Glob(f.service.data("audit", "refusals-*.jsonl")) // the pattern is well formed
+	slices.Sort(names)
+	for _, name := range names {
+		if info, err := os.Stat(name); err == nil {
+			size += info.Size()
+		}
+	}
+	return names, size
 }
 
 // token takes a token for load-n.
