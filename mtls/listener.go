@@ -122,28 +122,12 @@ func (c *limitedConn) Read(b []byte) (int, error) {
 	if c.lifted.Load() {
 		return c.Conn.Read(b)
 	}
-	if c.ended(0) {
-		return c.readBounded(b)
-	}
-	c.begin()
-	return c.readRecord(b)
-}
-
-// ended reports whether the handshake has ended well, within the given time.
-func (c *limitedConn) ended(within time.Duration) bool {
-	if within > 0 {
-		select {
-		case <-c.shaken:
-			return true
-		case <-time.After(within):
-			return false
-		}
-	}
 	select {
 	case <-c.shaken:
-		return true
+		return c.readBounded(b)
 	default:
-		return false
+		c.begin()
+		return c.readRecord(b)
 	}
 }
 
@@ -163,10 +147,12 @@ func (c *limitedConn) readRecord(b []byte) (int, error) {
 	if c.handshake <= 0 || c.record > c.handshake {
 		// Either the handshake goes on, and has no right to more, or it has just ended and the word of it is on its way.
 		// One cannot tell which from here.
-		if c.ended(handshakeGrace) {
+		select {
+		case <-c.shaken:
 			return c.readBounded(b)
+		case <-time.After(handshakeGrace):
+			return 0, errHandshakeSize
 		}
-		return 0, errHandshakeSize
 	}
 	want := c.record
 	if want == 0 {

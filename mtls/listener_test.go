@@ -26,7 +26,7 @@ func received(b []byte) *limitedConn { return newLimitedConn(sent{Reader: bytes.
 
 // record returns a TLS record of n bytes behind its header.
 func record(n int) []byte {
-	return append([]byte{0x16, 3, 1, byte(n >> 8), byte(n)}, make([]byte, n)...)
+	return append([]byte{0x16, 3, 1, byte(n >> 8), byte(n)}, bytes.Repeat([]byte{0xff}, n)...)
 }
 
 // During the handshake no record is read that would not fit, and none beyond the one that is asked for.
@@ -61,6 +61,12 @@ func TestHandshakeIsReadByRecords(t *testing.T) {
 		})
 	}
 	c := received(append(record(100), record(50)...))
+	for i := range 160 { // in pieces of a byte
+		if n, err := c.Read(make([]byte, 1)); n != 1 || err != nil {
+			t.Fatalf("byte %d: %d bytes, %v", i, n, err)
+		}
+	}
+	c = received(append(record(100), record(50)...))
 	for _, want := range []int{5, 100, 5, 50} {
 		if n, err := c.Read(make([]byte, 1000)); n != want || err != nil {
 			t.Errorf("%d bytes, %v; want %d", n, err, want)
@@ -76,12 +82,31 @@ func TestBoundsAfterTheHandshake(t *testing.T) {
 		t.Fatal(err)
 	}
 	close(c.shaken)
-	if n, err := io.Copy(io.Discard, c); n != maxBeforeRequest-100 || !errors.Is(err, errRequestSize) {
+	if n, err := c.Read(make([]byte, 1000)); n != 1000 || err != nil {
+		t.Errorf("%d bytes, %v; want what is there", n, err)
+	}
+	if n, err := io.Copy(io.Discard, c); n != maxBeforeRequest-1100 || !errors.Is(err, errRequestSize) {
 		t.Errorf("%d bytes, then %v", n, err)
 	}
 	c.lift()
 	if n, err := io.Copy(io.Discard, c); n != maxBeforeRequest || err != nil {
 		t.Errorf("%d bytes, then %v", n, err)
+	}
+}
+
+// The end of a connection is told in every phase.
+func TestEndIsToldInEveryPhase(t *testing.T) {
+	t.Parallel()
+	for name, prepare := range map[string]func(*limitedConn){
+		"handshake": func(*limitedConn) {},
+		"after it":  func(c *limitedConn) { close(c.shaken) },
+		"lifted":    func(c *limitedConn) { c.lift() },
+	} {
+		c := received(nil)
+		prepare(c)
+		if n, err := c.Read(make([]byte, 10)); n != 0 || !errors.Is(err, io.EOF) {
+			t.Errorf("%s: %d bytes, %v", name, n, err)
+		}
 	}
 }
 

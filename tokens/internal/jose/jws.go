@@ -159,10 +159,10 @@ const (
 		"\xde\x73\x7d\x56\xd3\x8b\xcf\x42\x79\xdc\xe5\x61\x7e\x31\x92\xa8"
 )
 
-// highS reports whether s of R || S is above n/2. For every (r, s) of a message (r, n - s) verifies as well, so that
+// highS reports whether s of R || S, 64 bytes, is above n/2. For every (r, s) of a message (r, n - s) verifies as well, so that
 // whoever has a token can make another one of it; of such a pair exactly one s is low.
 func highS(signature []byte) bool {
-	return len(signature) == 64 && string(signature[32:]) > halfOrder
+	return string(signature[32:]) > halfOrder
 }
 
 // lowerS replaces a high s by n - s, in place. Half of all signatures need it. A signature is no secret: the time may
