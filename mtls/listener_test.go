@@ -66,6 +66,15 @@ func TestHandshakeIsReadByRecords(t *testing.T) {
 			t.Fatalf("byte %d: %d bytes, %v", i, n, err)
 		}
 	}
+	c = received(record(MaxHandshakeBytes))
+	for range recordHeaderLen {
+		if n, err := c.Read(make([]byte, 1)); n != 1 || err != nil {
+			t.Fatalf("%d bytes, %v", n, err)
+		}
+	}
+	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, errHandshakeSize) {
+		t.Errorf("a record too large behind a header in pieces: %v", err)
+	}
 	c = received(append(record(100), record(50)...))
 	for _, want := range []int{5, 100, 5, 50} {
 		if n, err := c.Read(make([]byte, 1000)); n != want || err != nil {
