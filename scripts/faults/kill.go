@@ -74,6 +74,15 @@ func moments() []moment {
 		}},
 		{"just ready", false, under(5 * time.Millisecond)},
 		{"starting", true, under(50 * time.Millisecond)},
+		{"stopping", false, func(ctx context.Context, k *killer) error {
+			pause(ctx, k.upTo(200*time.Millisecond))
+			k.service.down()
+			if err := syscall.Kill(k.service.process.Pid(), syscall.SIGTERM); err != nil {
+				return os.NewSyscallError("kill", err)
+			}
+			pause(ctx, k.upTo(20*time.Millisecond))
+			return ctx.Err()
+		}},
 	}
 }
 

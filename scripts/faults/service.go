@@ -135,11 +135,15 @@ func (s *service) down() {
 	}
 }
 
-// kill ends the service with SIGKILL. A service that ended by itself before that is an error.
+// kill ends the service with SIGKILL. A service that ended by itself before that is an error, unless it ended well, as
+// one does that was asked to stop.
 func (s *service) kill() error {
 	s.down()
 	select {
 	case <-s.process.Exited():
+		if s.process.Status() == 0 {
+			return nil
+		}
 		return fmt.Errorf("the service ended by itself, with exit status %d\n%s", s.process.Status(), s.process.LastWords())
 	default:
 	}
