@@ -175,8 +175,17 @@ func (a *api) twoNeeded(ctx context.Context) (bool, error) {
 		return false, err
 	}
 	a.paired = true
-	_, err = a.cfg.Store.SetOnce(ctx, pairedSetting, a.cfg.Now().UTC().Format(time.RFC3339))
-	return true, err
+	return true, a.pair(ctx)
+}
+
+// pair keeps that two operators were there, for good and on record: from now on one of them alone can do less.
+func (a *api) pair(ctx context.Context) error {
+	now := a.cfg.Now().UTC().Format(time.RFC3339)
+	_, err := a.cfg.Recorder.Change(ctx, audit.Takeaway, func(tx *store.Store) ([]audit.Event, error) {
+		_, err := tx.SetOnce(ctx, pairedSetting, now)
+		return a.granted(ctx, "setting.set", []audit.Event{{Detail: map[string]string{pairedSetting: now}}}), err
+	})
+	return err
 }
 
 // wait is to keep a change until a second operator confirms it.

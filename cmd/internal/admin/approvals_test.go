@@ -478,3 +478,23 @@ func TestRevokingTheSecondDoesNotEndApprovals(t *testing.T) {
 	b.post("/certificates/revoke", `{"client_id":"bob"}`, http.StatusOK, nil)
 	b.held(http.MethodPost, "/clients", `{"client_id":"olga","scope":"certbound:admin"}`)
 }
+
+// That two operators are asked for from now on is on record, once, and holds while the journal fails.
+func TestPairingIsRecorded(t *testing.T) {
+	b := newPair(t)
+	b.journal.fill(true)
+	b.do(http.MethodPost, "/clients/bob/disable", "", http.StatusOK, nil)
+	b.journal.fill(false)
+	b.must(b.box.Flush(t.Context()))
+	b.refused(http.MethodPost, "/clients", `{"client_id":"bad id"}`, http.StatusBadRequest, "invalid_client_metadata", "")
+	b.held(http.MethodPost, "/clients", `{"client_id":"olga","scope":"certbound:read"}`)
+	var got []audit.Event
+	for _, e := range b.journal.events {
+		if e.Name == "setting.set" {
+			got = append(got, e)
+		}
+	}
+	if len(got) != 1 || got[0].Detail[pairedSetting] == "" || got[0].Actor != "alice" || got[0].Outcome != audit.Granted {
+		t.Errorf("recorded %+v", got)
+	}
+}

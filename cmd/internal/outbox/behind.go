@@ -174,34 +174,47 @@ func (b *Box) recordAll(ctx context.Context, rows []row) error {
 	return each(len(rows), func(i int) error {
 		r := rows[i]
 		if known[r.event.ID] {
-			b.settle(r.event.ID, true, r.since)
+			b.settle(r.event.ID, nil, r.since)
 			return nil
 		}
 		err := b.Ready(r.event.Class)
 		if err == nil {
 			err = b.cfg.Journal.Record(context.WithoutCancel(ctx), r.event)
 		}
-		b.settle(r.event.ID, err == nil, r.since)
+		b.settle(r.event.ID, err, r.since)
 		return err
 	})
 }
 
-// known asks which of the rows were recorded before.
+// known asks which of the rows were recorded before. What the journal surely does not have is not asked for: to look through
+// it takes long, and while it fails that would be done again and again.
 func (b *Box) known(ctx context.Context, rows []row) (map[string]bool, error) {
-	if b.cfg.Known == nil {
-		return nil, nil
-	}
-	ids := make(map[string]bool, len(rows))
-	oldest := rows[0].since
+	ids := make(map[string]bool)
+	var oldest time.Time
+	b.mu.Lock()
 	for _, r := range rows {
+		if b.absent[r.event.ID] {
+			continue
+		}
 		ids[r.event.ID] = true
-		if r.since.Before(oldest) {
+		if oldest.IsZero() || r.since.Before(oldest) {
 			oldest = r.since
 		}
+	}
+	b.mu.Unlock()
+	if b.cfg.Known == nil || len(ids) == 0 {
+		return nil, nil
 	}
 	known, err := b.cfg.Known(ctx, oldest.Add(-scanSlack), ids)
 	if err != nil {
 		return nil, fmt.Errorf("looking for records in the journal: %w", err)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for id := range ids {
+		if !known[id] {
+			b.absent[id] = true
+		}
 	}
 	return known, nil
 }

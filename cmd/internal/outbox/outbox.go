@@ -97,6 +97,7 @@ type Box struct {
 	underWay map[string]bool      // rows that a Change will record itself
 	done     map[string]bool      // rows that are recorded and not yet deleted
 	waiting  map[string]time.Time // rows that are neither, as far as known, and since when
+	absent   map[string]bool      // rows that the journal surely does not have
 	look     bool                 // whether rows may be there that are in none of these
 	wake     chan struct{}
 	saidAt   time.Time
@@ -125,6 +126,7 @@ func New(cfg Config) (*Box, error) {
 	return &Box{
 		cfg: cfg, look: true, wake: make(chan struct{}, 1),
 		underWay: make(map[string]bool), done: make(map[string]bool), waiting: make(map[string]time.Time),
+		absent: make(map[string]bool),
 	}, nil
 }
 
@@ -233,7 +235,7 @@ func (b *Box) record(ctx context.Context, class audit.Class, made *batch) (pendi
 		e := made.events[i]
 		err := b.cfg.Journal.Record(ctx, e)
 		if made.noted {
-			b.settle(e.ID, err == nil, made.at)
+			b.settle(e.ID, err, made.at)
 		} else if err != nil && class == audit.Takeaway {
 			b.keep(ctx, e)
 		}
@@ -329,7 +331,7 @@ func (b *Box) begin(events []audit.Event) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, e := range events {
-		b.underWay[e.ID] = true
+		b.underWay[e.ID], b.absent[e.ID] = true, true
 	}
 }
 
@@ -340,6 +342,7 @@ func (b *Box) unknown(events []audit.Event) {
 	for _, e := range events {
 		if b.underWay[e.ID] {
 			delete(b.underWay, e.ID)
+			delete(b.absent, e.ID) // there may be no such row, and then nothing would
 			b.look = true
 		}
 	}
@@ -348,16 +351,19 @@ func (b *Box) unknown(events []audit.Event) {
 	}
 }
 
-// settle notes that a row was recorded and may go, or that it waits.
-func (b *Box) settle(id string, recorded bool, since time.Time) {
+// settle notes that a row was recorded and may go, or why it waits.
+func (b *Box) settle(id string, err error, since time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	delete(b.underWay, id)
-	if recorded {
+	if err == nil {
 		delete(b.waiting, id)
 		b.done[id] = true
 	} else {
 		b.waiting[id] = since
+	}
+	if err == nil || !errors.Is(err, ErrNotReady) && !errors.Is(err, audit.ErrFull) {
+		delete(b.absent, id) // it may be in the journal all the same
 	}
 	b.rouse()
 }

@@ -459,6 +459,41 @@ func TestKnown(t *testing.T) {
 	b.state("urn:a urn:b", 1, "one", "two", "three") // rather late than twice
 }
 
+// The journal is looked through for what it may have, once, and not for what it refused.
+func TestKnownIsAskedOnce(t *testing.T) {
+	b := newBench(t)
+	var asked []int
+	b.cfg.Known = func(_ context.Context, _ time.Time, ids map[string]bool) (map[string]bool, error) {
+		asked = append(asked, len(ids))
+		return nil, nil
+	}
+	b.reopen()
+	fail := func(err error) { b.journal.fails = func(string) error { return err } }
+	fail(audit.ErrFull)
+	_, err := b.add(audit.Decision, "urn:a", "full")
+	b.is(err, ErrPending)
+	fail(errors.New("who knows"))
+	_, err = b.add(audit.Decision, "urn:b", "uncertain")
+	b.is(err, ErrPending)
+	fail(audit.ErrFull)
+	for range 3 {
+		b.is(b.box.Flush(t.Context()), audit.ErrFull)
+	}
+	b.same(asked, []int{1})
+	b.reopen()
+	for range 3 {
+		b.is(b.box.Flush(t.Context()), audit.ErrFull)
+	}
+	b.same(asked, []int{1, 2})
+	b.journal.fails = nil
+	b.must(b.box.Flush(t.Context()))
+	b.same(asked, []int{1, 2})
+	b.state("urn:a urn:b", 0, "full", "uncertain")
+	if len(b.box.absent)+len(b.box.waiting)+len(b.box.done)+len(b.box.underWay) != 0 {
+		t.Errorf("left: %v %v %v %v", b.box.absent, b.box.waiting, b.box.done, b.box.underWay)
+	}
+}
+
 // Known finds ids of records, and not what looks like them, in files that are not too old.
 func TestKnownInFiles(t *testing.T) {
 	t.Parallel()
