@@ -22,7 +22,7 @@ FAULTSFLAGS ?=
 FUZZTIME ?= 5s
 MUTATEFLAGS ?=
 
-.PHONY: all build test race lint fuzz mutate demo interop bench faults clean
+.PHONY: all build test race lint fuzz mutate demo interop bench overload faults clean
 all: build
 
 # One static binary in this folder.
@@ -66,6 +66,11 @@ interop: build
 bench: build
 	$(GO) build -o bin/bench ./scripts/bench
 	bin/bench -certbound ./certbound $(BENCHFLAGS)
+
+# What known clients get while others flood the service; fails when they keep less than half. BENCHFLAGS=-h says more.
+overload: build
+	$(GO) build -o bin/bench ./scripts/bench
+	bin/bench overload -certbound ./certbound $(BENCHFLAGS)
 
 # Kills the program under load, fills its disk, copies and damages its journal, and holds it to what it told its callers.
 # Linux with user namespaces; minutes, unless FAULTSFLAGS=-short.
