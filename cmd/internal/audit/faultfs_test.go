@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"syscall"
 	"testing"
 )
 
@@ -25,7 +26,8 @@ type faultFS struct {
 	changes []change          // of names that are not durable yet
 	dead    bool              // it crashed: every call fails
 	before  func(op, name string) error
-	short   bool // a write that fails writes its first half
+	short   bool  // a write that fails writes its first half
+	space   int64 // of all files; zero: any
 	ops     map[string]int
 }
 
@@ -153,6 +155,40 @@ func (f *faultFS) crash() {
 	f.dead = true
 }
 
+// left is how much the files can grow.
+func (f *faultFS) left() int {
+	left := f.space
+	if left == 0 {
+		return 1 << 40
+	}
+	for _, n := range f.names {
+		left -= int64(len(n.data))
+	}
+	return int(max(0, left))
+}
+
+// clone returns a copy of what was synced.
+func (f *faultFS) clone() *faultFS {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	next := newFaultFS(f.page)
+	for name, n := range f.durable {
+		next.names[name] = &inode{data: slices.Clone(n.durable), durable: slices.Clone(n.durable), dirty: map[int]bool{}}
+		next.durable[name] = next.names[name]
+	}
+	return next
+}
+
+// restart returns the file system as another process on the same machine sees it.
+func (f *faultFS) restart() *faultFS {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.dead = true
+	next := newFaultFS(f.page)
+	next.names, next.durable, next.changes = f.names, f.durable, f.changes
+	return next
+}
+
 // reboot returns what the crash has left.
 func (f *faultFS) reboot(rng *rand.Rand) *faultFS {
 	f.mu.Lock()
@@ -216,6 +252,11 @@ func (f *faultFile) WriteAt(p []byte, off int64) (int, error) {
 	}
 	n := f.node
 	if grow := int(off) + len(p) - len(n.data); grow > 0 {
+		if left := f.fs.left(); err == nil && grow > left {
+			p, err = p[:max(0, len(p)-grow+left)], syscall.ENOSPC
+			grow = int(off) + len(p) - len(n.data)
+		}
+		grow = max(0, grow)
 		n.data = append(n.data, make([]byte, grow)...)
 	}
 	copy(n.data[off:], p)
@@ -241,13 +282,14 @@ func (f *faultFile) Truncate(size int64) error {
 
 func (f *faultFile) Sync() error {
 	defer f.fs.mu.Unlock()
+	n := f.node
 	if err := f.fs.enter("sync", f.name); err != nil {
+		if !f.fs.dead {
+			clear(n.dirty) // the pages count as clean, and never come to the disk
+		}
 		return err
 	}
-	n := f.node
-	if len(n.dirty)*f.fs.page > len(n.data)/2 || len(n.data) != len(n.durable) {
-		n.durable = append(n.durable[:0], n.data...)
-	}
+	n.durable = append(n.durable, make([]byte, max(0, len(n.data)-len(n.durable)))...)[:len(n.data)]
 	for page := range n.dirty {
 		if at := page * f.fs.page; at < len(n.data) {
 			copy(n.durable[at:], n.data[at:min(at+f.fs.page, len(n.data))])
