@@ -27,8 +27,10 @@ const dataFolder = "./certbound-data"
 func (c *cli) auditCommand() *cobra.Command {
 	heads := c.auditHeadsCommand()
 	c.operatorFlags(heads, true)
+	erase := c.auditEraseCommand()
+	c.operatorFlags(erase, false)
 	return group("audit", "Verify the journal of decisions, look through it, or hand it to other systems",
-		c.auditVerifyCommand(), c.auditSearchCommand(), c.auditExportCommand(), heads)
+		c.auditVerifyCommand(), c.auditSearchCommand(), c.auditExportCommand(), heads, erase)
 }
 
 // verdict is what audit verify prints.

@@ -36,7 +36,7 @@ func (a *api) addClient(ctx context.Context, _ string, req *ClientRequest) (*pro
 	}
 	view := clientView(client)
 	p := &proposal{
-		event: audit.Event{Client: client.ID, Scope: client.Scopes, Detail: registration(client)},
+		event: audit.Event{Client: client.ID, Scope: client.Scopes, Detail: registration(client), Personal: person(client)},
 		needs: registrationNeeds(client), waits: operator(client), shown: shown{Client: &view},
 	}
 	p.again = "certbound client show " + shellWord(client.ID) + " shows it"
@@ -108,14 +108,17 @@ func enrols(c store.Client) bool { return c.AuthMethod == byCA && c.Trust == "" 
 func registration(c store.Client) map[string]string {
 	detail := map[string]string{"usage": c.Usage}
 	for name, values := range map[string][]string{
-		"resources": c.Resources, "dns_names": c.DNS, "ip_addresses": c.IPs, "uris": c.URIs, "x5t#S256": thumbprints(c.Certificates),
+		"resources": c.Resources, "dns_names": c.DNS, "uris": c.URIs, "x5t#S256": thumbprints(c.Certificates),
 	} {
 		if len(values) > 0 {
 			detail[name] = strings.Join(values, " ")
 		}
 	}
 	if c.Trust != "" {
-		detail["trust"], detail[c.SubjectKind] = c.Trust, c.SubjectValue
+		detail["trust"] = c.Trust
+		if !isPersonal(c.SubjectKind) {
+			detail[c.SubjectKind] = c.SubjectValue
+		}
 	}
 	if c.JWKSURI != "" {
 		detail["jwks_uri"] = c.JWKSURI
@@ -124,6 +127,27 @@ func registration(c store.Client) map[string]string {
 		detail["token_ttl"] = c.TokenTTL.String()
 	}
 	return detail
+}
+
+// person is what a registration says of a person, or of where one is: the journal seals it.
+func person(c store.Client) map[string]string {
+	var personal map[string]string
+	if len(c.IPs) > 0 {
+		personal = map[string]string{"ip_addresses": strings.Join(c.IPs, " ")}
+	}
+	if isPersonal(c.SubjectKind) {
+		personal = detailed(personal, map[string]string{c.SubjectKind: c.SubjectValue})
+	}
+	return personal
+}
+
+// isPersonal says which of the subjects of RFC 8705, Section 2.1.2, may name a person.
+func isPersonal(kind string) bool {
+	switch kind {
+	case "tls_client_auth_subject_dn", "tls_client_auth_san_email", "tls_client_auth_san_ip":
+		return true
+	}
+	return false
 }
 
 func invitation(c store.Client, text string, expires time.Time) Invitation {

@@ -4,6 +4,7 @@
 package audit
 
 import (
+	"cmp"
 	"context"
 	"crypto/aes"
 	"crypto/cipher"
@@ -23,7 +24,8 @@ import (
 //	"sealed":"c.<base64url>"
 //
 // where the letter names whose key it is (c: the client's, a: the actor's, n: nobody's), and the rest is an AES-256-GCM
-// nonce and what it seals, the JSON object of the members. The key is derived from a key of the day and a secret of the
+// nonce and what it seals, the JSON object of the members. There are two such parts, with a space between, where the
+// address is the actor's and the rest is the client's. The key is derived from a key of the day and a secret of the
 // subject, which are kept outside the journal: once either is deleted, nobody reads the members any more, and the chain,
 // which covers only the sealed form, still verifies.
 
@@ -84,15 +86,42 @@ func (s *sealer) append(ctx context.Context, b []byte, e *Event) ([]byte, error)
 		w.object("personal", e.Personal)
 		return w.b, nil
 	}
+	b = append(b, sealedMember...)
+	whole := *e
+	if aboutAnother(e) {
+		whole.Personal = nil
+	}
+	start, err := len(b), error(nil)
+	if b, err = s.part(ctx, b, &whole); err == nil && aboutAnother(e) {
+		if len(b) > start {
+			b = append(b, ' ')
+		}
+		whole = Event{Class: e.Class, Time: e.Time, Client: e.Client, Personal: e.Personal}
+		b, err = s.part(ctx, b, &whole)
+	}
+	if err != nil && e.Class == Decision {
+		return b[:start-len(sealedMember)], fmt.Errorf("seal the personal members of %s: %w", e.Name, err)
+	}
+	if err != nil {
+		b = append(b[:start], sealedNone...)
+	}
+	return append(b, '"'), nil
+}
+
+// aboutAnother says that an event's address is its actor's, and what else concerns a person is its client's.
+func aboutAnother(e *Event) bool {
+	return e.Actor != "" && e.Client != "" && e.Client != e.Actor && len(e.Personal) > 0 && e.Class != Stranger
+}
+
+// part appends what is sealed under one key, or nothing when there is nothing to seal.
+func (s *sealer) part(ctx context.Context, b []byte, e *Event) ([]byte, error) {
+	if e.Address == "" && len(e.Personal) == 0 {
+		return b, nil
+	}
 	who, id := subjectOf(e)
 	aead, err := s.cipher(ctx, cipherKey{dayOf(e.Time), id})
 	if err != nil {
-		if e.Class == Decision {
-			return b, fmt.Errorf("seal the personal members of %s: %w", e.Name, err)
-		}
-		b = append(b, sealedMember...)
-		b = append(b, sealedNone...)
-		return append(b, '"'), nil
+		return b, err
 	}
 	scratch := s.scratch.Get().(*[]byte)
 	defer s.scratch.Put(scratch)
@@ -107,10 +136,8 @@ func (s *sealer) append(ctx context.Context, b []byte, e *Event) ([]byte, error)
 	plain := len(w.b)
 	w.b = aead.Seal(w.b, nil, w.b[:plain], nil)
 	*scratch = w.b
-	b = append(b, sealedMember...)
 	b = append(b, who, '.')
-	b = base64.RawURLEncoding.AppendEncode(b, w.b[plain:])
-	return append(b, '"'), nil
+	return base64.RawURLEncoding.AppendEncode(b, w.b[plain:]), nil
 }
 
 // subjectOf says whose key an event's personal members are sealed under. What a stranger calls itself is nobody's.
@@ -230,12 +257,29 @@ type Opener struct{ keys StoredKeys }
 func NewOpener(keys StoredKeys) *Opener { return &Opener{keys: keys} }
 
 // Open reads the member "sealed" of a record, whose time, client and actor are given. It returns ErrErased when the key
-// was deleted, also when the subject has another one since, and ErrUnsealed when nothing was sealed. That the member is
-// the one that was written, the chain says.
+// was deleted, also when the subject has another one since, and ErrUnsealed when nothing was sealed. Of two parts of which
+// one was erased it returns the other. That the member is the one that was written, the chain says.
 func (o *Opener) Open(ctx context.Context, sealed string, at time.Time, client, actor string) (Personal, error) {
 	if sealed == sealedNone {
 		return Personal{}, ErrUnsealed
 	}
+	first, second, two := strings.Cut(sealed, " ")
+	p, err := o.part(ctx, first, at, client, actor)
+	if !two || err != nil && !errors.Is(err, ErrErased) {
+		return p, err
+	}
+	q, err2 := o.part(ctx, second, at, client, actor)
+	switch {
+	case err2 == nil:
+		return Personal{Address: cmp.Or(p.Address, q.Address), Members: q.Members}, nil
+	case err == nil && errors.Is(err2, ErrErased):
+		return p, nil
+	}
+	return Personal{}, err2
+}
+
+// part opens what is sealed under one key.
+func (o *Opener) part(ctx context.Context, sealed string, at time.Time, client, actor string) (Personal, error) {
 	who, text, ok := strings.Cut(sealed, ".")
 	raw, err := base64.RawURLEncoding.Strict().DecodeString(text)
 	if !ok || err != nil || len(who) != 1 {

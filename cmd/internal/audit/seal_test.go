@@ -135,6 +135,53 @@ func TestSealAndOpen(t *testing.T) {
 	}
 }
 
+// What an operator records of a client is sealed under the client's key, but for where the operator came from.
+func TestSealOfTwo(t *testing.T) {
+	t.Parallel()
+	keys := newMemoryKeys()
+	s, opener := newSealer(keys), NewOpener(keys)
+	e := personal()
+	e.Actor = "admin"
+	sealed := sealedOf(t, s, e)
+	open := func() (Personal, error) { return opener.Open(t.Context(), sealed, e.Time, e.Client, e.Actor) }
+	check := func(want Personal, wantErr error) {
+		t.Helper()
+		got, err := open()
+		if diff := cmp.Diff(want, got); diff != "" || !errors.Is(err, wantErr) {
+			t.Errorf("%v (-want +got)\n%s", err, diff)
+		}
+	}
+	check(Personal{e.Address, e.Personal}, nil)
+	secret := keys.subjects["admin"]
+	keys.erase(keys.subjects, "admin")
+	check(Personal{"", e.Personal}, nil)
+	keys.erase(keys.subjects, "payments")
+	check(Personal{}, ErrErased)
+	keys.subjects["admin"] = secret
+	check(Personal{e.Address, nil}, nil)
+	s.forget("payments")
+	e.Address = ""
+	if sealed = sealedOf(t, s, e); !strings.HasPrefix(sealed, "c.") || strings.Contains(sealed, " ") {
+		t.Errorf("without an address: %s", sealed)
+	}
+	check(Personal{"", e.Personal}, nil)
+	sealed += " x"
+	if _, err := open(); err == nil {
+		t.Error("opened with a second part that is none")
+	}
+	// Neither half of it is written when one key cannot be had.
+	keys.failing = errors.New("no database")
+	s.forget("payments")
+	e.Address = "192.0.2.1"
+	if b, err := s.append(t.Context(), []byte("x"), &e); err == nil || string(b) != "x" {
+		t.Errorf("%q, %v", b, err)
+	}
+	e.Class = Takeaway
+	if got := sealedOf(t, s, e); got != "none" {
+		t.Errorf("sealed %q", got)
+	}
+}
+
 func TestOpenRefuses(t *testing.T) {
 	t.Parallel()
 	keys := newMemoryKeys()

@@ -51,8 +51,8 @@ func newRefusals() *refusals {
 func (r *refusals) single(e *Event) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if e.Class == Refusal && e.Client != "" {
-		if r.within(e.Client, e.Time) {
+	if e.Class == Refusal && asker(e) != "" {
+		if r.within(asker(e), e.Time) {
 			return true
 		}
 		r.clients.add(e, true)
@@ -61,6 +61,9 @@ func (r *refusals) single(e *Event) bool {
 	r.strangers.add(e, false)
 	return false
 }
+
+// asker is the client that authenticated itself.
+func asker(e *Event) string { return cmp.Or(e.Actor, e.Client) }
 
 // flush returns one event for each count, in the order of their times, and begins anew. They belong into the stream of
 // refusals, whatever their class.
@@ -137,7 +140,7 @@ type tally struct {
 func (t tallies) add(e *Event, named bool) {
 	k := tallyKey{name: e.Name, reason: e.Reason, network: networkOf(e.Address), second: e.Time.Unix()}
 	if named {
-		k.network, k.client = netip.Prefix{}, e.Client
+		k.network, k.client = netip.Prefix{}, asker(e)
 	}
 	if v := t[k]; v != nil {
 		v.count++

@@ -125,6 +125,10 @@ func TestRefusalsOfAClient(t *testing.T) {
 	if got := singles("payments", 250); got != singleBurst {
 		t.Errorf("%d at once", got)
 	}
+	byActor := Event{Class: Refusal, Time: now, Name: "client.add", Client: "x", Actor: "payments", Reason: "invalid_request"}
+	if r.single(&byActor) {
+		t.Error("whom an operator asks about pays for the operator")
+	}
 	if got := singles("orders", 1); got != 1 {
 		t.Error("one client spends what is another's")
 	}
@@ -140,12 +144,12 @@ func TestRefusalsOfAClient(t *testing.T) {
 	counted := r.flush(now)
 	total := 0
 	for _, e := range counted {
-		if e.Client != "payments" || e.Class != Refusal || e.Personal != nil {
+		if asker(&e) != "payments" || e.Class != Refusal || e.Personal != nil {
 			t.Errorf("counted %+v", e)
 		}
 		total += e.Count
 	}
-	if total != 150+40+5 {
+	if total != 1+150+40+5 {
 		t.Errorf("%d were counted", total)
 	}
 	now = now.Add(time.Hour)

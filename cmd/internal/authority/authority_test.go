@@ -428,7 +428,7 @@ func TestEnroll_Repetition(t *testing.T) {
 	}
 	res, err := b.enroll(code, newKey(t))
 	b.refused("cert.enroll", wantConflict, 1, res, err)
-	if e := b.journal.last(t, "enroll.conflict"); e.Detail["first_address"] != "192.0.2.1" || e.Address != "192.0.2.1" || e.Client != "payments" {
+	if e := b.journal.last(t, "enroll.conflict"); e.Personal["first_address"] != "192.0.2.1" || e.Address != "192.0.2.1" || e.Client != "payments" {
 		t.Errorf("the conflict on record: %+v", e)
 	}
 	if b.ca.calls != signed {
@@ -551,7 +551,7 @@ func TestChangesWhileSigning(t *testing.T) {
 		t.Log(name)
 		b.refused("cert.enroll", tc.enrol, inventory, res, err)
 		if name == "used" {
-			if e := b.journal.last(t, "enroll.conflict"); e.Detail["first_address"] != "192.0.2.1" {
+			if e := b.journal.last(t, "enroll.conflict"); e.Personal["first_address"] != "192.0.2.1" {
 				t.Errorf("the conflict on record: %+v", e)
 			}
 		}

@@ -185,7 +185,7 @@ func (a *Authority) conflict(ctx context.Context, code store.Code, from Caller) 
 	err := a.record(ctx, audit.Event{
 		Class: audit.Decision, Name: "enroll.conflict", Outcome: audit.Refused, Reason: "code_used_with_another_key", Client: code.ClientID,
 		Address: from.Address, Correlation: from.Correlation,
-		Detail: map[string]string{"first_address": code.UsedFrom},
+		Personal: map[string]string{"first_address": code.UsedFrom},
 	})
 	if err != nil {
 		return err

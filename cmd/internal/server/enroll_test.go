@@ -15,6 +15,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -108,7 +109,9 @@ func TestEnroll_OneCodeFiftyKeys(t *testing.T) {
 		t.Errorf("the inventory has %d certificates of the client, want the one that was returned", len(rows))
 	}
 	// The signal that two parties hold one code names both of them.
-	if journal := in.journal(); !strings.Contains(journal, `"enroll.conflict"`) || !strings.Contains(journal, `"first_address":"127.0.0.1"`) {
+	if !slices.ContainsFunc(in.events(), func(e event) bool {
+		return e.Event == "enroll.conflict" && e.Address == "127.0.0.1" && e.Personal["first_address"] == "127.0.0.1"
+	}) {
 		t.Error("no enroll.conflict with the first address in the journal")
 	}
 }

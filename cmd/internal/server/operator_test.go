@@ -242,7 +242,9 @@ type event struct {
 	Actor      string    `json:"actor"`
 	Time       time.Time `json:"time"`
 	Sealed     string    `json:"sealed"`
-	Address    string    `json:"-"` // sealed
+	// Of what is sealed:
+	Address  string            `json:"-"`
+	Personal map[string]string `json:"-"`
 }
 
 // events are the records of the journal, with what is sealed in them.
@@ -263,7 +265,7 @@ func (in *instance) events() []event {
 			if err != nil {
 				in.tb.Fatalf("%v in %s", err, line)
 			}
-			e.Address = personal.Address
+			e.Address, e.Personal = personal.Address, personal.Members
 		}
 		all = append(all, e)
 	}
