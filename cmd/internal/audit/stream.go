@@ -538,7 +538,8 @@ func (w *batchWrite) create(s *stream) error {
 	w.sync = true
 	dir, name := s.cfg.dir, segmentName(s.cfg.name, s.cfg.identity.Incarnation, w.base.Seq+1)
 	begun := time.Now()
-	o, err := createFilled(s.cfg.fs, dir, name+suffixNew, w.text, int64(len(w.text))+s.cfg.headroom+s.cfg.chunk)
+	// Little is written beforehand, so that a start is quick: the next batch brings more.
+	o, err := createFilled(s.cfg.fs, dir, name+suffixNew, w.text, int64(len(w.text))+s.cfg.headroom+s.cfg.chunk/8)
 	if err != nil {
 		return err
 	}
