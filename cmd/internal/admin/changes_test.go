@@ -11,6 +11,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -271,11 +272,31 @@ func TestNothingIsTouchedWithoutTheJournal(t *testing.T) {
 	}
 }
 
-// giving are the routes that give authority.
+// giving are the routes that give authority, and those that must not be without a record.
 func giving() []string {
 	return []string{
 		"POST /clients", "POST /clients/{id}/enable", "POST /clients/{id}/invite", "PUT /clients/{id}/certificates",
 		"POST /resources", "POST /trusts", "PUT /trusts/{id}", "POST /approvals/{id}/confirm",
+		"POST /clients/{id}/erase", // it takes from the journal, which has to know
+	}
+}
+
+// taking are the routes that take authority away.
+func taking() []string {
+	return []string{
+		"DELETE /clients/{id}", "POST /clients/{id}/disable", "DELETE /resources", "DELETE /trusts/{id}",
+		"POST /certificates/revoke", "DELETE /approvals/{id}",
+	}
+}
+
+// Each route that changes something is known to do the one or the other.
+func TestRoutesGiveOrTake(t *testing.T) {
+	t.Parallel()
+	for _, rt := range new(api).routes() {
+		route := rt.method + " " + rt.path
+		if rt.method != http.MethodGet && slices.Contains(giving(), route) == slices.Contains(taking(), route) {
+			t.Errorf("%s: does it give or take?", route)
+		}
 	}
 }
 
@@ -295,7 +316,7 @@ func TestUnrecordedChangesAreKeptBack(t *testing.T) {
 			b.journal.fail(true)
 			method, _, _ := strings.Cut(route, " ")
 			b.refused(method, path, request, http.StatusServiceUnavailable, "temporarily_unavailable", cmp.Or(again[route], "try again"))
-			if after := b.contents(); after == before {
+			if after := b.contents(); after == before && !strings.HasSuffix(route, "/erase") {
 				t.Error("nothing changed")
 			}
 			if b.journal.count() != recorded || b.box.Stats().Waiting != 1 {
@@ -309,5 +330,54 @@ func TestUnrecordedChangesAreKeptBack(t *testing.T) {
 				t.Errorf("%d recorded, the last %+v", b.journal.count()-recorded, e)
 			}
 		})
+	}
+}
+
+// While the journal is full, what takes authority away is done all the same, by whatever route; the answer says that the
+// record waits, and it is written once when there is room.
+func TestTakingAwayWithoutTheJournal(t *testing.T) {
+	t.Parallel()
+	try := func(t *testing.T, b *bench, route string) {
+		path, request := b.aChange(route)
+		b.must(b.box.Flush(t.Context()))
+		before, recorded := b.contents(), b.journal.count()
+		b.journal.fill(true)
+		method, _, _ := strings.Cut(route, " ")
+		var answer struct {
+			AuditPending bool `json:"audit_pending"`
+		}
+		b.do(method, path, request, http.StatusOK, &answer)
+		if !answer.AuditPending {
+			t.Error("the answer does not say that the record waits")
+		}
+		if b.contents() == before && !strings.Contains(route, "/tickets") {
+			t.Error("nothing changed")
+		}
+		if n, _, err := b.store.Waiting(t.Context()); n != 1 || err != nil {
+			t.Errorf("%d records wait, %v", n, err)
+		}
+		b.journal.fill(false)
+		for range 2 {
+			b.must(b.box.Flush(t.Context()))
+		}
+		if e := b.journal.last(t); b.journal.count() != recorded+1 || e.Class != audit.Takeaway || e.Outcome != audit.Granted || e.Actor != b.who {
+			t.Errorf("%d recorded, the last %+v", b.journal.count()-recorded, e)
+		}
+	}
+	for _, route := range taking() {
+		t.Run(route, func(t *testing.T) { try(t, newBenchFor(t, route), route) })
+	}
+	t.Run("break-glass", func(t *testing.T) {
+		b, _ := newGlass(t)
+		try(t, b, "POST /tickets/reset")
+	})
+}
+
+// Who asks is an operator: a refusal is recorded singly, and never waited for.
+func TestRefusalsAreNotWaitedFor(t *testing.T) {
+	b := newBench(t)
+	b.refused(http.MethodPost, "/clients", `{"client_id":"bad id"}`, http.StatusBadRequest, "invalid_client_metadata", "")
+	if e := b.journal.last(t); e.Class != audit.Refusal || e.Outcome != audit.Refused {
+		t.Errorf("recorded %+v", e)
 	}
 }
