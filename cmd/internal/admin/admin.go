@@ -404,6 +404,27 @@ func (o *outcome) said(pending bool) *outcome {
 	return o
 }
 
+// maxNameable bounds what is repeated of a name that nobody has, and each segment of a URI: it is shorter than the
+// signature of any token and than any enrolment code.
+const maxNameable = 63
+
+// nameable is what may be recorded of a name that was not found to be anybody's: what looks like one, or nothing.
+func nameable(name string) string {
+	path, spiffe := strings.CutPrefix(name, "spiffe://")
+	if !spiffe && strings.Contains(name, "/") {
+		return ""
+	}
+	for segment := range strings.SplitSeq(path, "/") {
+		odd := func(c rune) bool {
+			return (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && !strings.ContainsRune("._-:+", c)
+		}
+		if len(segment) > maxNameable || strings.ContainsFunc(segment, odd) {
+			return ""
+		}
+	}
+	return name
+}
+
 // refuseChange records that a change was refused, then answers. A refusal gives nothing, so it leaves also when the
 // journal fails.
 func (a *api) refuseChange(w http.ResponseWriter, r *http.Request, event audit.Event, err error) {
@@ -414,9 +435,11 @@ func (a *api) refuseChange(w http.ResponseWriter, r *http.Request, event audit.E
 	a.refuse(w, r, err)
 }
 
-// about is an event of that name about a client, a trust or a request that waits.
+// about is an event of that name about a client, a trust or a request that waits. What the caller named may be no name at
+// all: a token or a code that was meant for elsewhere is not recorded.
 func about(name, target string) audit.Event {
 	event := audit.Event{Name: name}
+	target = nameable(target)
 	noun, _, _ := strings.Cut(name, ".")
 	switch {
 	case target == "":

@@ -4,6 +4,7 @@
 package admin
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -116,12 +117,12 @@ func (a *api) searchAudit(r *http.Request) (any, error) {
 	return answer, nil
 }
 
-// recordRead records a search, what it looks for included.
+// recordRead records a search, what it looks for included, unless that cannot be a name, an id or a time.
 func (a *api) recordRead(ctx context.Context, query url.Values) error {
 	detail := map[string]string{}
 	for name, values := range query {
 		if !slices.Contains([]string{"after", "before", "limit"}, name) {
-			detail[name] = values[0]
+			detail[name] = cmp.Or(nameable(values[0]), "(not a name)")
 		}
 	}
 	event := a.by(ctx, audit.Event{Class: audit.Decision, Name: eventRead, Outcome: audit.Granted, Detail: detail})

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net/http"
 	"net/url"
+	"strings"
 	"testing"
 
 	"github.com/certbound/certbound/cmd/internal/audit"
@@ -43,4 +44,23 @@ func TestErase(t *testing.T) {
 	b.refused(http.MethodPost, "/clients/other/erase", "", http.StatusForbidden, "insufficient_scope", "")
 	_, err = b.store.StoredAuditSubject(t.Context(), "other")
 	b.must(err)
+}
+
+// What an operator names by mistake, a token or a code, is in no record; what can be a name is.
+func TestNameable(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{
+		"", "payments", "AEVBZGLFFHD76BYY5RMXGXJULW", "spiffe://partner.example/ns/x", "2026-11-23T10:00:00+02:00", "1h", strings.Repeat("a", 63),
+	} {
+		if nameable(name) != name {
+			t.Errorf("%q is not recorded", name)
+		}
+	}
+	for _, secret := range []string{
+		strings.Repeat("a", 64), "spiffe://partner.example/" + strings.Repeat("a", 64), "a b", "a/b", "-----BEGIN PRIVATE KEY-----\n", "é",
+	} {
+		if got := nameable(secret); got != "" {
+			t.Errorf("%q is recorded as %q", secret, got)
+		}
+	}
 }
