@@ -70,7 +70,7 @@ func fillInside(ctx context.Context, certbound, dir string) error {
 	err = f.run(ctx)
 	s.end()
 	if err != nil {
-		err = errors.Join(err, os.Remove(f.ballast()), copyTree(disk, filepath.Join(dir, "disk-as-it-was")))
+		err = errors.Join(err, os.RemoveAll(f.ballast()), copyTree(disk, filepath.Join(dir, "disk-as-it-was")))
 	}
 	return errors.Join(err, syscall.Unmount(disk, syscall.MNT_DETACH))
 }
@@ -83,6 +83,7 @@ type filling struct {
 	load     *load
 	operator *operator
 	victims  [][]*mtls.KeyPair // their certificates
+	pending  int               // changes whose records had to wait
 }
 
 // ballast is the file that fills the disk.
@@ -105,7 +106,7 @@ func (f *filling) run(ctx context.Context) error {
 		return err
 	}
 	f.operator = &operator{load: f.load, caller: c}
-	for n := range 4 {
+	for n := range 6 {
 		code, err := f.operator.invited(ctx, victim(n))
 		if err != nil {
 			return err
@@ -118,7 +119,7 @@ func (f *filling) run(ctx context.Context) error {
 		second.close()
 		f.victims = append(f.victims, []*mtls.KeyPair{first.pair, second.pair})
 	}
-	for _, step := range []func(context.Context) error{f.refusals, f.full, f.freed, f.restarted, f.freed, f.conclude} {
+	for _, step := range []func(context.Context) error{f.refusals, f.full, f.freed, f.restarted, f.freed, f.readOnly, f.conclude} {
 		if err := step(ctx); err != nil {
 			return err
 		}
@@ -251,7 +252,7 @@ func (f *filling) takeAway(ctx context.Context, verb, event string, n int) error
 		return err
 	}
 	if r.Exit != 0 {
-		return fmt.Errorf("on the full disk, certbound %s: exit status %d: %s", line, r.Exit, r.Stderr)
+		return fmt.Errorf("certbound %s: exit status %d: %s", line, r.Exit, r.Stderr)
 	}
 	c := change{event: event, client: victim(n), records: 1}
 	state := "disabled"
@@ -260,11 +261,12 @@ func (f *filling) takeAway(ctx context.Context, verb, event string, n int) error
 	}
 	f.book.change(c, state)
 	f.book.lost(victim(n), event == revokeEvent, f.victims[n]...)
-	pending := ""
+	waits := ""
 	if strings.Contains(r.Stderr, "journal") {
-		pending = ", its record waits"
+		waits = ", its record waits"
+		f.pending++
 	}
-	say("disk full: %s succeeds%s", verb, pending)
+	say("%s succeeds%s", verb, waits)
 	return nil
 }
 
@@ -308,18 +310,69 @@ func (f *filling) freed(ctx context.Context) error {
 	if err := os.Remove(f.ballast()); err != nil {
 		return err
 	}
+	return f.servesAgain(ctx, "space again")
+}
+
+// servesAgain requires that the service serves as before, with nobody's help, and that who lost authority gets nothing.
+func (f *filling) servesAgain(ctx context.Context, when string) error {
 	begin := time.Now()
 	if err := f.service.awaitReadiness(ctx, http.StatusOK, refillTime); err != nil {
-		return err
+		return fmt.Errorf("%s: %w", when, err)
 	}
 	if err := f.token(ctx, 1); err != nil {
-		return err
+		return fmt.Errorf("%s: %w", when, err)
+	}
+	took := time.Since(begin)
+	if err := f.service.awaitRecords(ctx, refillTime); err != nil {
+		return fmt.Errorf("%s: %w", when, err)
 	}
 	if err := f.load.stillRefused(ctx, 2*len(f.victims)); err != nil {
+		return fmt.Errorf("%s: %w", when, err)
+	}
+	say("%s: it serves as before after %d ms, and who lost authority gets nothing", when, took.Milliseconds())
+	return nil
+}
+
+// readOnly starts the service with a journal that cannot be written at all, so that records have to wait elsewhere.
+func (f *filling) readOnly(ctx context.Context) error {
+	dir := f.service.data("audit")
+	if err := syscall.Mount(dir, dir, "", syscall.MS_BIND, ""); err != nil {
+		return os.NewSyscallError("mount", err)
+	}
+	writable := func(flag uintptr) error {
+		return os.NewSyscallError("mount", syscall.Mount("", dir, "", syscall.MS_REMOUNT|syscall.MS_BIND|flag, ""))
+	}
+	f.service.down()
+	f.book.killed()
+	if err := f.service.kill(); err != nil {
 		return err
 	}
-	say("space again: it serves as before after %d ms, and who lost authority gets nothing", time.Since(begin).Milliseconds())
-	return nil
+	if err := writable(syscall.MS_RDONLY); err != nil {
+		return err
+	}
+	before := f.pending
+	if err := f.service.start(ctx); err != nil {
+		return fmt.Errorf("start with a journal that cannot be written: %w", err)
+	}
+	if err := f.grantsNothing(ctx, "started with a journal that cannot be written"); err != nil {
+		return err
+	}
+	if err := f.takeAway(ctx, "cert revoke", revokeEvent, 4); err != nil {
+		return err
+	}
+	if err := f.restart(ctx); err != nil {
+		return err
+	}
+	if err := f.takeAway(ctx, "client disable", disableEvent, 5); err != nil {
+		return err
+	}
+	if f.pending != before+2 {
+		return errors.New("nobody was told that the records wait")
+	}
+	if err := writable(0); err != nil {
+		return err
+	}
+	return f.servesAgain(ctx, "a journal again")
 }
 
 func (f *filling) conclude(ctx context.Context) error {

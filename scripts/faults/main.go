@@ -5,9 +5,9 @@
 
 // Command faults does to the real program what machines do to programs, and holds it to what it promises:
 //
-//   - it is killed with SIGKILL again and again, under load, while it starts, while it rotates its journal, while an
-//     operator's verb is under way;
-//   - its disk fills, first by refusals alone and then really, and has space again;
+//   - it is killed with SIGKILL again and again, under load, while it starts and stops, while it rotates its journal,
+//     while an operator's verb is under way;
+//   - its disk fills, first by refusals alone and then really, and has space again; its journal becomes read-only;
 //   - its data folder is copied while it runs;
 //   - its journal is damaged before it starts.
 //

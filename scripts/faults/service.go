@@ -198,12 +198,26 @@ func (s *service) verify(ctx context.Context, data string) error {
 	return err
 }
 
-// readiness asks whether the service should be sent requests: the status of the answer, and its text.
-func (s *service) readiness(ctx context.Context) (int, string, error) {
+// monitored asks the listener for monitoring: the status of the answer, and its text.
+func (s *service) monitored(ctx context.Context, path string) (int, string, error) {
 	c := &caller{http: &http.Client{Timeout: requestTimeout}}
 	defer c.close()
-	a, err := c.do(ctx, http.MethodGet, "http://"+s.debug+"/readyz", "", "", nil)
+	a, err := c.do(ctx, http.MethodGet, "http://"+s.debug+path, "", "", nil)
 	return a.status, string(a.body), err
+}
+
+// awaitRecords waits until no record waits in the database for the journal.
+func (s *service) awaitRecords(ctx context.Context, within time.Duration) error {
+	const none = "\ncertbound_audit_outbox_records 0\n"
+	for begin := time.Now(); time.Since(begin) < within; {
+		if _, text, err := s.monitored(ctx, "/metrics"); err != nil || strings.Contains(text, none) {
+			return err
+		}
+		if !pause(ctx, 20*time.Millisecond) {
+			return ctx.Err()
+		}
+	}
+	return fmt.Errorf("records still wait for the journal after %v", within)
 }
 
 // awaitReadiness waits until the service says what is wanted of its readiness.
@@ -212,7 +226,7 @@ func (s *service) awaitReadiness(ctx context.Context, want int, within time.Dura
 	var text string
 	var err error
 	for begin := time.Now(); time.Since(begin) < within; {
-		if status, text, err = s.readiness(ctx); err == nil && status == want {
+		if status, text, err = s.monitored(ctx, "/readyz"); err == nil && status == want {
 			return nil
 		}
 		if !pause(ctx, 10*time.Millisecond) {
