@@ -14,13 +14,16 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/certbound/certbound/cmd/internal/audit"
 	"github.com/certbound/certbound/cmd/internal/outbox"
@@ -46,6 +49,79 @@ func testBox(tb testing.TB, db *store.Store) *outbox.Box {
 		tb.Fatal(err)
 	}
 	return box
+}
+
+// What waits in the outbox is seen from outside, and for how long.
+func TestOutboxMetrics(t *testing.T) {
+	t.Parallel()
+	s := built(t, t.TempDir())
+	look := func() string {
+		w := httptest.NewRecorder()
+		s.metrics.handler().ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", nil))
+		return w.Body.String()
+	}
+	for _, line := range []string{"\ncertbound_audit_outbox_records 0\n", "\ncertbound_audit_outbox_oldest_timestamp_seconds 0\n"} {
+		if text := look(); !strings.Contains(text, line) {
+			t.Errorf("no %q", line)
+		}
+	}
+	if err := s.folder.journal.Close(); err != nil { // it takes nothing any more
+		t.Fatal(err)
+	}
+	before := time.Now()
+	pending, err := s.folder.outbox.Change(t.Context(), audit.Takeaway, func(tx *store.Store) ([]audit.Event, error) {
+		return []audit.Event{{Name: "resource.remove"}}, tx.AddResource(t.Context(), store.Resource{URI: "urn:x"})
+	})
+	if err != nil || !pending {
+		t.Fatalf("pending %t, %v", pending, err)
+	}
+	text := look()
+	_, oldest, _ := strings.Cut(text, "\ncertbound_audit_outbox_oldest_timestamp_seconds ")
+	oldest, _, _ = strings.Cut(oldest, "\n")
+	at, err := strconv.ParseFloat(oldest, 64)
+	if !strings.Contains(text, "\ncertbound_audit_outbox_records 1\n") || err != nil || at < float64(before.Unix()) || at > float64(time.Now().Unix()+1) {
+		t.Errorf("the oldest waits since %q, %v", oldest, err)
+	}
+}
+
+// A start finds what an earlier one left. A journal that takes nothing keeps it waiting and the service starting; a row that
+// cannot be read does not let it start, for it would be lost.
+func TestStartWithRecordsThatWait(t *testing.T) {
+	t.Parallel()
+	s := built(t, t.TempDir())
+	leave := func(id string, body []byte) {
+		t.Helper()
+		note := func(tx *store.Store) error { return tx.Note(store.Entry{ID: id, Body: body}) }
+		if err := s.folder.store.Transact(t.Context(), note); err != nil {
+			t.Fatal(err)
+		}
+	}
+	event := func(id string) []byte {
+		body, err := audit.EncodeEvent(audit.Event{ID: id, Name: "client.add", Outcome: audit.Granted, Client: id})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return body
+	}
+	leave("A", event("A"))
+	if err := s.openOutbox(t.Context()); err != nil || s.folder.outbox.Stats().Waiting != 0 {
+		t.Errorf("%v, %+v", err, s.folder.outbox.Stats())
+	}
+	in := &instance{tb: t, data: s.cfg.Data}
+	if n := in.granted("client.add", "A"); n != 1 {
+		t.Errorf("%d on record", n)
+	}
+	if err := s.folder.journal.Close(); err != nil {
+		t.Fatal(err)
+	}
+	leave("B", event("B"))
+	if err := s.openOutbox(t.Context()); err != nil || s.folder.outbox.Stats().Waiting != 1 {
+		t.Errorf("%v, %+v", err, s.folder.outbox.Stats())
+	}
+	leave("C", []byte("no event"))
+	if err := s.openOutbox(t.Context()); err == nil || !strings.Contains(err.Error(), `"C"`) {
+		t.Errorf("a row that cannot be read: %v", err)
+	}
 }
 
 // unsynced is an error of the disk, as SQLite reports it.
