@@ -337,6 +337,13 @@ func TestDominantAddress(t *testing.T) {
 	}
 	_ = stranger.Close()
 	client(0, "203.0.113.1")
+	// Nor does one client that connects often; and the address used up its rate before.
+	for range 2 * dominantClients {
+		client(1, "198.51.100.1")
+	}
+	early := mustAdmit(t, l, "198.51.100.1")
+	statuses(t, l, early, nil, anonymous, 20)
+	_ = early.Close()
 	for i := range dominantClients - 1 {
 		client(1+i, "198.51.100.1")
 	}
@@ -355,8 +362,8 @@ func TestDominantAddress(t *testing.T) {
 				t.Fatal("a handshake through the balancer was refused")
 			}
 		}
-		if status := request(t, l, balanced, nil, anonymous).Code; status != 200 {
-			t.Errorf("a request through the balancer was answered %d", status)
+		if served, _ := statuses(t, l, balanced, nil, anonymous, 30); served != 30 {
+			t.Errorf("%d of 30 requests through the balancer served", served)
 		}
 	}
 	mustAdmit(t, l, "192.0.2.1")
@@ -369,6 +376,61 @@ func TestDominantAddress(t *testing.T) {
 	}
 	if l.Stats().SwitchedOff || strings.Count(log.String(), "level=WARN") != 1 {
 		t.Errorf("the limits are still off, or nobody was told:\n%s", &log)
+	}
+}
+
+// Many clients behind one address are no load balancer as long as others come from elsewhere.
+func TestManyClientsDoNotDominate(t *testing.T) {
+	t.Parallel()
+	l := newLimiter(t, roomy())
+	for i := range 3 * dominantClients {
+		address := "198.51.100.1"
+		if i%4 == 0 {
+			address = fmt.Sprintf("192.0.2.%d", i)
+		}
+		c := mustAdmit(t, l, address)
+		l.Authenticated(l.ConnContext(t.Context(), c), "a", [32]byte{byte(i), 1})
+		if l.Stats().SwitchedOff {
+			t.Fatalf("an address with three of four of %d clients dominates", i+1)
+		}
+	}
+}
+
+// Certificates that have not been seen for a day make way, so that what was renewed long ago does not weigh.
+func TestKnownExpire(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		l := newLimiter(t, roomy())
+		authenticate := func(i int) {
+			c := mustAdmit(t, l, "198.51.100.1")
+			l.Authenticated(l.ConnContext(t.Context(), c), "a", [32]byte{byte(i), 1})
+			_ = c.Close()
+		}
+		for i := range 10 {
+			authenticate(i)
+		}
+		time.Sleep(knownFor)
+		for i := range 10 {
+			authenticate(100 + i)
+		}
+		if n, at := l.known.len(), l.clientsAt[addressOf(netip.MustParseAddr("198.51.100.1"))]; n != 10 || at != 10 {
+			t.Errorf("%d certificates known, %d of the address, want the 10 of today", n, at)
+		}
+	})
+}
+
+// What comes from an exempt address uses up nothing of the others.
+func TestExemptIsNotCounted(t *testing.T) {
+	t.Parallel()
+	c := roomy()
+	c.AnonymousRate, c.AnonymousTotal = 1, 10
+	c.Exempt = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
+	l := newLimiter(t, c)
+	if served, _ := statuses(t, l, mustAdmit(t, l, "127.0.0.1"), nil, anonymous, 100); served != 100 {
+		t.Errorf("%d of 100 served", served)
+	}
+	if served, _ := statuses(t, l, mustAdmit(t, l, "192.0.2.1"), nil, anonymous, 10); served != 10 {
+		t.Errorf("%d of 10 served of an address that had asked nothing", served)
 	}
 }
 

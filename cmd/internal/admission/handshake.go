@@ -21,8 +21,8 @@ func (l *Limiter) ConfigureTLS(cfg *tls.Config) {
 		if c := connOf(hello.Conn); c != nil {
 			if kind, refused := l.handshake(c, time.Now()); refused {
 				l.count(kind)
-				// Reset here, so that crypto/tls has nowhere to send its alert to: it costs more than the refusal.
-				l.release(c)
+				// Reset here, so that crypto/tls has nowhere to send its alert to: it costs more than the refusal. c is
+				// given back when the server closes it.
 				reset(c.Conn)
 				return nil, errTooManyHandshakes
 			}

@@ -294,6 +294,33 @@ func TestProxyHeaderTimeout(t *testing.T) {
 	}
 }
 
+// The time for the header is not that of the connection.
+func TestProxyHeaderTimeoutEnds(t *testing.T) {
+	t.Parallel()
+	p := &proxied{
+		listener: listener{limiter: newLimiter(t, roomy())},
+		accepted: make(chan accepted, 1), closed: make(chan struct{}), reading: make(map[net.Conn]struct{}),
+	}
+	c := &headedConn{fakeConn: from("127.0.0.1"), text: bytes.NewReader(fromClient("192.0.2.1", 1))}
+	p.unwrap(c)
+	if a := <-p.accepted; a.conn == nil || len(c.deadlines) != 2 || c.deadlines[0].IsZero() || !c.deadlines[1].IsZero() {
+		t.Errorf("the deadlines were %v, want one for the header and then none", c.deadlines)
+	}
+}
+
+// headedConn has something to say, and remembers its deadlines.
+type headedConn struct {
+	*fakeConn
+	text      io.Reader
+	deadlines []time.Time
+}
+
+func (h *headedConn) Read(p []byte) (int, error) { return h.text.Read(p) }
+func (h *headedConn) SetReadDeadline(t time.Time) error {
+	h.deadlines = append(h.deadlines, t)
+	return nil
+}
+
 // So many connections may wait for their header, and closing the listener ends them all.
 func TestProxyHeadersBounded(t *testing.T) {
 	t.Parallel()
@@ -320,6 +347,7 @@ func TestProxyHeadersBounded(t *testing.T) {
 			t.Fatal("a connection stays open")
 		}
 	}
+	clear(p.reading)
 	if p.begin(from("127.0.0.1")) {
 		t.Error("begun after Close")
 	}

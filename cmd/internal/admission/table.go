@@ -90,8 +90,8 @@ func addressOf(a netip.Addr) netip.Addr { return truncated(a, 32, 64) }
 // networkOf is what counts as one network.
 func networkOf(a netip.Addr) netip.Addr { return truncated(a, 24, 56) }
 
+// truncated keeps the first bits of an address, which is not IPv4 in IPv6, and drops a zone.
 func truncated(a netip.Addr, bits4, bits6 int) netip.Addr {
-	a = a.Unmap().WithZone("")
 	bits := bits6
 	if a.Is4() {
 		bits = bits4
