@@ -4,9 +4,13 @@
 package main
 
 import (
+	"crypto/tls"
 	"crypto/x509"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
+	"sync"
 	"testing"
 	"time"
 
@@ -48,6 +52,49 @@ func TestLoad(t *testing.T) {
 			}
 			if s.tokens < 20 || s.rate <= 0 || s.p99 <= 0 {
 				t.Errorf("got %d tokens, %.0f a second, p99 %v, want at least 20", s.tokens, s.rate, s.p99)
+			}
+		})
+	}
+}
+
+// Every flood does what it says to a server that has nothing against it.
+func TestFloods(t *testing.T) {
+	t.Parallel()
+	ca := mtlstest.NewCA(t, "bench")
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Connection", "close")
+		w.WriteHeader(http.StatusUnauthorized)
+	}))
+	server.TLS = &tls.Config{Certificates: []tls.Certificate{ca.Issue(t, mtlstest.Leaf{
+		CommonName: "server", DNSNames: []string{"localhost"}, Usage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	})}}
+	server.StartTLS()
+	t.Cleanup(server.Close)
+	config := clientConfig(nil, ca.Pool())
+	hello, err := clientHello(config)
+	if err != nil || len(hello) < 100 || hello[0] != 22 {
+		t.Fatalf("%d bytes of a ClientHello, %v", len(hello), err)
+	}
+	for _, f := range floods() {
+		t.Run(f.name, func(t *testing.T) {
+			t.Parallel()
+			counts := make(map[string]int)
+			a := &attacker{
+				address: server.Listener.Addr().String(), config: config, hello: hello,
+				mu: new(sync.Mutex), counts: counts, held: &ring{conns: make([]net.Conn, 1)},
+			}
+			for range 2 { // the second closes what the first holds
+				if err := f.attack(a, t.Context()); err != nil && outcome(err) != "timed out" {
+					t.Fatal(err)
+				}
+			}
+			if counts["hellos"]+counts["connections"]+counts["× 401"] != 2 {
+				t.Errorf("after two attempts: %v", counts)
+			}
+			for _, c := range a.held.conns {
+				if c != nil {
+					_ = c.Close()
+				}
 			}
 		})
 	}

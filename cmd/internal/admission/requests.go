@@ -49,8 +49,14 @@ func (l *Limiter) Handler(next http.Handler) http.Handler {
 		defer func() {
 			if c.settled.Load() == before {
 				l.anonymousRequest(c, r, time.Now())
-			} else if client := c.client.Load(); client != nil {
+				return
+			}
+			if client := c.client.Load(); client != nil {
 				client.AllowN(time.Now(), 1)
+			}
+			// Spared, which a stranger may know how to bring about.
+			if l.anonymous != nil && !c.proven.Load() && !c.exempt {
+				l.anonymous.AllowN(time.Now(), 1)
 			}
 		}()
 		next.ServeHTTP(w, r)
@@ -141,7 +147,7 @@ func (l *Limiter) Authenticated(ctx context.Context, clientID string, certificat
 }
 
 // Spare says that the request of ctx counts against no limit of its address, though no certificate vouched for it: that it
-// was not answered is not the caller's fault, or it proved itself otherwise.
+// was not answered is not the caller's fault, or it proved itself otherwise. It counts against that of all.
 func (l *Limiter) Spare(ctx context.Context) {
 	if c, ok := ctx.Value(connKey{}).(*conn); ok {
 		c.settled.Add(1)

@@ -166,6 +166,23 @@ func TestSpareAndPanic(t *testing.T) {
 	}
 }
 
+// What was spared still counts against the rate of all addresses, as long as nobody authenticated on the connection.
+func TestSpareCountsForAll(t *testing.T) {
+	t.Parallel()
+	c := roomy()
+	c.AnonymousTotal = 10
+	l := newLimiter(t, c)
+	cert := certificate(t, mtlstest.NewCA(t, "ca"), "payments")
+	proven := mustAdmit(t, l, "198.51.100.1")
+	request(t, l, proven, cert, as("payments"))
+	if served, _ := statuses(t, l, proven, cert, spared, 100); served != 100 {
+		t.Errorf("of a known client %d of 100 served", served)
+	}
+	if served, limited := statuses(t, l, mustAdmit(t, l, "192.0.2.1"), nil, spared, 15); served != 10 || limited != 5 {
+		t.Errorf("%d served, %d limited, want 10 and 5", served, limited)
+	}
+}
+
 // All addresses together have a rate too; known networks and certificates go on.
 func TestAnonymousTotal(t *testing.T) {
 	t.Parallel()
