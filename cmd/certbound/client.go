@@ -199,6 +199,7 @@ func (c *cli) clientInviteCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			c.pending(invitation.AuditPending)
 			return c.printCode(invitation)
 		},
 	}

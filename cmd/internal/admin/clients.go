@@ -87,7 +87,7 @@ func (a *api) checkNew(ctx context.Context, client store.Client) error {
 
 func (a *api) register(ctx context.Context, tx *store.Store, client store.Client) (*outcome, error) {
 	var code *store.Code
-	answer := Invitation{ClientID: client.ID, AuthMethod: client.AuthMethod}
+	answer := &Invitation{ClientID: client.ID, AuthMethod: client.AuthMethod}
 	if enrols(client) {
 		text, made, err := a.cfg.Authority.NewCode(client.ID)
 		if err != nil {
@@ -150,9 +150,9 @@ func isPersonal(kind string) bool {
 	return false
 }
 
-func invitation(c store.Client, text string, expires time.Time) Invitation {
+func invitation(c store.Client, text string, expires time.Time) *Invitation {
 	expires = expires.UTC().Truncate(time.Second)
-	return Invitation{ClientID: c.ID, AuthMethod: c.AuthMethod, Code: text, CodeExpiresAt: &expires}
+	return &Invitation{ClientID: c.ID, AuthMethod: c.AuthMethod, Code: text, CodeExpiresAt: &expires}
 }
 
 // inviteClient makes a new enrolment code; the store voids older ones. Whoever has the code of an operator is that

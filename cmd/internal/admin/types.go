@@ -198,7 +198,11 @@ type Invitation struct {
 	AuthMethod    string     `json:"auth_method"`
 	Code          string     `json:"code,omitempty"`
 	CodeExpiresAt *time.Time `json:"code_expires_at,omitempty"`
+	// AuditPending says that the record waits until the journal can be written; until then no code is redeemed either.
+	AuditPending bool `json:"audit_pending,omitempty"`
 }
+
+func (i *Invitation) auditPending() { i.AuditPending = true }
 
 // Change answers what alters something without giving anything back.
 type Change struct {
