@@ -7,3 +7,6 @@ package server
 
 // manyTokens is how many tokens a database must not notice.
 const manyTokens = 100_000
+
+// allocationsOfRace is nothing without the race detector.
+const allocationsOfRace = 0
