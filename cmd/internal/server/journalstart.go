@@ -49,7 +49,7 @@ func (s *service) openJournal(ctx context.Context, db *store.Store) (*audit.Log,
 		Dir: filepath.Join(s.cfg.Data, journalFolder), Reserve: s.reserve, Registrar: journalRegister{db}, Keys: s.journalKeys,
 		SyncInterval: s.cfg.Audit.SyncInterval, SegmentBytes: int64(s.cfg.Audit.SegmentSize), SegmentAge: s.cfg.Audit.SegmentAge,
 		RefusalBytes: int64(s.cfg.Audit.RefusalQuota),
-		InFlight:     func() int { return int(s.inFlight.Load()) },
+		InFlight:     s.pace.expected,
 		Fatal:        s.mustEnd,
 		Synced:       s.journalTimes.observe, Logger: s.log,
 	}

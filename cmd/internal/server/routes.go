@@ -51,21 +51,12 @@ func (s *service) publicRouter() http.Handler {
 // mtlsRouter serves those who come with a certificate, on the listener that asks for one.
 func (s *service) mtlsRouter(operators http.Handler) http.Handler {
 	r := s.router("mtls")
-	token := s.count(s.metrics.route("mtls", "token"), s.counted(s.issuer.TokenHandler()))
+	token := s.count(s.metrics.route("mtls", "token"), s.pace.wrap(s.issuer.TokenHandler()))
 	post(r, pathRenew, "renew", s.renew)
 	get(r, pathWhoami, "whoami", http.HandlerFunc(s.whoami))
 	r.PathPrefix(admin.Prefix + "/").Handler(operators).Name("admin")
 	s.shared(r)
 	return s.entry("mtls", straight(pathToken, token, r))
-}
-
-// counted counts the requests that are being answered: when all of them wait for the journal, it has no more to wait for.
-func (s *service) counted(h http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		s.inFlight.Add(1)
-		defer s.inFlight.Add(-1)
-		h.ServeHTTP(w, r)
-	})
 }
 
 // shared are the paths that both listeners answer.

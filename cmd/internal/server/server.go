@@ -101,8 +101,8 @@ type service struct {
 	operatorDir string    // below the data folder; empty: the operator's profile is not ours to keep
 	operatorDue time.Time // when that profile wants a new certificate
 
-	inFlight atomic.Int64 // token requests that may still be recorded
-	fatal    chan error   // has room for one: the process must end, and begin anew
+	pace     pace       // of token requests
+	fatal    chan error // has room for one: the process must end, and begin anew
 	draining atomic.Bool
 	closers  []func() error
 
