@@ -43,13 +43,14 @@ type testStream struct {
 	records int
 	first   bool
 	synced  uint64
+	ended   bool // the segment was trimmed
 }
 
 func newTestJournal(t testing.TB) *testJournal {
 	j := &testJournal{
 		t: t, dir: t.TempDir(), id: Identity{Installation: "inst", Replica: "r1"},
 		now:  time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC),
-		main: testStream{name: streamMain}, refusals: testStream{name: streamRefusals},
+		main: testStream{name: streamMain}, refusals: testStream{name: streamRefusals}, fill: 1,
 	}
 	j.begin()
 	return j
@@ -61,7 +62,11 @@ func (j *testJournal) begin() {
 	j.key, j.previous = j.newKey(), ""
 	j.firstKey = publicText(j.key)
 	for _, s := range []*testStream{&j.main, &j.refusals} {
+		if s.segment != "" {
+			j.end(s)
+		}
 		previous := s.head
+		s.ended = false
 		s.segment, s.text, s.first = segmentName(s.name, j.id.Incarnation, s.head.Seq+1), nil, true
 		s.head.Chain = j.id.genesis(s.name, previous)
 		j.header(s, eventStart, previous)
@@ -114,7 +119,11 @@ func (j *testJournal) frame(s *testStream) {
 }
 
 func (j *testJournal) write(s *testStream) {
-	text := append(slices.Clone(s.text), bytes.Repeat([]byte("\n"), j.fill)...)
+	fill := j.fill
+	if s.ended {
+		fill = 0
+	}
+	text := append(slices.Clone(s.text), bytes.Repeat([]byte("\n"), fill)...)
 	if err := os.WriteFile(filepath.Join(j.dir, s.segment), text, 0o600); err != nil {
 		j.t.Fatal(err)
 	}
@@ -162,6 +171,8 @@ func (j *testJournal) checkpoint() {
 // rotate begins a segment.
 func (j *testJournal) rotate(s *testStream) {
 	j.checkpoint()
+	j.end(s)
+	s.ended = false
 	s.segment, s.text = segmentName(s.name, j.id.Incarnation, s.head.Seq+1), nil
 	j.header(s, eventSegment, s.head)
 	j.frame(s)
@@ -171,6 +182,14 @@ func (j *testJournal) rotate(s *testStream) {
 func (j *testJournal) stop() {
 	j.add(&j.main, eventStop, "")
 	j.checkpoint()
+	j.end(&j.main)
+	j.end(&j.refusals)
+}
+
+// end trims a segment.
+func (j *testJournal) end(s *testStream) {
+	s.ended = true
+	j.write(s)
 }
 
 // story is a journal with everything in it: incarnations, segments, checkpoints and refusals.

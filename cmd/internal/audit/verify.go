@@ -510,6 +510,8 @@ type walker struct {
 	file  *os.File
 	lines *lineReader
 	first bool // its first record is still to come
+	grows bool // newlines follow what it holds: it was not ended
+	tears int  // how often the rest of it was looked at for a torn end
 	batch batch
 
 	head     Head
@@ -606,7 +608,7 @@ func (w *walker) open() (bool, error) {
 		return false, err
 	}
 	w.at++
-	w.file, w.first, w.batch = f, true, batch{}
+	w.file, w.first, w.grows, w.tears, w.batch = f, true, false, 0, batch{}
 	if w.lines == nil {
 		w.lines = newLineReader(f, 0, 0)
 	} else {
@@ -629,6 +631,8 @@ func (w *walker) end() {
 		}
 	case w.first && w.last():
 		w.v.note(w.here("the segment holds no record yet"))
+	case w.stream == streamMain && w.last() && !w.grows && !w.v.report.Closed:
+		w.v.note(w.here("the segment was ended, and nothing says that the service was: its end may have been cut off"))
 	}
 	w.close()
 }
@@ -638,6 +642,7 @@ func (w *walker) blank() error {
 	hole := w.here("there are empty lines before more of the journal")
 	more, err := w.lines.skipBlank()
 	if err != nil || !more {
+		w.grows = true
 		return err
 	}
 	return w.broken(hole)
@@ -656,7 +661,7 @@ func (w *walker) unreadable(whole bool) error {
 // broken is for a place where the segment is not what was written. At the end of a stream that may be a batch that was
 // being written: then it is noted, and the segment ends there.
 func (w *walker) broken(f Finding) error {
-	if w.last() {
+	if w.tears++; w.last() && w.tears <= maxFindings {
 		torn, err := w.torn()
 		if err != nil {
 			return err

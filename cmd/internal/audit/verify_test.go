@@ -412,6 +412,17 @@ func TestVerifyCutOff(t *testing.T) {
 	}
 }
 
+// A segment that was ended without the journal's own last word was cut off, by somebody or by a start that went no further.
+func TestVerifyEndedWithoutStop(t *testing.T) {
+	t.Parallel()
+	j := story(t)
+	edit(t, filepath.Join(j.dir, j.main.segment), func(b []byte) []byte { return append(bytes.TrimRight(b, "\n"), '\n') })
+	r, err := Verify(j.dir, j.known())
+	if err != nil || len(r.Notes) != 1 || !strings.Contains(r.Notes[0].What, "may have been cut off") || r.Notes[0].File != j.main.segment {
+		t.Errorf("%v: %+v", err, r)
+	}
+}
+
 // Whoever has no key cannot chain anew, and whoever makes new ones is betrayed by the ratchet, or by the known head.
 func TestVerifyForgers(t *testing.T) {
 	t.Parallel()
@@ -516,7 +527,7 @@ func forge(t *testing.T, j *testJournal, change func(uint64, string) string, res
 		edit(t, name, func(text []byte) []byte {
 			var out, open []byte
 			records := 0
-			for line := range bytes.SplitSeq(bytes.TrimSuffix(text, []byte("\n")), []byte("\n")) {
+			for line := range bytes.SplitSeq(bytes.TrimRight(text, "\n"), []byte("\n")) {
 				if isFrame(line) {
 					frame := Frame{Seq: head.Seq, Records: records, Bytes: len(open), Chain: head.Chain}
 					out = appendFrame(append(out, open...), &frame, open)
@@ -661,12 +672,19 @@ func TestVerifyRefusalHeads(t *testing.T) {
 	})
 	t.Run("copied before the journal", func(t *testing.T) {
 		t.Parallel()
-		j, _ := build(t, time.Minute)
+		j, name := build(t, time.Minute)
+		cut, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
 		r, err := Verify(j.dir, nil)
 		if err != nil || len(r.Notes) != 1 || !strings.Contains(r.Notes[0].What, "while the service ran") {
 			t.Errorf("%v: %+v", err, r)
 		}
 		j.stop()
+		if err := os.WriteFile(name, cut, 0o600); err != nil {
+			t.Fatal(err)
+		}
 		if r, err := Verify(j.dir, nil); err == nil {
 			t.Errorf("accepted of a service that ended: %+v", r)
 		}
