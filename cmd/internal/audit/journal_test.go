@@ -150,13 +150,17 @@ func headMember(name string, h Head) string {
 }
 
 // checkpoint signs where the journal stands, and states where the refusals do.
-func (j *testJournal) checkpoint() {
+func (j *testJournal) checkpoint() { j.checkpointWith(func(*Checkpoint) {}) }
+
+// checkpointWith changes the checkpoint before it is signed.
+func (j *testJournal) checkpointWith(change func(*Checkpoint)) {
 	j.add(&j.main, eventRefusals, headMember("refusals", j.refusals.head))
 	next := j.newKey()
 	c := Checkpoint{
 		Journal: j.id.String(), Seq: j.main.head.Seq, Head: chainString(j.main.head.Chain), Previous: j.previous,
 		Time: j.now, Key: publicText(j.key), Next: publicText(next),
 	}
+	change(&c)
 	c.sign(j.key)
 	j.key, j.previous = next, c.Head
 	text, err := json.Marshal(c)

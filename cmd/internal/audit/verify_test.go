@@ -571,6 +571,75 @@ func forge(t *testing.T, j *testJournal, change func(uint64, string) string, res
 	}
 }
 
+// What is chained and signed as it should be is held to what else it says.
+func TestVerifyContradictions(t *testing.T) {
+	t.Parallel()
+	// segment begins a segment whose header says something else.
+	segment := func(j *testJournal, change func(), previous Head) {
+		j.checkpoint()
+		j.end(&j.main)
+		change()
+		j.main.ended = false
+		j.main.segment, j.main.text = segmentName(streamMain, j.id.Incarnation, j.main.head.Seq+1), nil
+		j.header(&j.main, eventSegment, previous)
+		j.frame(&j.main)
+		j.tokens(1)
+	}
+	for name, tt := range map[string]struct {
+		change func(j *testJournal)
+		what   string
+	}{
+		"a checkpoint of another journal": {func(j *testJournal) {
+			j.checkpointWith(func(c *Checkpoint) { c.Journal = "inst/r1/9" })
+		}, "the checkpoint is another journal's"},
+		"a checkpoint that skips one": {func(j *testJournal) {
+			j.checkpointWith(func(c *Checkpoint) { c.Previous = "" })
+		}, "does not follow the one before it"},
+		"a checkpoint of another place": {func(j *testJournal) {
+			j.checkpointWith(func(c *Checkpoint) { c.Seq-- })
+		}, "does not say where the chain stands"},
+		"a segment with another key": {func(j *testJournal) {
+			segment(j, func() { j.key = j.newKey() }, j.main.head)
+		}, "another key for the next checkpoint"},
+		"a segment that follows another record": {func(j *testJournal) {
+			j.checkpoint()
+			segment(j, func() {}, Head{Seq: j.main.head.Seq})
+		}, "the segment does not follow record"},
+		"a segment of a run that never began": {func(j *testJournal) {
+			j.checkpoint()
+			segment(j, func() { j.id.Incarnation++ }, j.main.head)
+		}, "whose beginning is missing"},
+		"a run that begins twice": {func(j *testJournal) {
+			j.stop()
+			j.id.Incarnation--
+			j.begin()
+		}, "the incarnation begins twice"},
+		"a run of another installation": {func(j *testJournal) {
+			j.stop()
+			j.id.Installation = "other"
+			j.begin()
+		}, "the segment is another journal's"},
+		"a segment within another": {func(j *testJournal) {
+			j.header(&j.main, eventSegment, j.main.head)
+			j.frame(&j.main)
+		}, "a segment begins within another"},
+		"a refused record": {func(j *testJournal) {
+			j.add(&j.main, eventCheckpoint, `"checkpoint":null`)
+			j.frame(&j.main)
+		}, "no JSON of the journal"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			j := story(t)
+			tt.change(j)
+			j.tokens(1)
+			if r, err := Verify(j.dir, nil); err == nil || !strings.Contains(fmt.Sprint(r.Findings), tt.what) {
+				t.Errorf("%v: %+v, want %q", err, r, tt.what)
+			}
+		})
+	}
+}
+
 // Segments that the journal says it removed may be missing, and only those.
 func TestVerifyRetention(t *testing.T) {
 	t.Parallel()
@@ -617,6 +686,13 @@ func TestVerifyRetention(t *testing.T) {
 		if err != nil || r.Records.Removed == 0 || r.Refusals.Removed == 0 {
 			t.Errorf("%v: %+v", err, r)
 		}
+		other := j.anchors[0]
+		other.Installation = "other"
+		other.Checkpoint.Journal = other.Identity.String()
+		other.Checkpoint.sign(j.newKeyOf(&other.Checkpoint))
+		if r, err := Verify(j.dir, []Anchor{other}); err == nil || !strings.Contains(err.Error(), "this is not the journal of the known head") {
+			t.Errorf("another installation's head: %v %+v", err, r)
+		}
 		t.Run("and one segment more", func(t *testing.T) {
 			if err := os.Remove(j.files()[0]); err != nil {
 				t.Fatal(err)
@@ -627,8 +703,20 @@ func TestVerifyRetention(t *testing.T) {
 		})
 	})
 	for name, records := range map[string]func(*testJournal, Head, Head){
-		"not said":         func(j *testJournal, _, _ Head) { j.checkpoint() },
-		"not signed":       said,
+		"not said":   func(j *testJournal, _, _ Head) { j.checkpoint() },
+		"not signed": said,
+		"only the refusals are signed": func(j *testJournal, last, dropped Head) {
+			j.add(&j.main, eventDropped, headMember("dropped", dropped))
+			j.checkpoint()
+			j.add(&j.main, eventRetention, headMember("retention", last))
+			j.frame(&j.main)
+		},
+		"only the records are signed": func(j *testJournal, last, dropped Head) {
+			j.add(&j.main, eventRetention, headMember("retention", last))
+			j.checkpoint()
+			j.add(&j.main, eventDropped, headMember("dropped", dropped))
+			j.frame(&j.main)
+		},
 		"another record's": func(j *testJournal, last, dropped Head) { said(j, Head{Seq: last.Seq}, dropped); j.checkpoint() },
 		"earlier ones":     func(j *testJournal, last, dropped Head) { said(j, Head{Seq: 2}, dropped); j.checkpoint() },
 		"no refusals":      func(j *testJournal, last, dropped Head) { said(j, last, Head{Seq: 1}); j.checkpoint() },
