@@ -265,3 +265,23 @@ func TestVerifyRetained(t *testing.T) {
 		t.Errorf("accepted without one that was not removed: %+v", r)
 	}
 }
+
+// What strangers were refused in the last second before a journal is closed is in it, also where nothing of the kind was
+// before.
+func TestCloseKeepsRefusals(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	l := openLog(t, dir)
+	if err := l.Record(t.Context(), Event{Class: Stranger, Name: "token", Outcome: Refused, Reason: "x", Address: "10.0.0.1"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if got := pages(t, &Reader{Dir: dir}, Query{Filter: Filter{Refusals: true, Reason: "x"}}); len(got) != 1 {
+		t.Errorf("%d refusals", len(got))
+	}
+	if r, err := Verify(dir, nil); err != nil || !r.Closed || r.Refusals.Uncovered > 0 {
+		t.Errorf("%v: %+v", err, r)
+	}
+}

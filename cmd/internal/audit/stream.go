@@ -703,6 +703,9 @@ func (s *stream) stop() error {
 		s.discard(s.next)
 		s.next = nil
 	}
+	if s.out == nil && s.records > 0 && s.failed == nil && s.absent == nil {
+		s.commit(true) // its first segment is made of what was gathered since it was opened
+	}
 	if s.out == nil {
 		return nil
 	}
