@@ -7,9 +7,11 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"runtime"
 	"slices"
 	"strings"
@@ -523,6 +525,33 @@ func TestListener(t *testing.T) {
 	if _, err := listener.Accept(); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("error is %v", err)
 	}
+}
+
+// A connection on which a write was out of time is written to no more; another error does not end it.
+func TestStuckWrite(t *testing.T) {
+	t.Parallel()
+	inner := &failingConn{fakeConn: from("192.0.2.1"), errs: []error{nil, io.ErrShortWrite, os.ErrDeadlineExceeded, nil}}
+	c := newLimiter(t, roomy()).admit(inner, nil)
+	for i, want := range []error{nil, io.ErrShortWrite, os.ErrDeadlineExceeded, os.ErrDeadlineExceeded} {
+		if _, err := c.Write([]byte("x")); !errors.Is(err, want) {
+			t.Errorf("write %d: error is %v, want %v", i, err, want)
+		}
+	}
+	if len(inner.errs) != 1 {
+		t.Error("written to once more")
+	}
+}
+
+// failingConn fails writes with these errors in turn.
+type failingConn struct {
+	*fakeConn
+	errs []error
+}
+
+func (f *failingConn) Write(p []byte) (int, error) {
+	err := f.errs[0]
+	f.errs = f.errs[1:]
+	return len(p), err
 }
 
 // scripted is a listener with these connections and no more.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"os"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -189,6 +190,7 @@ type conn struct {
 	stranger bool // counts against the share of unknown networks
 	closed   bool
 
+	stuck   atomic.Bool                  // a write was out of time
 	begun   atomic.Bool                  // it has brought a request
 	proven  atomic.Bool                  // its last request authenticated
 	noted   atomic.Int64                 // when that was last noted, in nanoseconds of Unix time
@@ -206,6 +208,19 @@ func (c *conn) RemoteAddr() net.Addr {
 
 // NetConn returns the connection below.
 func (c *conn) NetConn() net.Conn { return c.Conn }
+
+// Write implements net.Conn. Nothing is written any more after one that was out of time: crypto/tls would otherwise wait
+// another five seconds to say goodbye to somebody who does not listen.
+func (c *conn) Write(p []byte) (int, error) {
+	if c.stuck.Load() {
+		return 0, os.ErrDeadlineExceeded
+	}
+	n, err := c.Conn.Write(p)
+	if err != nil && errors.Is(err, os.ErrDeadlineExceeded) {
+		c.stuck.Store(true)
+	}
+	return n, err
+}
 
 // Close implements net.Conn.
 func (c *conn) Close() error {
