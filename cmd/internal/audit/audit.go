@@ -439,7 +439,7 @@ func (l *Log) Record(ctx context.Context, e Event) error {
 		}
 		return nil
 	}
-	if e.Class == Decision {
+	if e.Class == Decision && e.Outcome != Refused { // an alarm gives nothing
 		if err := l.cfg.Reserve.Full(); err != nil {
 			return fmt.Errorf("record %s: %w", e.Name, err)
 		}
@@ -562,9 +562,12 @@ func (l *Log) Close() error {
 	}
 	l.starting.Unlock()
 	l.counter.Stop()
-	l.countRefusals()
 	l.refusalSigner.Stop()
 	l.signer.Stop()
+	if failed := l.main.failure(); failed != nil { // nothing is written any more
+		l.refusals.abandon(failed)
+	}
+	l.countRefusals()
 	err := l.refusals.stop()
 	return errors.Join(err, l.main.stop())
 }

@@ -4,6 +4,7 @@
 package audit
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -100,6 +101,7 @@ type stream struct {
 	next         *output // made ready to follow
 	preparing    bool
 	prepareAfter time.Time // it failed: not before
+	wanted       int64     // room that a record did not find
 	retryAt      time.Time // zero: the disk has room
 	noRoom       error     // why it has not
 	lost         uint64    // refusals left out since it has not
@@ -221,6 +223,7 @@ func (s *stream) admit(size int, class Class) error {
 		if s.fits(size, class) {
 			return nil
 		}
+		s.wanted = max(s.wanted, int64(size)+s.needed())
 		switch full := !s.retryAt.IsZero(); {
 		case class >= Refusal:
 			s.lost++
@@ -261,6 +264,9 @@ func (s *stream) roomFor(class Class) int64 {
 	}
 	return s.out.room() - s.cfg.headroom
 }
+
+// low is the room below which more is made: some records can always be taken in while that is on its way.
+func (s *stream) low() int64 { return s.cfg.headroom + max(s.cfg.chunk/16, s.wanted) }
 
 // roomForNotes reports whether there is room for the journal's own records.
 func (s *stream) roomForNotes() bool {
@@ -424,8 +430,8 @@ func (s *stream) take(sync bool) batchWrite {
 		w.filled = max(o.filled, o.end)
 		w.fillTo = w.filled
 		if retry := s.retryAt.IsZero() || !time.Now().Before(s.retryAt); w.ended == nil && retry && !s.closed {
-			if o.room() < s.cfg.headroom+s.cfg.chunk/2 {
-				w.fillTo = o.end + s.cfg.headroom + s.cfg.chunk
+			if o.room() < s.low() {
+				w.fillTo = o.end + s.cfg.headroom + s.cfg.chunk + s.wanted
 				w.sync = true // it is room only when it is durable
 			}
 		}
@@ -591,8 +597,8 @@ func (s *stream) settle(w *batchWrite, err error) {
 func (s *stream) settled(w *batchWrite) {
 	if w.created != nil {
 		s.out, s.opened = w.created, s.cfg.now()
-	} else if w.ended == nil && w.sync {
-		w.out.filled = max(w.out.filled, w.filled)
+	} else if w.ended == nil && w.sync && w.filled > w.out.filled {
+		w.out.filled, s.wanted = w.filled, 0
 	}
 	s.written = w.upTo.Seq
 	s.stats.Records += uint64(w.records)
@@ -617,7 +623,7 @@ func (s *stream) settled(w *batchWrite) {
 	}
 	if w.noRoom != nil {
 		s.full(w.noRoom)
-	} else if w.created != nil || w.fillTo > 0 && w.out == s.out && s.out.room() >= s.cfg.headroom+s.cfg.chunk/2 {
+	} else if w.created != nil || w.fillTo > 0 && w.out == s.out && s.out.room() >= s.low() {
 		s.roomy()
 	}
 }
@@ -703,10 +709,7 @@ func (s *stream) stop() error {
 		s.discard(s.next)
 		s.next = nil
 	}
-	if s.out == nil && s.records > 0 && s.failed == nil && s.absent == nil {
-		s.commit(true) // its first segment is made of what was gathered since it was opened
-	}
-	if s.out == nil {
+	if s.absent != nil || s.out == nil && s.records == 0 {
 		return nil
 	}
 	if s.failed == nil {
@@ -717,12 +720,30 @@ func (s *stream) stop() error {
 		s.commit(true)
 	}
 	o := s.out
+	if o == nil {
+		return fmt.Errorf("%w: %w", ErrFull, s.noRoom) // no segment could be made for the last records
+	}
 	s.out = nil
 	if s.failed != nil { // not trimmed: the next start must not believe what it reads back
 		_ = o.file.Close()
 		return nil
 	}
 	return o.trim()
+}
+
+// failure is why the stream ended for good, or nil.
+func (s *stream) failure() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.failed
+}
+
+// abandon ends the stream because another one failed on the same disk.
+func (s *stream) abandon(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.failed = cmp.Or(s.failed, err)
+	s.batch, s.records = s.batch[:0], 0
 }
 
 // position is where the stream stands durably.

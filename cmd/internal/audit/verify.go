@@ -132,6 +132,9 @@ func verify(dir string, known []Anchor) (*Report, error) {
 		return nil, err
 	}
 	v.foreign(others)
+	if len(main) == 0 && len(refusals) > 0 { // the refusals are never begun before the journal is
+		v.find(Finding{What: "the journal is missing: only the stream of refusals is there"})
+	}
 	if err := v.run(); err != nil {
 		return nil, fmt.Errorf("verify the journal: %w", err)
 	}
@@ -681,8 +684,8 @@ func (w *walker) broken(f Finding) error {
 	return nil
 }
 
-// page is what the kernel writes and copies at once.
-const page = 4096
+// page is what a disk writes at once, at least; the kernel's pages are made of them.
+const page = 512
 
 // torn says whether what follows the last whole batch is what an interrupted write leaves, or a copy of a segment that
 // was being written: a batch in which pages are missing, and after which nothing was known to be durable. A batch that is
