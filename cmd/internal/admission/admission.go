@@ -154,7 +154,8 @@ func New(c Config) (*Limiter, error) {
 		clientsAt:  make(map[netip.Addr]int),
 	}
 	l.known.evicted = func(_ mtls.Thumbprint, p knownPeer) { l.left(p.address) }
-	// Of these, nothing is saved up beyond a second: all of it at once is work for as long as the others have to wait.
+	// Of these, no more is saved up than a second's worth, or what clients that all come back at once need: done at once, it
+	// is work that everybody else waits for.
 	if c.HandshakeTotal > 0 {
 		l.strangers = rate.NewLimiter(rate.Limit(c.HandshakeTotal), max(c.HandshakeTotal, minBurst))
 	}
