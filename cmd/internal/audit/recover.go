@@ -167,7 +167,9 @@ type scanner struct {
 }
 
 // scan reads a segment up to the first place that is not what a writer leaves. That place is a torn end when nothing
-// behind it says that it was durable; otherwise it is a DamageError.
+// behind it says that it was durable; otherwise it is a DamageError. So a change in the very last batch of a journal that
+// was not closed passes for a torn end, until a later frame speaks of that batch: within about a second, while there are
+// records. What heads or a copy say of it, Verify holds against it.
 func scan(fs FS, dir, name string) (_ scanned, err error) {
 	path := filepath.Join(dir, name)
 	stream, incarnation, first, ok := parseSegmentName(name)
