@@ -269,6 +269,8 @@ func TestVerifyNames(t *testing.T) {
 			change: func(t *testing.T, j *testJournal) { remove(t, j.files()[:2]...) }},
 		{name: "the last segment removed", what: "its end was cut off", file: "audit-00000002-0000000000000022.jsonl",
 			change: func(t *testing.T, j *testJournal) { remove(t, j.files()[3]) }},
+		{name: "all decisions removed", what: "there are refusals and no decisions",
+			change: func(t *testing.T, j *testJournal) { remove(t, j.files()[:4]...) }},
 		{name: "everything removed", what: "it was deleted",
 			change: func(t *testing.T, j *testJournal) { remove(t, j.files()...) }},
 		{name: "the folder removed", what: "it was deleted",
