@@ -230,11 +230,20 @@ func (l *lookup) tail(ctx context.Context, from records, emit func(*audit.Entry)
 
 // end is the number of the newest record there is, whatever it is about.
 func (l *lookup) end(ctx context.Context, from records) (uint64, error) {
-	page, err := from.page(ctx, audit.Query{Filter: audit.Filter{Refusals: l.filter.Refusals}, Limit: 1})
-	if err != nil || len(page.Entries) == 0 {
-		return 0, err
+	q := audit.Query{Filter: audit.Filter{Refusals: l.filter.Refusals}, Limit: 1}
+	for {
+		page, err := from.page(ctx, q)
+		if err != nil {
+			return 0, err
+		}
+		if n := len(page.Entries); n > 0 {
+			return page.Entries[n-1].Seq, nil
+		}
+		if page.Done {
+			return 0, nil
+		}
+		q.Before = page.Next
 	}
-	return page.Entries[len(page.Entries)-1].Seq, nil
 }
 
 // newest collects the newest records up to the limit and up to last, and says whether there are older ones.

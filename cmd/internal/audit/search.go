@@ -124,9 +124,10 @@ func (r *Reader) Search(ctx context.Context, q Query) (*Page, error) {
 	}
 	s := &search{Reader: r, q: q, needles: q.needles()}
 	const attempts = 3
+	var err error
 	for attempt := 1; ; attempt++ {
 		s.page, s.text, s.read = Page{}, 0, 0
-		err := s.run(ctx)
+		err = s.run(ctx)
 		if errors.Is(err, fs.ErrNotExist) && attempt < attempts {
 			if _, missing := os.Stat(r.Dir); missing == nil {
 				continue // a segment was removed at the end of its retention
@@ -137,9 +138,17 @@ func (r *Reader) Search(ctx context.Context, q Query) (*Page, error) {
 		}
 		break
 	}
+	entries := s.page.Entries[:0]
 	for _, e := range s.page.Entries {
+		if e.Name == "" { // it was not looked into yet
+			if e, err = ParseEntry(e.Line); err != nil {
+				continue // what is no JSON is none
+			}
+		}
 		r.open(ctx, e)
+		entries = append(entries, e)
 	}
+	s.page.Entries = entries
 	return &s.page, nil
 }
 
@@ -337,19 +346,27 @@ func (s *search) scan(ctx context.Context, f segmentFile, take func(seq uint64, 
 		if !ok || !whole || len(batch) > MaxBatch/2 { // no record takes less than two bytes
 			continue
 		}
-		batch = append(batch, found{seq, s.look(line)})
+		batch = append(batch, found{seq, s.look(seq, line)})
 	}
 }
 
-// look returns the record of a line when it is one that is looked for. What is no JSON is none.
-func (s *search) look(line []byte) *Entry {
+// look returns the record of a line when it is one that is looked for. What is no JSON is none. Where every record is looked
+// for, most of them may not be in the page: then it is the line alone.
+func (s *search) look(seq uint64, line []byte) *Entry {
 	for _, needle := range s.needles {
 		if !bytes.Contains(line, needle) {
 			return nil
 		}
 	}
-	if at := lineTime(line); len(s.needles) == 0 && !at.IsZero() && (!s.q.Since.IsZero() && at.Before(s.q.Since) || !s.q.Until.IsZero() && !at.Before(s.q.Until)) {
-		return nil
+	if len(s.needles) == 0 && line[len(line)-1] == '}' {
+		at := lineTime(line)
+		switch {
+		case at.IsZero():
+		case !s.q.Since.IsZero() && at.Before(s.q.Since), !s.q.Until.IsZero() && !at.Before(s.q.Until):
+			return nil
+		default:
+			return &Entry{Seq: seq, Time: at, Line: bytes.Clone(line)}
+		}
 	}
 	e, err := ParseEntry(bytes.Clone(line))
 	if err != nil || !s.q.fits(e) {

@@ -375,7 +375,7 @@ func FuzzReadSegment(f *testing.F) {
 		if err != nil {
 			f.Fatal(err)
 		}
-		f.Add(text, uint64(3))
+		f.Add(text[:min(len(text), 700)], uint64(3)) // short ones: Go takes long to minimise others
 	}
 	f.Add([]byte(strings.Repeat("\n", 5000)+`{"seq":1,`), uint64(0))
 	f.Add(bytes.Repeat([]byte{0}, 100), uint64(1))
