@@ -433,9 +433,6 @@ func (v *verifier) finish() {
 	if refusals.head.Seq > v.stated.covered {
 		r.Refusals.Uncovered = refusals.head.Seq - max(v.stated.covered, refusals.base.Seq)
 	}
-	if len(main.files) == 0 && len(refusals.files) > 0 {
-		v.find(Finding{What: "there are refusals and no decisions: all segments of these are missing"})
-	}
 	v.missing(main, v.removedC, "retention")
 	v.missing(refusals, v.droppedC, "drop")
 	if v.stated.short {

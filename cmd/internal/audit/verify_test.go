@@ -269,7 +269,7 @@ func TestVerifyNames(t *testing.T) {
 			change: func(t *testing.T, j *testJournal) { remove(t, j.files()[:2]...) }},
 		{name: "the last segment removed", what: "its end was cut off", file: "audit-00000002-0000000000000022.jsonl",
 			change: func(t *testing.T, j *testJournal) { remove(t, j.files()[3]) }},
-		{name: "all decisions removed", what: "there are refusals and no decisions",
+		{name: "all decisions removed", what: "the journal is missing: only the stream of refusals is there",
 			change: func(t *testing.T, j *testJournal) { remove(t, j.files()[:4]...) }},
 		{name: "everything removed", what: "it was deleted",
 			change: func(t *testing.T, j *testJournal) { remove(t, j.files()...) }},
