@@ -439,9 +439,14 @@ func (l *Log) Record(ctx context.Context, e Event) error {
 		}
 		return nil
 	}
-	if e.Class == Decision && e.Outcome != Refused { // an alarm gives nothing
-		if err := l.cfg.Reserve.Full(); err != nil {
+	if e.Class != Takeaway {
+		err := l.cfg.Reserve.Full()
+		if err != nil && e.Class == Decision && e.Outcome != Refused { // an alarm gives nothing
 			return fmt.Errorf("record %s: %w", e.Name, err)
+		}
+		if err != nil && e.Class != Decision { // what was made room for is not for refusals
+			l.main.leaveOut(1)
+			return nil
 		}
 	}
 	err := l.put(ctx, l.main, &e, e.Class)
@@ -471,7 +476,12 @@ func (l *Log) put(ctx context.Context, s *stream, e *Event, class Class) error {
 // countRefusals records the counts of what was not recorded singly.
 func (l *Log) countRefusals() {
 	l.counting.Store(false)
+	full := l.cfg.Reserve.Full() != nil
 	for _, e := range l.counts.flush(l.cfg.Now()) {
+		if full {
+			l.refusals.leaveOut(uint64(max(e.Count, 1)))
+			continue
+		}
 		// What there is no room for is counted, and when the stream failed the process ends.
 		_ = l.put(context.Background(), l.refusals, &e, Stranger)
 	}
@@ -544,6 +554,7 @@ func (l *Log) Stats() Stats {
 		}
 		s.mu.Unlock()
 	}
+	sum.Full = sum.Full || l.cfg.Reserve.Full() != nil
 	if a := l.anchor.Load(); a != nil {
 		sum.Checkpoint = a.Checkpoint.Time
 	}

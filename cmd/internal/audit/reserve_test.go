@@ -17,6 +17,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 // inNamespace names the variable by which a test knows that it has mounts of its own.
@@ -324,5 +326,64 @@ func TestReserveWatches(t *testing.T) {
 	none.NoteFull()
 	if err := errors.Join(none.Full(), none.Release(), none.Close()); err != nil {
 		t.Error(err)
+	}
+}
+
+// As long as the reserve is not whole the journal takes what takes authority away, and nothing else: not even what it has
+// room for. Afterwards it says how much it left out.
+func TestJournalOnAFullDisk(t *testing.T) {
+	t.Parallel()
+	reserve := openReserve(t, nil, t.TempDir())
+	dir := t.TempDir()
+	l, err := Open(t.Context(), Config{Dir: dir, Reserve: reserve, InFlight: func() int { return 1 }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	all := func() (errs [4]error) {
+		for class := range Class(len(errs)) {
+			errs[class] = l.Record(t.Context(), Event{Class: class, Name: fmt.Sprint("class", class), Client: "payments", Outcome: Granted})
+		}
+		l.countRefusals()
+		return errs
+	}
+	if errs := all(); errors.Join(errs[:]...) != nil || l.Stats().Full || l.Err() != nil {
+		t.Fatalf("with room: %v, %v", errs, l.Err())
+	}
+	reserve.NoteFull()
+	for range 5 {
+		errs := all()
+		if !errors.Is(errs[Decision], ErrFull) || errs[Takeaway] != nil || errs[Refusal] != nil || errs[Stranger] != nil {
+			t.Errorf("without: %v", errs)
+		}
+	}
+	if !errors.Is(l.Ready(Decision), ErrFull) || l.Ready(Takeaway) != nil || !l.Stats().Full || !errors.Is(l.Err(), ErrFull) {
+		t.Errorf("ready: %v, %v; %+v", l.Ready(Decision), l.Ready(Takeaway), l.Stats())
+	}
+	if got := l.Stats().Dropped; got != 10 {
+		t.Errorf("%d refusals were left out", got)
+	}
+	reserve.look()
+	if errs := all(); errors.Join(errs[:]...) != nil || l.Stats().Full {
+		t.Errorf("with room again: %v", errs)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	counts := map[string]int{}
+	for _, stream := range []string{streamMain, streamRefusals} {
+		for _, name := range namesOf(t, dir, stream) {
+			text, err := os.ReadFile(filepath.Join(dir, name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, what := range []string{`"class0"`, `"class1"`, `"class2"`, `"class3"`, `"gap":{"refusals":1}`, `"gap":{"refusals":5}`} {
+				counts[what] += bytes.Count(text, []byte(what))
+			}
+		}
+	}
+	want := map[string]int{`"class0"`: 2, `"class1"`: 7, `"class2"`: 2, `"class3"`: 2, `"gap":{"refusals":1}`: 5, `"gap":{"refusals":5}`: 1}
+	if diff := cmp.Diff(want, counts); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
 	}
 }

@@ -240,6 +240,14 @@ func (s *stream) admit(size int, class Class) error {
 	}
 }
 
+// leaveOut counts refusals that are not recorded for want of room.
+func (s *stream) leaveOut(n uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.lost += n
+	s.stats.Dropped += n
+}
+
 // fits reports whether a record can be taken in, so that the batch surely goes into what was filled beforehand.
 func (s *stream) fits(size int, class Class) bool {
 	if len(s.batch) > 0 && len(s.batch)+size > MaxBatch {
@@ -713,6 +721,10 @@ func (s *stream) stop() error {
 		return nil
 	}
 	if s.failed == nil {
+		if s.lost > 0 {
+			s.note(eventGap, fmt.Appendf(nil, `"gap":{"refusals":%d}`, s.lost))
+			s.lost = 0
+		}
 		s.note(eventStop, nil)
 		if s.cfg.closing != nil {
 			s.cfg.closing(s)
