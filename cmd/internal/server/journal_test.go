@@ -94,3 +94,61 @@ func must[T any](v T, err error) func(*testing.T) T {
 		return v
 	}
 }
+
+// At the end of the retention the keys of the days go, whatever is left of their records, and the process that has used
+// them does not go on with them; the secret of a subject that is erased is forgotten in the same way.
+func TestRetain(t *testing.T) {
+	t.Parallel()
+	s := built(t, t.TempDir(), func(s *service) { s.cfg.Audit.Retention = 48 * time.Hour })
+	opener := audit.NewOpener(s.journalKeys)
+	at := time.Now()
+	find := func() (audit.Personal, error) {
+		t.Helper()
+		reader := audit.Reader{Dir: filepath.Join(s.cfg.Data, journalFolder)}
+		page, err := reader.Search(t.Context(), audit.Query{Filter: audit.Filter{Client: "payments"}, Limit: 1})
+		if err != nil || len(page.Entries) != 1 {
+			t.Fatalf("%+v, %v", page, err)
+		}
+		e := page.Entries[0]
+		return opener.Open(t.Context(), e.Sealed, e.Time, e.Client, e.Actor)
+	}
+	record := func() {
+		t.Helper()
+		e := audit.Event{Time: at, Name: "token.issue", Outcome: audit.Granted, Client: "payments", Address: "192.0.2.1"}
+		if err := s.folder.journal.Record(t.Context(), e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	record()
+	if p, err := find(); err != nil || p.Address != "192.0.2.1" {
+		t.Fatalf("%+v, %v", p, err)
+	}
+	if err := s.folder.store.DeleteAuditSubject(t.Context(), "payments"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := find(); !errors.Is(err, audit.ErrErased) {
+		t.Errorf("after the erasure: %v", err)
+	}
+	record() // under a new secret, or the old one would still be in memory
+	if p, err := find(); err != nil || p.Address != "192.0.2.1" {
+		t.Errorf("after the erasure, of what came then: %+v, %v", p, err)
+	}
+	if err := s.retain(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := find(); err != nil {
+		t.Errorf("within the retention: %v", err)
+	}
+	s.journalKeys.now = func() time.Time { return at.Add(96 * time.Hour) }
+	if err := s.retain(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := find(); !errors.Is(err, audit.ErrErased) {
+		t.Errorf("after the retention: %v", err)
+	}
+	// What is that old cannot be recorded under a key that should be gone.
+	e := audit.Event{Time: at, Name: "token.issue", Outcome: audit.Granted, Client: "payments", Address: "192.0.2.1"}
+	if err := s.folder.journal.Record(t.Context(), e); !errors.Is(err, audit.ErrErased) {
+		t.Errorf("recorded under a deleted key: %v", err)
+	}
+}
