@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -196,6 +197,7 @@ func (v *verifier) note(f Finding) {
 
 // foreign notes files that are no segments: one that lost its name is missing where it belongs.
 func (v *verifier) foreign(names []string) {
+	names = slices.DeleteFunc(names, func(name string) bool { return strings.HasSuffix(name, suffixNew) || name == reserveName })
 	for i, name := range names {
 		if i == maxNames {
 			v.note(Finding{What: fmt.Sprintf("and %d more files that are no segments", len(names)-i)})

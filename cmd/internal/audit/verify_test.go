@@ -414,6 +414,21 @@ func TestVerifyCutOff(t *testing.T) {
 	}
 }
 
+// Files that are no segments are noted, but for those that the journal makes itself.
+func TestVerifyForeignFiles(t *testing.T) {
+	t.Parallel()
+	j := story(t)
+	for _, name := range []string{"audit" + suffixNew, reserveName, "audit-1-1.jsonl", "notes.txt"} {
+		if err := os.WriteFile(filepath.Join(j.dir, name), []byte("x"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r, err := Verify(j.dir, j.known())
+	if err != nil || len(r.Notes) != 2 || !strings.Contains(r.Notes[0].What+r.Notes[1].What, "notes.txt") {
+		t.Errorf("%v: %+v", err, r)
+	}
+}
+
 // A segment that was ended without the journal's own last word was cut off, by somebody or by a start that went no further.
 func TestVerifyEndedWithoutStop(t *testing.T) {
 	t.Parallel()
