@@ -105,14 +105,14 @@ func (l *lineReader) next() (line []byte, whole bool, err error) {
 // skipBlank skips newlines and returns whether anything follows them.
 func (l *lineReader) skipBlank() (more bool, err error) {
 	for {
-		ahead, err := l.r.Peek(1)
-		if err != nil {
+		if _, err := l.r.Peek(1); err != nil { // it fills the buffer
 			if errors.Is(err, io.EOF) {
 				return false, nil
 			}
 			return false, err
 		}
-		if ahead, err = l.r.Peek(l.r.Buffered()); err != nil {
+		ahead, err := l.r.Peek(l.r.Buffered())
+		if err != nil {
 			return false, err
 		}
 		n := len(ahead) - len(bytes.TrimLeft(ahead, "\n"))
