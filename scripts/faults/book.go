@@ -153,13 +153,6 @@ func (b *book) killed() {
 	b.ends = append(b.ends, time.Now())
 }
 
-// life says how often the service has been killed.
-func (b *book) life() int {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return len(b.ends)
-}
-
 // counts says how much is in the book.
 func (b *book) counts() (tokens, certs, changes int) {
 	b.mu.Lock()

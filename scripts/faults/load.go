@@ -371,14 +371,14 @@ func (l *load) verbs(ctx context.Context) {
 			if !pause(ctx, verbPause/2) {
 				return
 			}
-			life := l.book.life() // before it is known to serve
+			ends := l.service.ends() // before it is known to serve
 			if l.service.serving(ctx) != nil {
 				return
 			}
 			l.book.unsure(client)
 			r, err := l.service.run(ctx, verb.line+profile, "")
 			if err != nil || r.Exit != 0 {
-				if ctx.Err() == nil && life == l.book.life() {
+				if ctx.Err() == nil && ends == l.service.ends() {
 					l.book.problem(fmt.Sprintf("certbound %s: %v %s", verb.line, err, r.Stderr))
 				}
 				break

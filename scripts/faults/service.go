@@ -41,8 +41,9 @@ type service struct {
 	process *process.Process
 	starts  []time.Duration // from launch to ready
 
-	mu sync.Mutex
-	up chan struct{} // closed while it serves
+	mu    sync.Mutex
+	up    chan struct{} // closed while it serves
+	ended int           // how often it was about to end
 }
 
 // newService chooses addresses and settings for a service with its data in dir. Settings are like audit.sync=always.
@@ -131,8 +132,16 @@ func (s *service) down() {
 	select {
 	case <-s.up:
 		s.up = make(chan struct{})
+		s.ended++
 	default:
 	}
+}
+
+// ends says how often the service, while it served, was about to end.
+func (s *service) ends() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.ended
 }
 
 // kill ends the service with SIGKILL. A service that ended by itself before that is an error, unless it ended well, as
