@@ -26,7 +26,6 @@ import (
 // The load of known clients in the measurement of floods.
 const (
 	knownConnections = 32
-	offeredShare     = 0.7                    // of what these connections get through when nothing else goes on
 	newcomerEvery    = 100 * time.Millisecond // a connection from a known and one from an unknown network
 	newcomerTimeout  = 2 * time.Second
 	leastKept        = 0.5 // of their throughput that known clients must keep
@@ -38,9 +37,13 @@ func overload(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("overload", flag.ContinueOnError)
 	certbound := flags.String("certbound", "./certbound", "the `program` to measure")
 	round := flags.Duration("round", 6*time.Second, "how long each flood lasts")
+	share := flags.Float64("share", 0.7, "what known clients offer, as a share of what they get through when nothing else goes on")
 	only := flags.String("only", "", "floods that have this in their names")
 	if err := flags.Parse(args); err != nil {
 		return err
+	}
+	if *share <= 0 || *share > 1 {
+		return errors.New("-share is above 0 and at most 1")
 	}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
 	defer cancel()
@@ -53,7 +56,7 @@ func overload(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	o := &overloaded{bench: bench{options: options{certbound: program, round: *round, only: *only}, dir: dir, pins: newPins()}}
+	o := &overloaded{bench: bench{options: options{certbound: program, round: *round, only: *only}, dir: dir, pins: newPins()}, share: *share}
 	defer o.kill()
 	return o.run(ctx)
 }
@@ -61,6 +64,7 @@ func overload(ctx context.Context, args []string) error {
 // overloaded is one run.
 type overloaded struct {
 	bench
+	share   float64
 	target  *target
 	pid     int
 	tries   int // newcomers so far; each comes from a network of its own
@@ -79,7 +83,7 @@ func (o *overloaded) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	o.offered = capacity.rate * offeredShare
+	o.offered = capacity.rate * o.share
 	fmt.Printf("known clients on %d kept-alive connections get through %.0f tokens/s; from here on they offer %.0f\n\n",
 		knownConnections, capacity.rate, o.offered)
 	fmt.Printf("%-44s %9s %6s %9s %5s  %-22s %-22s %s\n", "", "tokens/s", "kept", "p99", "CPU", "new, known network", "new, unknown network", "the flood")
