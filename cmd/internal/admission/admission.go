@@ -97,11 +97,12 @@ type Limiter struct {
 	handshaking population                       // of these, the ones that have not brought a request
 	perAddress  map[netip.Addr]int               // open connections, no zeros: as large as open at most
 	handshakes  *lru[netip.Addr, *rate.Limiter]  // by network
-	requests    *lru[netip.Addr, *rate.Limiter]  // by address
+	requests    *lru[netip.Addr, *asked]         // by address
 	networks    *lru[netip.Addr, time.Time]      // known ones, and until when
 	known       *lru[mtls.Thumbprint, knownPeer] // certificates that authenticated
 	clients     *lru[string, *rate.Limiter]      // by client_id
-	clientsAt   map[netip.Addr]int               // how many of known came last from an address
+	places      map[string]place                 // of the clients in known
+	clientsAt   map[netip.Addr]int               // how many of these came last from an address
 	dominant    netip.Addr                       // the address that most clients come from; invalid: there is none
 }
 
@@ -122,9 +123,14 @@ func (p *population) add(n int, stranger bool) {
 
 // knownPeer is a certificate that authenticated.
 type knownPeer struct {
-	client  string
-	address netip.Addr
-	until   time.Time
+	client string
+	until  time.Time
+}
+
+// place is where a client came from last, and how many of its certificates are known: at least one.
+type place struct {
+	address      netip.Addr
+	certificates int
 }
 
 // New returns a Limiter, or an error that says which member of c cannot be.
@@ -147,13 +153,14 @@ func New(c Config) (*Limiter, error) {
 		cfg: c, log: c.Logger,
 		perAddress: make(map[netip.Addr]int),
 		handshakes: newLRU[netip.Addr, *rate.Limiter](maxNetworks),
-		requests:   newLRU[netip.Addr, *rate.Limiter](maxAddresses),
+		requests:   newLRU[netip.Addr, *asked](maxAddresses),
 		networks:   newLRU[netip.Addr, time.Time](maxKnown),
 		known:      newLRU[mtls.Thumbprint, knownPeer](maxKnown),
 		clients:    newLRU[string, *rate.Limiter](maxKnown),
+		places:     make(map[string]place),
 		clientsAt:  make(map[netip.Addr]int),
 	}
-	l.known.evicted = func(_ mtls.Thumbprint, p knownPeer) { l.left(p.address) }
+	l.known.evicted = func(_ mtls.Thumbprint, p knownPeer) { l.left(p.client) }
 	// Of these, no more is saved up than a second's worth, or what clients that all come back at once need: done at once, it
 	// is work that everybody else waits for.
 	if c.HandshakeTotal > 0 {

@@ -391,10 +391,45 @@ func TestManyClientsDoNotDominate(t *testing.T) {
 			address = fmt.Sprintf("192.0.2.%d", i)
 		}
 		c := mustAdmit(t, l, address)
-		l.Authenticated(l.ConnContext(t.Context(), c), "a", [32]byte{byte(i), 1})
+		l.Authenticated(l.ConnContext(t.Context(), c), fmt.Sprint("client", i), [32]byte{byte(i), 1})
 		if l.Stats().SwitchedOff {
 			t.Fatalf("an address with three of four of %d clients dominates", i+1)
 		}
+	}
+}
+
+// A client is one client however often it renews: by renewing it could otherwise have its own limits switched off. It
+// counts where it came from last.
+func TestOneClientDoesNotDominate(t *testing.T) {
+	t.Parallel()
+	l := newLimiter(t, roomy())
+	authenticate := func(i int, client, address string) {
+		c := mustAdmit(t, l, address)
+		l.Authenticated(l.ConnContext(t.Context(), c), client, [32]byte{byte(i), byte(i >> 8), 1})
+		_ = c.Close()
+	}
+	for i := range 20 * dominantClients {
+		authenticate(i, fmt.Sprint("client", i%(dominantClients-1)), "198.51.100.1")
+		if l.Stats().SwitchedOff {
+			t.Fatalf("the limits are off after %d certificates of at most %d clients", i+1, dominantClients-1)
+		}
+	}
+	authenticate(0, "client0", "192.0.2.1") // with a certificate that is known
+	authenticate(1000, "client1", "192.0.2.1")
+	authenticate(1001, "another", "198.51.100.1")
+	here, there := l.clientsAt[netip.MustParseAddr("198.51.100.1")], l.clientsAt[netip.MustParseAddr("192.0.2.1")]
+	if here != dominantClients-2 || there != 2 || len(l.places) != dominantClients {
+		t.Errorf("%d clients here, %d there, %d in all", here, there, len(l.places))
+	}
+	l.known.remove([32]byte{2, 0, 1}) // one of many that client2 has
+	if n := l.clientsAt[netip.MustParseAddr("198.51.100.1")]; n != here || len(l.places) != dominantClients {
+		t.Errorf("a client that lost one of its certificates is not counted: %d clients here, %d in all", n, len(l.places))
+	}
+	for i := range 4 { // 18 here, and the two there with two dozens of certificates
+		authenticate(2000+i, fmt.Sprint("more", i), "198.51.100.1")
+	}
+	if !l.Stats().SwitchedOff {
+		t.Error("certificates outweigh clients")
 	}
 }
 
@@ -405,7 +440,7 @@ func TestKnownExpire(t *testing.T) {
 		l := newLimiter(t, roomy())
 		authenticate := func(i int) {
 			c := mustAdmit(t, l, "198.51.100.1")
-			l.Authenticated(l.ConnContext(t.Context(), c), "a", [32]byte{byte(i), 1})
+			l.Authenticated(l.ConnContext(t.Context(), c), fmt.Sprint("client", i%100%9), [32]byte{byte(i), 1})
 			_ = c.Close()
 		}
 		for i := range 10 {
@@ -415,8 +450,8 @@ func TestKnownExpire(t *testing.T) {
 		for i := range 10 {
 			authenticate(100 + i)
 		}
-		if n, at := l.known.len(), l.clientsAt[addressOf(netip.MustParseAddr("198.51.100.1"))]; n != 10 || at != 10 {
-			t.Errorf("%d certificates known, %d of the address, want the 10 of today", n, at)
+		if n, at := l.known.len(), l.clientsAt[addressOf(netip.MustParseAddr("198.51.100.1"))]; n != 10 || at != 9 || len(l.places) != 9 {
+			t.Errorf("%d certificates known, %d clients of the address, want the 10 of today and their 9", n, at)
 		}
 	})
 }
@@ -444,7 +479,7 @@ func TestExemptDoesNotDominate(t *testing.T) {
 	l := newLimiter(t, c)
 	for i := range 2 * dominantClients {
 		c := mustAdmit(t, l, "127.0.0.1")
-		l.Authenticated(l.ConnContext(t.Context(), c), "a", [32]byte{byte(i), 1})
+		l.Authenticated(l.ConnContext(t.Context(), c), fmt.Sprint("client", i), [32]byte{byte(i), 1})
 	}
 	if l.Stats().SwitchedOff {
 		t.Error("an exempt address dominates")

@@ -33,53 +33,78 @@ func (l *Limiter) Handler(next http.Handler) http.Handler {
 			return
 		}
 		l.begin(c)
+		var j judgement
 		if !c.proven.Load() {
-			if wait, kind := l.judge(c, r, time.Now()); wait > 0 {
-				l.count(kind)
-				tooMany(w, wait, kind != ClientRate)
-				return
-			}
-		} else if wait := overdrawn(c.client.Load()); wait > 0 {
-			l.count(ClientRate)
-			tooMany(w, wait, false)
+			j = l.judge(c, r, time.Now())
+		} else if client := c.client.Load(); client != nil {
+			j = judgement{wait: take(client, time.Now()), kind: ClientRate, taken: true}
+		}
+		if j.wait > 0 {
+			l.count(j.kind)
+			tooMany(w, j.wait, j.kind != ClientRate)
 			return
 		}
 		before := c.settled.Load()
 		// Counted even when next panics, to cut the connection.
 		defer func() {
+			if j.of != nil {
+				l.done(j.of)
+			}
 			if c.settled.Load() == before {
 				l.anonymousRequest(c, r, time.Now())
 				return
 			}
-			if client := c.client.Load(); client != nil {
-				client.AllowN(time.Now(), 1)
+			if client := c.client.Load(); client != nil && !j.taken {
+				charge(client, time.Now())
 			}
 			// Spared, which a stranger may know how to bring about.
 			if l.anonymous != nil && !c.proven.Load() && !c.exempt {
-				l.anonymous.AllowN(time.Now(), 1)
+				charge(l.anonymous, time.Now())
 			}
 		}()
 		next.ServeHTTP(w, r)
 	})
 }
 
-// judge says how long a request has to wait, and for which limit, when its connection has not authenticated; 0: it need
-// not.
-func (l *Limiter) judge(c *conn, r *http.Request, now time.Time) (time.Duration, Kind) {
+// asked is what an address has asked without authenticating.
+type asked struct {
+	rate    *rate.Limiter
+	pending int // requests that are being served, of connections that have not authenticated; guarded by the limiter's mu
+}
+
+// judgement is what becomes of a request that has just arrived.
+type judgement struct {
+	wait  time.Duration // 0: it is served
+	kind  Kind          // why it has to wait
+	taken bool          // it has been taken from its client's rate
+	of    *asked        // where it is pending, nil for nowhere
+}
+
+// judge judges a request whose connection has not authenticated.
+//
+// It is taken from its address's rate only when it has been served, and until then may be any number of requests: with
+// HTTP/2 a caller begins a hundred on a connection and ends them together. So the pending ones are bounded too.
+func (l *Limiter) judge(c *conn, r *http.Request, now time.Time) judgement {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.cfg.ClientRate > 0 {
 		if known, ok := l.peer(r, now); ok {
 			if client, ok := l.clients.get(known.client); ok {
-				return untilNext(client, now), ClientRate
+				return judgement{wait: take(client, now), kind: ClientRate, taken: true}
 			}
 		}
 	}
 	if l.free(c) {
-		return 0, 0
+		return judgement{}
 	}
-	if own, ok := l.requests.get(c.address); ok {
-		if wait := untilNext(own, now); wait > 0 {
+	var own *asked
+	if l.cfg.AnonymousRate > 0 {
+		own = l.askedBy(c.address)
+		wait := untilNext(own.rate, now)
+		if wait == 0 && own.pending >= max(minBurst, own.rate.Burst()) {
+			wait = time.Second
+		}
+		if wait > 0 {
 			return l.unlessKnown(r, now, wait, AnonymousRate)
 		}
 	}
@@ -88,14 +113,35 @@ func (l *Limiter) judge(c *conn, r *http.Request, now time.Time) (time.Duration,
 			return l.unlessKnown(r, now, wait, AnonymousTotal)
 		}
 	}
-	return 0, 0
+	if own != nil {
+		own.pending++
+	}
+	return judgement{of: own}
 }
 
-func (l *Limiter) unlessKnown(r *http.Request, now time.Time, wait time.Duration, kind Kind) (time.Duration, Kind) {
+func (l *Limiter) unlessKnown(r *http.Request, now time.Time, wait time.Duration, kind Kind) judgement {
 	if _, ok := l.peer(r, now); ok {
-		return 0, 0
+		return judgement{}
 	}
-	return wait, kind
+	return judgement{wait: wait, kind: kind}
+}
+
+// askedBy returns what an address has asked, made when it is missing. The caller holds mu.
+func (l *Limiter) askedBy(address netip.Addr) *asked {
+	a, ok := l.requests.get(address)
+	if !ok {
+		n := l.cfg.AnonymousRate
+		a = &asked{rate: rate.NewLimiter(rate.Limit(n), n*savedSeconds)}
+		l.requests.put(address, a)
+	}
+	return a
+}
+
+// done ends what judge let begin.
+func (l *Limiter) done(a *asked) {
+	l.mu.Lock()
+	a.pending--
+	l.mu.Unlock()
 }
 
 // peer finds the certificate of a request among those that authenticated lately. The caller holds mu. That the other end
@@ -120,11 +166,11 @@ func (l *Limiter) anonymousRequest(c *conn, r *http.Request, now time.Time) {
 	if l.free(c) {
 		return
 	}
-	if n := l.cfg.AnonymousRate; n > 0 {
-		bucket(l.requests, c.address, n, n*savedSeconds).AllowN(now, 1)
+	if l.cfg.AnonymousRate > 0 {
+		charge(l.askedBy(c.address).rate, now)
 	}
 	if l.anonymous != nil {
-		l.anonymous.AllowN(now, 1)
+		charge(l.anonymous, now)
 	}
 }
 
@@ -171,10 +217,10 @@ func (l *Limiter) note(c *conn, clientID string, certificate mtls.Thumbprint, no
 		return
 	}
 	if before, ok := l.known.get(certificate); ok {
-		l.left(before.address)
+		l.left(before.client)
 	}
-	l.known.put(certificate, knownPeer{client: clientID, address: c.address, until: now.Add(knownFor)})
-	l.clientsAt[c.address]++
+	l.known.put(certificate, knownPeer{client: clientID, until: now.Add(knownFor)})
+	l.came(clientID, c.address)
 	for range 2 { // as many as may come to be, and one more: so they stay few
 		if old, p, ok := l.known.oldest(); ok && !now.Before(p.until) {
 			l.known.remove(old)
@@ -183,8 +229,31 @@ func (l *Limiter) note(c *conn, clientID string, certificate mtls.Thumbprint, no
 	l.weigh(c)
 }
 
-// left counts a client away from an address. The caller holds mu.
-func (l *Limiter) left(address netip.Addr) {
+// came counts a certificate to a client, and the client to the address that it came from last. It is clients that are
+// counted, however many certificates one has: it could otherwise have the limits switched off by renewing. The caller
+// holds mu.
+func (l *Limiter) came(client string, address netip.Addr) {
+	p := l.places[client]
+	if p.certificates > 0 {
+		l.less(p.address)
+	}
+	l.places[client] = place{address: address, certificates: p.certificates + 1}
+	l.clientsAt[address]++
+}
+
+// left counts a certificate away from a client, and with its last one the client from its address. The caller holds mu.
+func (l *Limiter) left(client string) {
+	p := l.places[client]
+	if p.certificates--; p.certificates > 0 {
+		l.places[client] = p
+		return
+	}
+	delete(l.places, client)
+	l.less(p.address)
+}
+
+// less counts a client away from an address. The caller holds mu.
+func (l *Limiter) less(address netip.Addr) {
 	if l.clientsAt[address]--; l.clientsAt[address] <= 0 {
 		delete(l.clientsAt, address)
 	}
@@ -194,7 +263,7 @@ func (l *Limiter) left(address netip.Addr) {
 // something in front of them, and its limits would be one for all. Only clients that authenticated weigh: a stranger
 // could otherwise have the limits switched off by breaking them. The caller holds mu.
 func (l *Limiter) weigh(c *conn) {
-	all := l.known.len()
+	all := len(l.places)
 	if l.dominant.IsValid() && l.clientsAt[l.dominant]*10 < all*nondominantOfTen {
 		l.log.Info("limits of an address hold for all again: no single one brings most clients any more", "address", l.dominant)
 		l.dominant = netip.Addr{}
@@ -217,12 +286,21 @@ func untilNext(r *rate.Limiter, now time.Time) time.Duration {
 	return max(1, time.Duration(missing/float64(r.Limit())*float64(time.Second)))
 }
 
-// overdrawn is untilNext of a limiter that may be nil.
-func overdrawn(r *rate.Limiter) time.Duration {
-	if r == nil {
+// take takes one from a limiter, or says how long it takes until that can be done.
+func take(r *rate.Limiter, now time.Time) time.Duration {
+	if r.AllowN(now, 1) {
 		return 0
 	}
-	return untilNext(r, time.Now())
+	return max(1, untilNext(r, now))
+}
+
+// charge takes one from a limiter that has been asked before: also when nothing is left, since what was served at once has
+// to be paid for. More than savedSeconds' worth of it, or of what may be saved up, nobody owes, so that those who share an
+// address with somebody are not kept out for long.
+func charge(r *rate.Limiter, now time.Time) {
+	if owed := max(minBurst, savedSeconds*float64(r.Limit()), float64(r.Burst())); r.TokensAt(now) > -owed {
+		r.ReserveN(now, 1)
+	}
 }
 
 // tooManyBody has the code that RFC 6749, Section 4.1.2.1, gives to a server that cannot answer for now because of

@@ -86,7 +86,8 @@ func (c *Config) settings() []setting {
 		{"limits.handshake_total", "TLS handshakes a second of all networks that are not known; 0: no limit. One costs about half a\n" +
 			"millisecond of a processor.", &c.Limits.HandshakeTotal},
 		{"limits.anonymous_rate", "Requests a second that did not authenticate, of one address; 0: no limit. Ten seconds' worth may\n" +
-			"come at once. Authenticated requests count towards no limit of an address.", &c.Limits.AnonymousRate},
+			"come at once, and 512 may be begun together: what goes beyond is paid for afterwards. Authenticated\n" +
+			"requests count towards no limit of an address.", &c.Limits.AnonymousRate},
 		{"limits.anonymous_total", "Such requests a second of all addresses; 0: no limit. Known networks and certificates go on.",
 			&c.Limits.AnonymousTotal},
 		{"limits.client_rate", "Authenticated requests a second of one client; 0: no limit. Ten seconds' worth may come at once.",
