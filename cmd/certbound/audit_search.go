@@ -395,6 +395,9 @@ func describe(e *audit.Entry) string {
 		}
 	}
 	add("reason", e.Reason)
+	if e.Count > 0 {
+		add("count", strconv.Itoa(e.Count))
+	}
 	add("client", e.Client)
 	add("actor", e.Actor)
 	add("address", e.Address)

@@ -57,6 +57,21 @@ func TestRecordsArePrintable(t *testing.T) {
 	}
 }
 
+// A refusal that stands for many says for how many.
+func TestCountsAreShown(t *testing.T) {
+	t.Parallel()
+	e, err := audit.ParseEntry([]byte(`{"seq":2,"time":"2026-11-23T12:00:00.000001Z","event":"token","outcome":"refused","reason":"unknown_client","count":4711}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if line := describe(e); !strings.Contains(line, " count=4711") {
+		t.Error(line)
+	}
+	if line := describe(&audit.Entry{Name: "token"}); strings.Contains(line, "count") {
+		t.Error(line)
+	}
+}
+
 // tape is a source of records that grows, and fails when it is told to.
 type tape struct {
 	entries []*audit.Entry

@@ -65,6 +65,7 @@ type ocsfEvent struct {
 	TypeUID      int            `json:"type_uid"`
 	SeverityID   int            `json:"severity_id"`
 	Time         int64          `json:"time"` // milliseconds since 1970
+	Count        int            `json:"count,omitempty"`
 	StatusID     int            `json:"status_id"`
 	Status       string         `json:"status,omitempty"`
 	StatusDetail string         `json:"status_detail,omitempty"`
@@ -168,7 +169,7 @@ func ocsfOf(e *Entry, version string) *ocsfEvent {
 	o := &ocsfEvent{
 		ActivityID: class.activity, ActivityName: class.activityName, CategoryUID: class.category,
 		ClassUID: class.class, ClassName: class.name, TypeUID: class.class*100 + class.activity,
-		SeverityID: 1, Time: e.Time.UnixMilli(), StatusID: 99,
+		SeverityID: 1, Time: e.Time.UnixMilli(), Count: e.Count, StatusID: 99,
 		Metadata: ocsfMetadata{
 			Version: OCSFVersion, EventCode: e.Name, Original: cmp.Or(e.ID, strconv.FormatUint(e.Seq, 10)), Sequence: e.Seq,
 			Correlation: e.Correlation, LogName: "audit",
@@ -306,6 +307,9 @@ func appendCEF(b []byte, e *Entry, version string) []byte {
 	add("cat", e.Name)
 	add("outcome", e.Outcome)
 	add("reason", e.Reason)
+	if e.Count > 0 {
+		add("cnt", strconv.Itoa(e.Count))
+	}
 	add("suser", cmp.Or(e.Actor, e.Client))
 	if e.Actor != "" {
 		add("duser", e.Client)

@@ -33,6 +33,7 @@ func exported(t testing.TB) []*Entry {
 		{"cert.revoke", `"id":"ev1","outcome":"granted","client":"payments","actor":"alice","serial":"1234","detail":{"reason":"keyCompromise"}`},
 		{"trust.add", `"outcome":"refused","reason":"insufficient_scope","actor":"bob","personal":{"dn":"CN=Bob"}`},
 		{"audit.read", `"outcome":"granted","actor":"alice"`},
+		{"token", `"outcome":"refused","reason":"no_certificate","correlation":"c2","count":4711,"address":"192.0.2.8"`},
 		{"journal.stop", ``},
 	} {
 		j.add(&j.main, members.event, members.text)

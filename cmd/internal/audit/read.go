@@ -237,6 +237,7 @@ type Entry struct {
 	Scope       []string          `json:"scope"`
 	Audience    []string          `json:"aud"`
 	Expires     time.Time         `json:"expires"`
+	Count       int               `json:"count"` // how many decisions alike this one stands for; 0: itself
 	Detail      map[string]string `json:"detail"`
 	Personal    map[string]string `json:"personal"`
 	Sealed      string            `json:"sealed"`
