@@ -24,6 +24,7 @@ import (
 	"github.com/certbound/certbound/cmd/internal/admin"
 	"github.com/certbound/certbound/cmd/internal/audit"
 	"github.com/certbound/certbound/cmd/internal/profile"
+	"github.com/certbound/certbound/mtls"
 )
 
 const (
@@ -113,7 +114,7 @@ func (c *cli) lookupFlags(cmd *cobra.Command) *lookup {
 		if l.data != "" && (c.profile != "" || c.socket != "") {
 			return usagef("leave one of the two out", "--data asks no service")
 		}
-		return cmp.Or(socket(cmd, args), l.check(time.Now()))
+		return cmp.Or(socket(cmd, args), notEmpty(cmd), l.check(time.Now()))
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&l.filter.Client, "client", "", "about this client")
@@ -133,8 +134,30 @@ func (c *cli) lookupFlags(cmd *cobra.Command) *lookup {
 	return l
 }
 
-// check reads what the flags say.
+// notEmpty refuses a flag with nothing in it, such as a variable that a script did not set: left out, it would mean all.
+func notEmpty(cmd *cobra.Command) error {
+	names := []string{"client", "actor", "thumbprint", "jti", "serial", "event", "outcome", "reason", "correlation", "since", "until", "data"}
+	for _, name := range names {
+		if f := cmd.Flag(name); f.Changed && f.Value.String() == "" {
+			return usagef("leave it out to look through all", "--%s is empty", name)
+		}
+	}
+	return nil
+}
+
+// check reads what the flags say. What no record can have is a mistake, and not a search that finds nothing.
 func (l *lookup) check(now time.Time) error {
+	if err := clientFlag("--client", l.filter.Client); err != nil {
+		return err
+	}
+	if s := l.filter.Serial; strings.Trim(s, "0123456789") != "" {
+		return usagef("write it in decimal, as certbound cert list does", "--serial %q is no serial number", s)
+	}
+	if t := l.filter.Thumbprint; t != "" {
+		if _, err := mtls.ParseThumbprint(t); err != nil {
+			return usagef("it is the SHA-256 of a certificate in base64url, 43 characters", "--thumbprint %q is no thumbprint", t)
+		}
+	}
 	if o := l.filter.Outcome; o != "" && o != audit.Granted && o != audit.Refused {
 		return usagef("use granted or refused", "%q is no outcome", o)
 	}
@@ -192,6 +215,12 @@ func (l *lookup) run(ctx context.Context, emit func(*audit.Entry) error) error {
 	}
 	defer from.Close()
 	var last uint64
+	found := false
+	show := emit
+	emit = func(e *audit.Entry) error {
+		found = true
+		return show(e)
+	}
 	if l.limit > 0 {
 		last, err = l.tail(ctx, from, emit)
 	} else {
@@ -200,8 +229,14 @@ func (l *lookup) run(ctx context.Context, emit func(*audit.Entry) error) error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return failf("name the data folder of the service, or a copy of its audit folder, with --data", "there is no journal in %s", l.data)
-	case err != nil || !l.follow:
+	case err != nil:
 		return err
+	}
+	if !found && l.filter.Correlation != "" && !l.filter.Refusals {
+		l.c.note("note: refusals of strangers are kept apart, and one stands for all that are alike within a second: --refusals looks there")
+	}
+	if !l.follow {
+		return nil
 	}
 	return l.following(ctx, from, last, emit)
 }
