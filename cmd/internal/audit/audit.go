@@ -377,6 +377,10 @@ func (l *Log) register(ctx context.Context, main tail) error {
 		(main.header.Previous != last.Previous || main.header.Key != last.Key):
 		return &DamageError{path, 0, "the journal is not the one that the database knows"}
 	}
+	if main.incarnation < last.Incarnation { // or somebody cut off all that it wrote, which only a known head shows
+		l.cfg.Logger.Warn("the last run of the service left no record in the journal: it was ended before its first, or all of them were cut off",
+			"incarnation", last.Incarnation, "ends_at", main.head.Seq, "verify", "certbound audit verify, with an operator's heads.json from another machine")
+	}
 	l.identity.Incarnation = max(l.identity.Incarnation, last.Incarnation+1)
 	err = l.cfg.Registrar.Begin(ctx, Incarnation{Identity: l.identity, Key: l.firstKey, Previous: main.head, Started: l.cfg.Now()})
 	if err != nil {

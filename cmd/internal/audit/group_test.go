@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"path/filepath"
 	"strings"
@@ -499,7 +500,15 @@ func TestRegistrarKnows(t *testing.T) {
 	refused("forked", "not the one that the database knows", g)
 	// It was registered, and died before its first record.
 	register.all = register.all[:2]
-	live(copied)
+	var log bytes.Buffer
+	l = openFault(t, copied, Config{Installation: "i", Replica: "r", Registrar: register, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	if err := l.Record(t.Context(), granted()); err != nil {
+		t.Fatal(err)
+	}
+	mustClose(t, l)
+	if !strings.Contains(log.String(), "left no record") || !strings.Contains(log.String(), "incarnation=2") {
+		t.Errorf("nobody is told that it may have been cut off: %s", &log)
+	}
 	if last := register.all[len(register.all)-1]; last.Incarnation != 3 {
 		t.Errorf("the incarnation is %d", last.Incarnation)
 	}

@@ -153,10 +153,11 @@ type verifier struct {
 	installation, replica string // of the first segment
 
 	// Of the incarnation that is read:
-	firstKey string // of its first checkpoint; empty when its beginning was removed
-	key      string // that has to sign the next checkpoint; empty when nothing says so
-	previous string // head of the last checkpoint; empty for none
-	signed   bool   // there was a checkpoint
+	incarnation uint64
+	firstKey    string // of its first checkpoint; empty when its beginning was removed
+	key         string // that has to sign the next checkpoint; empty when nothing says so
+	previous    string // head of the last checkpoint; empty for none
+	signed      bool   // there was a checkpoint
 
 	covered  uint64      // the last record that a checkpoint signs
 	removed  promise     // what the records since the last checkpoint say of removed segments
@@ -301,6 +302,16 @@ func (v *verifier) begin(r *walked) {
 		}
 		return
 	}
+	// Numbers are given before anything is written, so that a run which is ended at once leaves none of its records: only
+	// a known head tells that from one whose records were all cut off before the next run began.
+	switch before := v.incarnation; {
+	case v.report.Incarnations == 0 || id.Incarnation <= before+1:
+	case id.Incarnation == before+2:
+		v.note(r.finding(fmt.Sprintf("run %d of the service left no record: it was ended before its first, or all of them were cut off", before+1)))
+	default:
+		v.note(r.finding(fmt.Sprintf("runs %d to %d of the service left no record: they were ended before their first, or all of them were cut off", before+1, id.Incarnation-1)))
+	}
+	v.incarnation = id.Incarnation
 	v.report.Incarnations++
 	v.previous, v.signed, v.firstKey, v.key = "", false, "", r.journal.Key
 	if r.event == eventStart {

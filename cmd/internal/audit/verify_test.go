@@ -440,6 +440,22 @@ func TestVerifyEndedWithoutStop(t *testing.T) {
 	}
 }
 
+// A run of which no record is left is noted, also when the next one follows on without a gap: it may have been cut off whole.
+func TestVerifyMissingRun(t *testing.T) {
+	t.Parallel()
+	for gap, want := range map[uint64]string{1: "run 3 of the service left no record", 2: "runs 3 to 4 of the service left no record"} {
+		j := story(t)
+		j.stop()
+		j.id.Incarnation += gap
+		j.begin()
+		j.checkpoint()
+		r, err := Verify(j.dir, nil)
+		if err != nil || len(r.Notes) != 1 || !strings.HasPrefix(r.Notes[0].What, want) || r.Notes[0].File != j.main.segment {
+			t.Errorf("%v: %+v", err, r)
+		}
+	}
+}
+
 // Whoever has no key cannot chain anew, and whoever makes new ones is betrayed by the ratchet, or by the known head.
 func TestVerifyForgers(t *testing.T) {
 	t.Parallel()
