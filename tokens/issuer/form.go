@@ -4,7 +4,6 @@
 package issuer
 
 import (
-	"bytes"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -39,13 +38,13 @@ func parseForm(body []byte) (form, *tokens.Error) {
 		seen   [maxParameters]string
 		number int
 	)
-	for len(body) > 0 {
-		var pair []byte
-		pair, body, _ = bytes.Cut(body, []byte("&"))
-		if len(pair) == 0 {
+	for rest := string(body); rest != ""; {
+		var pair string
+		pair, rest, _ = strings.Cut(rest, "&")
+		if pair == "" {
 			continue
 		}
-		rawName, rawValue, _ := bytes.Cut(pair, []byte("="))
+		rawName, rawValue, _ := strings.Cut(pair, "=")
 		name, ok := decodeText(rawName)
 		value, ok2 := decodeText(rawValue)
 		if !ok || !ok2 {
@@ -62,6 +61,8 @@ func parseForm(body []byte) (form, *tokens.Error) {
 		number++
 		f.set(name, value)
 	}
+	// What outlives the request must not keep the whole body in memory.
+	f.clientID = strings.Clone(f.clientID)
 	return f, nil
 }
 
@@ -102,28 +103,32 @@ func isClientID(s string) bool {
 }
 
 // decodeText undoes form-urlencoding; it refuses a percent sign without two hexadecimal digits, NUL and what is not
-// UTF-8.
-func decodeText(raw []byte) (string, bool) {
-	out := make([]byte, 0, len(raw))
-	for i := 0; i < len(raw); i++ {
-		switch c := raw[i]; c {
-		case '+':
-			out = append(out, ' ')
-		case '%':
-			if i+2 >= len(raw) {
-				return "", false
+// UTF-8. What stands for itself is returned as it is.
+func decodeText(raw string) (string, bool) {
+	text := raw
+	if strings.ContainsAny(raw, "%+") {
+		out := make([]byte, 0, len(raw))
+		for i := 0; i < len(raw); i++ {
+			switch c := raw[i]; c {
+			case '+':
+				out = append(out, ' ')
+			case '%':
+				if i+2 >= len(raw) {
+					return "", false
+				}
+				high, low := unhex(raw[i+1]), unhex(raw[i+2])
+				if high < 0 || low < 0 {
+					return "", false
+				}
+				out = append(out, byte(high<<4|low))
+				i += 2
+			default:
+				out = append(out, c)
 			}
-			high, low := unhex(raw[i+1]), unhex(raw[i+2])
-			if high < 0 || low < 0 {
-				return "", false
-			}
-			out = append(out, byte(high<<4|low))
-			i += 2
-		default:
-			out = append(out, c)
 		}
+		text = string(out)
 	}
-	return string(out), utf8.Valid(out) && bytes.IndexByte(out, 0) < 0
+	return text, utf8.ValidString(text) && strings.IndexByte(text, 0) < 0
 }
 
 func unhex(c byte) int {

@@ -68,7 +68,7 @@ func TestRFC6749_A_1_ClientIDBounds(t *testing.T) {
 		}
 	}
 	for _, s := range []string{"%", "%4", "%4z", "%z4", "%4/", "%:0", "%00", "%ff"} {
-		if got, ok := decodeText([]byte(s)); ok {
+		if got, ok := decodeText(s); ok {
 			t.Errorf("%q reads as %q", s, got)
 		}
 	}
