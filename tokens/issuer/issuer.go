@@ -361,34 +361,40 @@ type noEvents struct{}
 func (noEvents) TokenIssued(time.Duration) {}
 func (noEvents) TokenRefused(_, _ string)  {}
 
-type (
-	correlationKey struct{}
-	addressKey     struct{}
-)
+// caller is what a context says of whoever asks. It is never modified.
+type caller struct{ address, correlation string }
+
+type callerKey struct{}
+
+func callerOf(ctx context.Context) caller {
+	if c, ok := ctx.Value(callerKey{}).(*caller); ok {
+		return *c
+	}
+	return caller{}
+}
 
 // CorrelationHeader is the response header that carries the correlation id.
 const CorrelationHeader = "X-Correlation-Id"
 
+// WithCaller is WithAddress and WithCorrelationID in one.
+func WithCaller(ctx context.Context, address, correlationID string) context.Context {
+	return context.WithValue(ctx, callerKey{}, &caller{address, correlationID})
+}
+
 // WithCorrelationID returns a context that carries the id under which a request is logged and recorded. The id must
 // have been made by the server or checked: it is written into the journal and into a response header.
 func WithCorrelationID(ctx context.Context, id string) context.Context {
-	return context.WithValue(ctx, correlationKey{}, id)
+	return WithCaller(ctx, Address(ctx), id)
 }
 
 // CorrelationID returns the id set by WithCorrelationID, or "".
-func CorrelationID(ctx context.Context) string {
-	id, _ := ctx.Value(correlationKey{}).(string)
-	return id
-}
+func CorrelationID(ctx context.Context) string { return callerOf(ctx).correlation }
 
 // WithAddress returns a context that carries the network address of the caller, for the journal. TokenHandler uses the
 // request's remote address where it is not set.
 func WithAddress(ctx context.Context, address string) context.Context {
-	return context.WithValue(ctx, addressKey{}, address)
+	return WithCaller(ctx, address, CorrelationID(ctx))
 }
 
 // Address returns the address set by WithAddress, or "".
-func Address(ctx context.Context) string {
-	a, _ := ctx.Value(addressKey{}).(string)
-	return a
-}
+func Address(ctx context.Context) string { return callerOf(ctx).address }

@@ -19,7 +19,7 @@ import (
 
 // allocationsOfToken is how much a token may allocate between net/http and its answer, everything on: limits, metrics,
 // registry, signature (some 60), journal. It is what the garbage collector's share of a token hangs on.
-const allocationsOfToken = 97
+const allocationsOfToken = 90
 
 // answerSink is a ResponseWriter that costs nothing itself.
 type answerSink struct {

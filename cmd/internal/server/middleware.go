@@ -35,8 +35,8 @@ func (s *service) entry(listener string, next http.Handler) http.Handler {
 		w.Header()[issuer.CorrelationHeader] = []string{correlation}
 		body := r.Body
 		r.Body = http.MaxBytesReader(w, body, maxBody)
-		ctx := issuer.WithAddress(r.Context(), host(r.RemoteAddr))
-		r = r.WithContext(issuer.WithCorrelationID(ctx, correlation))
+		ctx := issuer.WithCaller(r.Context(), host(r.RemoteAddr), correlation)
+		r = r.WithContext(ctx)
 		sw := &statusWriter{ResponseWriter: w}
 		defer func() {
 			p := recover()
