@@ -79,14 +79,40 @@ func (w *encoder) time(name string, t time.Time) {
 	w.moment(t)
 }
 
+// moment appends a time as timeFormat has it. It is done by hand because there are two in the record of every token.
 func (w *encoder) moment(t time.Time) {
 	t = t.UTC()
-	if t.Year() < 0 || t.Year() > 9999 {
+	year, month, day := t.Date()
+	if year < 0 || year > 9999 {
 		t = time.Time{}
+		year, month, day = t.Date()
 	}
+	hour, minute, second := t.Clock()
 	w.b = append(w.b, '"')
-	w.b = t.AppendFormat(w.b, timeFormat)
-	w.b = append(w.b, '"')
+	w.digits(year, 4)
+	w.b = append(w.b, '-')
+	w.digits(int(month), 2)
+	w.b = append(w.b, '-')
+	w.digits(day, 2)
+	w.b = append(w.b, 'T')
+	w.digits(hour, 2)
+	w.b = append(w.b, ':')
+	w.digits(minute, 2)
+	w.b = append(w.b, ':')
+	w.digits(second, 2)
+	w.b = append(w.b, '.')
+	w.digits(t.Nanosecond()/1000, 6)
+	w.b = append(w.b, 'Z', '"')
+}
+
+// digits appends a number in n digits, at most eight.
+func (w *encoder) digits(v, n int) {
+	var text [8]byte
+	for i := n - 1; i >= 0; i-- {
+		text[i] = byte('0' + v%10)
+		v /= 10
+	}
+	w.b = append(w.b, text[:n]...)
 }
 
 // count appends a number unless it is 0.
@@ -160,6 +186,10 @@ func (w *encoder) value(s string) {
 	for i := 0; i < len(s); {
 		size := 1
 		c := rune(s[i])
+		if ' ' <= c && c < 0x7f && c != '"' && c != '\\' { // as nearly everything is
+			i++
+			continue
+		}
 		if c >= utf8.RuneSelf {
 			c, size = utf8.DecodeRuneInString(s[i:])
 		}
