@@ -92,7 +92,8 @@ type stream struct {
 	records int    // in batch
 	group   *group // who waits for batch
 	flushAt time.Time
-	syncAt  time.Time // zero: all that was written is durable
+	flushIs time.Duration // how far away flushAt was when it was set
+	syncAt  time.Time     // zero: all that was written is durable
 
 	committing bool
 
@@ -197,9 +198,12 @@ func (s *stream) gathered() {
 
 // flushIn sees to it that the batch is written within d.
 func (s *stream) flushIn(d time.Duration) {
+	if !s.flushAt.IsZero() && d >= s.flushIs { // it is sooner already: no need to ask for the time, for every record
+		return
+	}
 	at := time.Now().Add(d)
 	if s.flushAt.IsZero() || at.Before(s.flushAt) {
-		s.flushAt = at
+		s.flushAt, s.flushIs = at, d
 		s.armAt(at)
 	}
 }
