@@ -178,10 +178,10 @@ func (f *filling) full(ctx context.Context) error {
 	if err := f.fill(ctx); err != nil {
 		return err
 	}
-	if err := f.takeAway(ctx, "cert revoke", revokeEvent, 0); err != nil {
+	if err := f.takeAway(ctx, "cert revoke", revokeEvent, overSocket, 0); err != nil {
 		return err
 	}
-	if err := f.takeAway(ctx, "client disable", disableEvent, 1); err != nil {
+	if err := f.takeAway(ctx, "client disable", disableEvent, asOperator, 1); err != nil {
 		return err
 	}
 	return f.grantsNothing(ctx, "disk full")
@@ -241,11 +241,17 @@ func (f *filling) exhaust(ctx context.Context) (int, error) {
 	return fullTokens, fmt.Errorf("the disk is full, and %d tokens were given", fullTokens)
 }
 
-// takeAway takes authority from a victim over the break-glass socket, since operators get no token either.
-func (f *filling) takeAway(ctx context.Context, verb, event string, n int) error {
-	line := verb + " " + victim(n) + " --socket data/admin.sock"
+// The ways to take authority away: as an operator, and over the break-glass socket.
+const (
+	asOperator = " --profile data/admin"
+	overSocket = " --socket data/admin.sock"
+)
+
+// takeAway takes authority from a victim.
+func (f *filling) takeAway(ctx context.Context, verb, event, way string, n int) error {
+	line := verb + " " + victim(n) + way
 	if event == revokeEvent {
-		line = verb + " --client " + victim(n) + " --socket data/admin.sock"
+		line = verb + " --client " + victim(n) + way
 	}
 	r, err := f.service.run(ctx, line, "")
 	if err != nil {
@@ -281,10 +287,10 @@ func (f *filling) restarted(ctx context.Context) error {
 	if err := f.grantsNothing(ctx, "started on the full disk"); err != nil {
 		return err
 	}
-	if err := f.takeAway(ctx, "cert revoke", revokeEvent, 2); err != nil {
+	if err := f.takeAway(ctx, "cert revoke", revokeEvent, asOperator, 2); err != nil {
 		return err
 	}
-	if err := f.takeAway(ctx, "client disable", disableEvent, 3); err != nil {
+	if err := f.takeAway(ctx, "client disable", disableEvent, overSocket, 3); err != nil {
 		return err
 	}
 	if err := f.restart(ctx); err != nil {
@@ -357,13 +363,13 @@ func (f *filling) readOnly(ctx context.Context) error {
 	if err := f.grantsNothing(ctx, "started with a journal that cannot be written"); err != nil {
 		return err
 	}
-	if err := f.takeAway(ctx, "cert revoke", revokeEvent, 4); err != nil {
+	if err := f.takeAway(ctx, "cert revoke", revokeEvent, overSocket, 4); err != nil {
 		return err
 	}
 	if err := f.restart(ctx); err != nil {
 		return err
 	}
-	if err := f.takeAway(ctx, "client disable", disableEvent, 5); err != nil {
+	if err := f.takeAway(ctx, "client disable", disableEvent, overSocket, 5); err != nil {
 		return err
 	}
 	if f.pending != before+2 {

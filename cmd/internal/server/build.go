@@ -120,7 +120,7 @@ func (s *service) buildIssuer(ctx context.Context) error {
 	}
 	cfg := issuer.Config{
 		Issuer: s.identity.issuer, MTLSURL: s.identity.mtlsURL,
-		Registry: reg, KeyBlocked: reg.keyBlocked, Keys: s.keys, Recorder: tokenRecorder{s.folder.journal, s.limits}, Events: s.metrics,
+		Registry: reg, KeyBlocked: reg.keyBlocked, Keys: s.keys, Recorder: tokenRecorder{s.folder.journal, s.limits, s.adminResource()}, Events: s.metrics,
 		Lifetime: s.cfg.Token.Lifetime, MaxLifetime: s.cfg.Token.MaxLifetime,
 		Scopes: reg.scopes, Logger: s.log,
 	}
@@ -334,8 +334,9 @@ func splitNames(names []string) (dns []string, ips []netip.Addr) {
 
 // tokenRecorder writes the token service's decisions into the journal.
 type tokenRecorder struct {
-	log    *audit.Log
-	limits *admission.Limiter
+	log       *audit.Log
+	limits    *admission.Limiter
+	operators string // the resource of the operators' API
 }
 
 // Record implements issuer.Recorder.
@@ -349,6 +350,8 @@ func (t tokenRecorder) Record(ctx context.Context, d issuer.Decision) error {
 		Scope: d.Scope, Audience: d.Audience, Expires: d.Expires,
 	}
 	switch {
+	case d.Granted && t.takesAway(&d):
+		e.Class, e.Outcome = audit.Takeaway, audit.Granted
 	case d.Granted:
 		e.Class, e.Outcome = audit.Decision, audit.Granted
 	case d.Authenticated:
@@ -359,7 +362,19 @@ func (t tokenRecorder) Record(ctx context.Context, d issuer.Decision) error {
 	if !d.Thumbprint.IsZero() {
 		e.Thumbprint = d.Thumbprint.String()
 	}
-	return t.log.Record(ctx, e)
+	err := t.log.Record(ctx, e)
+	if e.Class == audit.Takeaway && errors.Is(err, audit.ErrFull) && t.log.MakeRoom() == nil {
+		err = t.log.Record(ctx, e)
+	}
+	return err
+}
+
+// takesAway reports whether a token is what an operator needs to take authority away. It is recorded as that is: on a full
+// disk nobody but who stands before the machine could revoke anything otherwise. It gives nothing by itself, since the
+// operators' API refuses what gives authority for as long as the journal is full.
+func (t tokenRecorder) takesAway(d *issuer.Decision) bool {
+	return slices.Equal(d.Audience, []string{t.operators}) &&
+		(slices.Contains(d.Scope, admin.ScopeRevoke) || slices.Contains(d.Scope, admin.ScopeAdmin))
 }
 
 // actor tells the operators' API who is asking, from the token that the guard verified.

@@ -11,8 +11,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/certbound/certbound/cmd/internal/admin"
+	"github.com/certbound/certbound/cmd/internal/admission"
 	"github.com/certbound/certbound/cmd/internal/audit"
 	"github.com/certbound/certbound/cmd/internal/store"
+	"github.com/certbound/certbound/tokens/issuer"
 )
 
 func openStore(t *testing.T) *store.Store {
@@ -150,5 +153,47 @@ func TestRetain(t *testing.T) {
 	e := audit.Event{Time: at, Name: "token.issue", Outcome: audit.Granted, Client: "payments", Address: "192.0.2.1"}
 	if err := s.folder.journal.Record(t.Context(), e); !errors.Is(err, audit.ErrErased) {
 		t.Errorf("recorded under a deleted key: %v", err)
+	}
+}
+
+// While the journal is full no token is given, but one with which an operator can take authority away: who is not at the
+// machine could revoke nothing otherwise. It is on record like any other.
+func TestOperatorsTokensOnAFullDisk(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	reserve := must(audit.OpenReserve(audit.ReserveConfig{Dirs: []string{dir}, Bytes: 1 << 50}))(t) // no disk has so much
+	t.Cleanup(func() { _ = reserve.Close() })
+	if !errors.Is(reserve.Full(), audit.ErrFull) {
+		t.Fatal("the disk is not full")
+	}
+	log := must(audit.Open(t.Context(), audit.Config{Dir: filepath.Join(dir, "audit"), Reserve: reserve}))(t)
+	t.Cleanup(func() {
+		if err := log.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	limits := must(admission.New(admission.Config{Connections: 1, AddressConnections: 1, Handshakes: 1, HeaderTimeout: time.Second}))(t)
+	const operators = "https://certbound.example/admin/v1"
+	r := tokenRecorder{log, limits, operators}
+	for _, tt := range []struct {
+		audience, scope []string
+		want            error
+	}{
+		{[]string{operators}, []string{admin.ScopeAdmin}, nil},
+		{[]string{operators}, []string{admin.ScopeRead, admin.ScopeRevoke}, nil},
+		{[]string{operators}, []string{admin.ScopeRead}, audit.ErrFull},
+		{[]string{operators}, []string{admin.ScopeGrant, admin.ScopeEnroll, admin.ScopeRegistry}, audit.ErrFull},
+		{[]string{"https://ledger.example"}, []string{"ledger:write"}, audit.ErrFull},
+		{[]string{"https://ledger.example"}, []string{admin.ScopeRevoke}, audit.ErrFull},
+		{[]string{operators, "https://ledger.example"}, []string{admin.ScopeRevoke}, audit.ErrFull},
+		{nil, []string{admin.ScopeRevoke}, audit.ErrFull},
+	} {
+		records := log.Stats().Records
+		err := r.Record(t.Context(), issuer.Decision{
+			Event: issuer.EventToken, Granted: true, Authenticated: true, ClientID: "alice", Audience: tt.audience, Scope: tt.scope,
+		})
+		if !errors.Is(err, tt.want) || (log.Stats().Records > records) != (tt.want == nil) {
+			t.Errorf("%q for %q: %v, want %v; %d records more", tt.scope, tt.audience, err, tt.want, log.Stats().Records-records)
+		}
 	}
 }
