@@ -63,6 +63,7 @@ type attack func(c *attackConn) error
 type besieged struct {
 	addr  string
 	read  atomic.Int64 // bytes, of all connections
+	taken atomic.Int64 // connections, since the beginning
 	alive atomic.Int64 // connections
 	busy  atomic.Int64 // handlers that wait for a body
 }
@@ -92,6 +93,7 @@ func besiege(tb testing.TB, ca *mtlstest.CA) *besieged {
 			switch s {
 			case http.StateNew:
 				b.alive.Add(1)
+				b.taken.Add(1)
 			case http.StateClosed:
 				b.alive.Add(-1)
 			}
@@ -124,7 +126,7 @@ type siege struct {
 // hold makes n connections and returns once the server has read all they sent, or has closed them.
 func (b *besieged) hold(tb testing.TB, n int, s siege) {
 	tb.Helper()
-	read, alive, busy := b.read.Load(), b.alive.Load(), b.busy.Load()
+	read, taken, alive, busy := b.read.Load(), b.taken.Load(), b.alive.Load(), b.busy.Load()
 	var sent atomic.Int64
 	var wg sync.WaitGroup
 	turn := make(chan struct{}, 32)
@@ -157,7 +159,7 @@ func (b *besieged) hold(tb testing.TB, n int, s siege) {
 	done := func() bool {
 		switch {
 		case s.cut:
-			return b.alive.Load() == alive
+			return b.taken.Load()-taken == int64(n) && b.alive.Load() == alive
 		case s.works && b.busy.Load()-busy != int64(n):
 			return false
 		default:

@@ -285,9 +285,6 @@ func TestUnreadAnswers(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer raw.Close()
-			if err := raw.(*net.TCPConn).SetReadBuffer(4 << 10); err != nil { // what lies between the two ends fills sooner
-				t.Fatal(err)
-			}
 			c := tls.Client(raw, &tls.Config{RootCAs: in.roots(), ServerName: "localhost", NextProtos: []string{protocol}})
 			if err := c.HandshakeContext(t.Context()); err != nil {
 				t.Fatal(err)
