@@ -168,6 +168,9 @@ func (l *lookup) check(now time.Time) error {
 	if l.filter.Until, err = moment("--until", l.until, now); err != nil {
 		return err
 	}
+	if u := l.filter.Until; l.follow && !u.IsZero() && !u.After(now) {
+		return usagef("leave one of the two out", "--follow goes on with what is recorded from now on, and --until is over")
+	}
 	if l.limit < 0 || l.limit > maxSearch {
 		return usagef("use 1 to "+strconv.Itoa(maxSearch)+", or 0 for all", "--limit %d is too many or too few", l.limit)
 	}

@@ -341,3 +341,37 @@ func TestLongestLine(t *testing.T) {
 func kept(s string) string {
 	return string([]rune(new(encoder).cut(s))) // an invalid byte becomes U+FFFD, one by one
 }
+
+// A segment that is a link or no file at all is refused by its name and left as it is, as Verify misses it: it must not
+// pass for one without records.
+func TestOpenOnlyFiles(t *testing.T) {
+	t.Parallel()
+	for name, replace := range map[string]func(from, to string) error{
+		"link": func(from, to string) error { return errors.Join(os.Rename(from, to), os.Symlink(to, from)) },
+		"link to nothing": func(from, to string) error {
+			return errors.Join(os.Rename(from, to), os.Symlink("/dev/null", from))
+		},
+		"folder": func(from, to string) error { return errors.Join(os.Rename(from, to), os.Mkdir(from, 0o700)) },
+	} {
+		dir := t.TempDir()
+		l := open(t, dir)
+		record(t, l)
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+		segment := filepath.Join(dir, segmentName(streamMain, 1, 1))
+		if err := replace(segment, filepath.Join(t.TempDir(), "away")); err != nil {
+			t.Fatal(err)
+		}
+		l, err := Open(t.Context(), Config{Dir: dir})
+		if err == nil {
+			_ = l.Close()
+		}
+		if !errors.Is(err, errNotRegular) || !strings.Contains(err.Error(), segment) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if _, err := os.Lstat(segment); err != nil {
+			t.Errorf("%s: it was removed: %v", name, err)
+		}
+	}
+}

@@ -5,6 +5,7 @@ package audit
 
 import (
 	"errors"
+	"io/fs"
 	"os"
 )
 
@@ -29,6 +30,8 @@ type File interface {
 	Close() error
 }
 
+var errNotRegular = errors.New("is not a regular file")
+
 // systemFS is the operating system's.
 type systemFS struct{}
 
@@ -50,8 +53,16 @@ func (systemFS) Create(name string) (File, error) {
 	return wrap(os.OpenFile(name, os.O_CREATE|os.O_TRUNC|os.O_RDWR, 0o600))
 }
 
-// Open implements FS.
-func (systemFS) Open(name string) (File, error) { return wrap(os.Open(name)) }
+// Open implements FS. What is no file of its own is refused, as Verify refuses it: a link leads out of the folder, and a
+// pipe would be waited for.
+func (systemFS) Open(name string) (File, error) {
+	if info, err := os.Lstat(name); err != nil {
+		return nil, err
+	} else if !info.Mode().IsRegular() {
+		return nil, &fs.PathError{Op: "open", Path: name, Err: errNotRegular}
+	}
+	return wrap(os.Open(name))
+}
 
 // Rename implements FS.
 func (systemFS) Rename(from, to string) error { return os.Rename(from, to) }

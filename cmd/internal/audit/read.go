@@ -269,7 +269,7 @@ func openSegment(dir string, f segmentFile) (*os.File, error) {
 		return nil, err
 	}
 	if info, err := file.Stat(); err != nil || !info.Mode().IsRegular() {
-		return nil, errors.Join(&fs.PathError{Op: "read", Path: f.name, Err: errors.New("is not a regular file")}, err, file.Close())
+		return nil, errors.Join(&fs.PathError{Op: "read", Path: f.name, Err: errNotRegular}, err, file.Close())
 	}
 	return file, nil
 }
