@@ -33,6 +33,9 @@ type ReserveConfig struct {
 	Logger *slog.Logger // nil discards
 }
 
+// probeBytes is what is written to see whether a file system takes anything: more than fits beside a file's inode.
+const probeBytes = 64 << 10
+
 // Reserve keeps space on each file system, a file called reserve, for the day when one is full: taking authority away
 // needs a commit of the database and a record, and must not wait for somebody to make room. From the moment that a
 // file system is full until it has room again, and the reserve is back, Full says so, and whoever gives authority
@@ -213,6 +216,11 @@ func (r *Reserve) lookAt(d *disk) string {
 	switch {
 	case d.whole && (free < lowWater || was && free <= d.size):
 		return "there is no room"
+	case d.whole && was: // free space says nothing of a quota, or of a file system that went read-only
+		if err := d.probe(); err != nil {
+			return err.Error()
+		}
+		return ""
 	case d.whole:
 		return ""
 	case free <= 2*d.size:
@@ -286,6 +294,20 @@ func (d *disk) hold() error {
 		return errors.Join(err, os.Truncate(d.file(), 0))
 	}
 	return nil
+}
+
+// probe writes a little, and says whether that could be done.
+func (d *disk) probe() error {
+	name := d.file() + suffixNew
+	if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, err := os.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(make([]byte, probeBytes))
+	return errors.Join(err, f.Sync(), f.Close(), os.Remove(name))
 }
 
 // fillUp writes what the file system could not allocate. Its bytes do not compress.

@@ -329,6 +329,36 @@ func TestReserveWatches(t *testing.T) {
 	}
 }
 
+// A disk with free space that takes nothing, for a quota or because it went read-only, has no room again until it does.
+func TestReserveWantsAWrite(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	var log bytes.Buffer
+	r := openReserve(t, &log, dir)
+	obstacle := filepath.Join(dir, reserveName+suffixNew, "x")
+	if err := os.MkdirAll(obstacle, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	r.NoteFull()
+	for range 3 {
+		if r.look(); r.Full() == nil {
+			t.Fatal("room again on a disk that takes nothing")
+		}
+	}
+	if text := log.String(); strings.Contains(text, "room again") || strings.Count(text, "the disk is full") != 1 {
+		t.Error(text)
+	}
+	if err := os.RemoveAll(filepath.Dir(obstacle)); err != nil {
+		t.Fatal(err)
+	}
+	if r.look(); r.Full() != nil {
+		t.Error(r.Full())
+	}
+	if names, err := os.ReadDir(dir); err != nil || len(names) != 1 {
+		t.Errorf("left are %v, %v", names, err)
+	}
+}
+
 // As long as the reserve is not whole the journal takes what takes authority away, and nothing else: not even what it has
 // room for. Afterwards it says how much it left out.
 func TestJournalOnAFullDisk(t *testing.T) {
