@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net"
 	"net/netip"
 	"os"
@@ -259,6 +260,40 @@ func TestHandshakeRate(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// However many clients come from one network, their handshakes use up nothing: each is given back when its client
+// authenticates, once, and only what was taken.
+func TestHandshakesOfClientsAreGivenBack(t *testing.T) {
+	t.Parallel()
+	c := roomy()
+	c.HandshakeRate = 1
+	l := newLimiter(t, c)
+	left := func() float64 { // at one moment, so that nothing is saved up meanwhile
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		r, _ := l.handshakes.get(netip.MustParseAddr("192.0.2.0"))
+		return math.Round(r.TokensAt(time.Time{}))
+	}
+	stranger := mustAdmit(t, l, "192.0.2.9")
+	for range 100 {
+		l.handshake(stranger, time.Time{})
+	}
+	before := left()
+	for i := range 3 * minBurst {
+		client := mustAdmit(t, l, "192.0.2.1")
+		if kind, refused := l.handshake(client, time.Time{}); refused {
+			t.Fatalf("client %d was refused: %v", i, kind)
+		}
+		l.note(client, "a", [32]byte{byte(i), byte(i >> 8), 1}, time.Time{})
+		l.note(client, "a", [32]byte{byte(i), byte(i >> 8), 1}, time.Time{}) // a minute later
+		_ = client.Close()
+	}
+	resumed := mustAdmit(t, l, "192.0.2.1") // no handshake of its own was counted
+	l.note(resumed, "a", [32]byte{1}, time.Time{})
+	if after := left(); before != minBurst-100 || after != before {
+		t.Errorf("%v handshakes are left to the network, %v before", after, before)
 	}
 }
 

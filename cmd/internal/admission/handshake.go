@@ -48,7 +48,20 @@ func (l *Limiter) handshake(c *conn, now time.Time) (kind Kind, refused bool) {
 	if l.strangers != nil && l.stranger(c.network, now) && !l.strangers.AllowN(now, 1) {
 		return HandshakeTotal, true
 	}
+	c.counted = l.cfg.HandshakeRate > 0
 	return 0, false
+}
+
+// giveBack gives a network the handshake of c back: a client authenticated on it. Many of them may come from one network,
+// as from behind one address, and are not held to what strangers there are held to. The caller holds mu.
+func (l *Limiter) giveBack(c *conn, now time.Time) {
+	if !c.counted {
+		return
+	}
+	c.counted = false
+	if r, ok := l.handshakes.get(c.network); ok {
+		r.AllowN(now, -1)
+	}
 }
 
 // connKey is for the connection in the context of its requests.

@@ -189,6 +189,7 @@ type conn struct {
 	// These are guarded by the limiter's mu.
 	stranger bool // counts against the share of unknown networks
 	closed   bool
+	counted  bool // its handshake was taken from the rate of its network, and not given back
 
 	stuck   atomic.Bool                  // a write was out of time
 	begun   atomic.Bool                  // it has brought a request

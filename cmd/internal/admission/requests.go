@@ -206,6 +206,7 @@ func (l *Limiter) note(c *conn, clientID string, certificate mtls.Thumbprint, no
 	defer l.mu.Unlock()
 	l.networks.put(c.network, now.Add(knownFor))
 	l.begun(c)
+	l.giveBack(c, now)
 	if c.stranger && !c.closed {
 		l.open.strangers--
 		c.stranger = false

@@ -82,7 +82,7 @@ func (c *Config) settings() []setting {
 		{"limits.handshakes", "Open connections that have not brought a request yet, at least 512. A quarter is kept for known\n" +
 			"networks.", &c.Limits.Handshakes},
 		{"limits.handshake_rate", "TLS handshakes of one network a second; 0: no limit. Ten seconds' worth, and always 512, may come\n" +
-			"at once.", &c.Limits.HandshakeRate},
+			"at once. Those of connections on which a client then authenticates are given back.", &c.Limits.HandshakeRate},
 		{"limits.handshake_total", "TLS handshakes a second of all networks that are not known; 0: no limit. One costs about half a\n" +
 			"millisecond of a processor.", &c.Limits.HandshakeTotal},
 		{"limits.anonymous_rate", "Requests a second that did not authenticate, of one address; 0: no limit. Ten seconds' worth may\n" +

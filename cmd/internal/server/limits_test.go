@@ -92,6 +92,40 @@ func TestRefusedFlood(t *testing.T) {
 	}
 }
 
+// Who asks who he is has proved it, and stays known: in a flood that is when one asks. Who is nobody's client does not.
+func TestWhoamiAuthenticates(t *testing.T) {
+	t.Parallel()
+	in := start(t, limitedConfig(t, func(l *config.Limits) { l.AnonymousRate = 1 }))
+	in.addLedger()
+	cert := in.enrolled("payments")
+	wantToken(t, in.token(in.client(&cert), "payments"))
+	ask := func(c *http.Client) int {
+		res, err := c.Get(in.mtls + pathWhoami)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer res.Body.Close()
+		return res.StatusCode
+	}
+	stranger := in.client(nil)
+	status := http.StatusOK
+	for range 12 {
+		status = ask(stranger)
+	}
+	if status != http.StatusTooManyRequests {
+		t.Fatalf("a stranger got %d, want 429", status)
+	}
+	for range 3 {
+		client := in.client(&cert)
+		for range 3 {
+			if got := ask(client); got != http.StatusOK {
+				t.Errorf("the client got %d", got)
+			}
+		}
+	}
+	wantToken(t, in.token(in.client(&cert), "payments"))
+}
+
 // A client that was disabled is a stranger, on the connection that it had.
 func TestDisabledClientIsLimited(t *testing.T) {
 	t.Parallel()

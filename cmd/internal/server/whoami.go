@@ -55,6 +55,9 @@ func (s *service) whoami(w http.ResponseWriter, r *http.Request) {
 	}
 	answer.Certificate = s.describe(peer)
 	answer.Client = s.ownClient(r, peer)
+	if answer.Client != nil && answer.Client.Authenticates {
+		s.limits.Authenticated(r.Context(), answer.Client.ID, peer.Thumbprint())
+	}
 	if answer.Client == nil {
 		answer.Hint = "no client of this service has this certificate; a client of another CA, or with a certificate of its own, names itself with ?client_id=ID"
 	}
