@@ -487,7 +487,11 @@ func (a *api) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	refused := asError(err)
 	if refused.Status >= http.StatusInternalServerError {
 		_, _, _, correlation := a.cfg.Actor(r.Context())
-		a.cfg.Logger.ErrorContext(r.Context(), "an operator's request failed", "path", r.URL.Path, "error", err, "correlation", correlation)
+		level := slog.LevelError
+		if errors.Is(err, context.Canceled) && r.Context().Err() != nil {
+			level = slog.LevelInfo // the operator hung up: nobody need be woken
+		}
+		a.cfg.Logger.Log(r.Context(), level, "an operator's request failed", "path", r.URL.Path, "error", err, "correlation", correlation)
 	}
 	if refused.Code == codeToken {
 		// RFC 6750, Section 3: a 401 tells how to ask.

@@ -4,11 +4,14 @@
 package admin
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -379,5 +382,38 @@ func TestRefusalsAreNotWaitedFor(t *testing.T) {
 	b.refused(http.MethodPost, "/clients", `{"client_id":"bad id"}`, http.StatusBadRequest, "invalid_client_metadata", "")
 	if e := b.journal.last(t); e.Class != audit.Refusal || e.Outcome != audit.Refused {
 		t.Errorf("recorded %+v", e)
+	}
+}
+
+// An operator who hangs up is no failure of the service; what else it cannot do is.
+func TestHangingUpIsNoError(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		gone bool
+		err  error
+		want string
+	}{
+		"hung up":            {true, fmt.Errorf("list resources: %w", context.Canceled), "level=INFO"},
+		"failed meanwhile":   {true, errors.New("the disk is gone"), "level=ERROR"},
+		"canceled by itself": {false, fmt.Errorf("list resources: %w", context.Canceled), "level=ERROR"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var log bytes.Buffer
+			a := &api{cfg: Config{
+				Logger: slog.New(slog.NewTextHandler(&log, nil)),
+				Actor:  func(context.Context) (_, _, _, _ string) { return },
+			}}
+			ctx, hangUp := context.WithCancel(t.Context())
+			defer hangUp()
+			if tt.gone {
+				hangUp()
+			}
+			w := httptest.NewRecorder()
+			a.refuse(w, httptest.NewRequestWithContext(ctx, http.MethodPost, Prefix+"/clients", nil), unavailable(tt.err))
+			if !strings.Contains(log.String(), tt.want) || w.Code != http.StatusServiceUnavailable {
+				t.Errorf("answered %d, logged %s", w.Code, &log)
+			}
+		})
 	}
 }
