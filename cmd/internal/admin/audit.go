@@ -4,8 +4,8 @@
 package admin
 
 import (
-	"cmp"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -58,22 +59,22 @@ const maxReads = 1000
 // reads remembers who searched for what, so that the pages of one search, or following the journal, are one record.
 type reads struct {
 	mu   sync.Mutex
-	last map[string]time.Time
+	last map[[sha256.Size]byte]time.Time // by the hash of who asked and what
 }
 
 // begun says whether a search has been recorded lately, and forgets what was long ago.
-func (r *reads) begun(key string, now time.Time) bool {
+func (r *reads) begun(key [sha256.Size]byte, now time.Time) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	at, ok := r.last[key]
 	return ok && now.Sub(at) < readAgain && !now.Before(at)
 }
 
-func (r *reads) begin(key string, now time.Time) {
+func (r *reads) begin(key [sha256.Size]byte, now time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.last == nil || len(r.last) >= maxReads {
-		r.last = make(map[string]time.Time)
+		r.last = make(map[[sha256.Size]byte]time.Time)
 	}
 	r.last[key] = now
 }
@@ -120,23 +121,34 @@ func (a *api) searchAudit(r *http.Request) (any, error) {
 // recordRead records a search, what it looks for included, unless that cannot be a name, an id or a time.
 func (a *api) recordRead(ctx context.Context, query url.Values) error {
 	detail := map[string]string{}
+	asked := url.Values{}
 	for name, values := range query {
-		if !slices.Contains([]string{"after", "before", "limit"}, name) {
-			detail[name] = cmp.Or(nameable(values[0]), "(not a name)")
+		if slices.Contains([]string{"after", "before", "limit"}, name) {
+			continue
 		}
+		asked[name] = values
+		value, all := values[0], false
+		if name == "event" {
+			value, all = strings.CutSuffix(value, "*")
+		}
+		switch {
+		case nameable(value) != value || value == "" && !all:
+			value = "(not a name)"
+		case all:
+			value += "*"
+		}
+		detail[name] = value
 	}
 	event := a.by(ctx, audit.Event{Class: audit.Decision, Name: eventRead, Outcome: audit.Granted, Detail: detail})
-	key, err := json.Marshal([]any{event.Actor, detail})
-	if err != nil {
-		return err
-	}
-	if a.reads.begun(string(key), event.Time) {
+	// What was asked, not what is recorded of it: two searches that cannot be named are two.
+	key := sha256.Sum256([]byte(event.Actor + "\n" + asked.Encode()))
+	if a.reads.begun(key, event.Time) {
 		return nil
 	}
 	if err := a.cfg.Recorder.Record(context.WithoutCancel(ctx), event); err != nil {
 		return err
 	}
-	a.reads.begin(string(key), event.Time)
+	a.reads.begin(key, event.Time)
 	return nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"net/url"
 	"testing"
 	"time"
 
@@ -82,6 +83,16 @@ func TestReadingTheJournalIsRecorded(t *testing.T) {
 	read("?after=7", 0)
 	read("?client=payments", 1)
 	read("?client=payments&after=7", 0)
+	// What begins with a name is recorded with it, and two searches that cannot be named are two.
+	for query, want := range map[string]string{
+		"client.*": "client.*", "*": "*", "a|b*": "(not a name)", "a|c*": "(not a name)", "a|b": "(not a name)",
+	} {
+		read("?event="+url.QueryEscape(query), 1)
+		if got := b.journal.last(t).Detail["event"]; got != want {
+			t.Errorf("%s is recorded as %s", query, got)
+		}
+		read("?event="+url.QueryEscape(query)+"&after=7", 0)
+	}
 	now = now.Add(readAgain)
 	read("?client=payments&after=7", 1)
 	b.enlist("bob", ScopeRead)
