@@ -7,6 +7,8 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -24,7 +26,6 @@ import (
 	"github.com/certbound/certbound/cmd/internal/admin"
 	"github.com/certbound/certbound/cmd/internal/audit"
 	"github.com/certbound/certbound/cmd/internal/profile"
-	"github.com/certbound/certbound/mtls"
 )
 
 const (
@@ -154,7 +155,7 @@ func (l *lookup) check(now time.Time) error {
 		return usagef("write it in decimal, as certbound cert list does", "--serial %q is no serial number", s)
 	}
 	if t := l.filter.Thumbprint; t != "" {
-		if _, err := mtls.ParseThumbprint(t); err != nil {
+		if raw, err := base64.RawURLEncoding.Strict().DecodeString(t); err != nil || len(raw) != sha256.Size {
 			return usagef("it is the SHA-256 of a certificate in base64url, 43 characters", "--thumbprint %q is no thumbprint", t)
 		}
 	}
