@@ -179,3 +179,40 @@ func TestHTTP2IsBounded(t *testing.T) {
 		t.Errorf("%+v, want %+v", got, own)
 	}
 }
+
+// A read that waits for word of the handshake's end is bounded as every one after it.
+func TestBoundOfAReadThatWaitedForTheHandshake(t *testing.T) {
+	t.Parallel()
+	c := received(make([]byte, 10))
+	c.handshake, c.all = 0, 0
+	close(c.shaken)
+	if n, err := c.readRecord(make([]byte, 1)); n != 0 || !errors.Is(err, errRequestSize) {
+		t.Errorf("%d bytes, %v, want %v", n, err, errRequestSize)
+	}
+}
+
+// panicking is a connection that has the handshake panic, and a listener of it.
+type panicking struct {
+	net.Listener
+	net.Conn
+	closed chan struct{}
+}
+
+func (p panicking) Accept() (net.Conn, error) { return p, nil }
+func (panicking) Read([]byte) (int, error)    { panic("in the handshake") }
+func (p panicking) Close() error              { close(p.closed); return nil }
+func (panicking) Addr() net.Addr              { return nil }
+
+// A handshake that panics closes its connection, which is not left to the garbage collector.
+func TestPanicClosesTheConnection(t *testing.T) {
+	t.Parallel()
+	p := panicking{closed: make(chan struct{})}
+	if _, err := NewListener(p, &tls.Config{MinVersion: tls.VersionTLS13}).Accept(); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-p.closed:
+	case <-time.After(10 * time.Second):
+		t.Error("the connection was left open")
+	}
+}
