@@ -10,6 +10,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -72,20 +73,31 @@ func TestCountsAreShown(t *testing.T) {
 	}
 }
 
-// tape is a source of records that grows, and fails when it is told to.
+// tape is a source of records that grows, and fails when it is told to, while it is read.
 type tape struct {
+	mu      sync.Mutex
 	entries []*audit.Entry
 	fails   error
 	asked   int
 }
 
 func (s *tape) add(n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for range n {
 		s.entries = append(s.entries, &audit.Entry{Seq: uint64(len(s.entries) + 1), Name: "x"})
 	}
 }
 
+func (s *tape) fail(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.fails = err
+}
+
 func (s *tape) page(_ context.Context, q audit.Query) (*audit.Page, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.asked++
 	if s.fails != nil {
 		return nil, s.fails
@@ -161,12 +173,12 @@ func TestFollowing(t *testing.T) {
 		}()
 		wait := func() { time.Sleep(3 * followEvery); synctest.Wait() }
 		wait()
-		s.fails = &profile.APIError{Status: 503}
+		s.fail(&profile.APIError{Status: 503})
 		s.add(4)
 		wait()
-		s.fails = errors.New("connection refused")
+		s.fail(errors.New("connection refused"))
 		wait()
-		s.fails = nil
+		s.fail(nil)
 		wait()
 		stop()
 		if err := <-ended; err != nil {
@@ -179,12 +191,12 @@ func TestFollowing(t *testing.T) {
 			t.Errorf("%d notes: %s", n, &notes)
 		}
 		for _, err := range []error{&profile.APIError{Status: 403}, &profile.LapsedError{}} {
-			s.fails = err
+			s.fail(err)
 			if got := l.following(t.Context(), s, 0, nil); !errors.Is(got, err) {
 				t.Errorf("%v: %v", err, got)
 			}
 		}
-		s.fails = nil
+		s.fail(nil)
 		full := errors.New("the disk is full")
 		if got := l.following(t.Context(), s, 0, func(*audit.Entry) error { return full }); !errors.Is(got, full) {
 			t.Error(got)
