@@ -5,8 +5,16 @@ package tokens_test
 
 import (
 	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/asn1"
+	"encoding/base64"
 	"errors"
-	"reflect"
+	"io"
+	"math/big"
 	"slices"
 	"strings"
 	"testing"
@@ -100,19 +108,51 @@ func TestParseUnverifiedMuseum(t *testing.T) {
 	}
 }
 
+// notary is a key that knows what it has signed.
+type notary struct {
+	*ecdsa.PrivateKey
+	signed map[string]bool // digest and signature, as a token has it
+}
+
+func (n *notary) Sign(random io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	der, err := n.PrivateKey.Sign(random, digest, opts)
+	if err != nil {
+		return nil, err
+	}
+	var pair struct{ R, S *big.Int }
+	if _, err := asn1.Unmarshal(der, &pair); err != nil {
+		return nil, err
+	}
+	if other := new(big.Int).Sub(n.Params().N, pair.S); other.Cmp(pair.S) < 0 {
+		pair.S = other
+	}
+	raw := pair.S.FillBytes(make([]byte, 64))
+	pair.R.FillBytes(raw[:32])
+	n.signed[string(digest)+base64.RawURLEncoding.EncodeToString(raw)] = true
+	return der, nil
+}
+
+// has reports whether the token is byte for byte one that was signed.
+func (n *notary) has(token string) bool {
+	dot := strings.LastIndexByte(token, '.')
+	digest := sha256.Sum256([]byte(token[:max(dot, 0)]))
+	return n.signed[string(digest[:])+token[dot+1:]]
+}
+
 // FuzzVerifyMuseum: RFC 7515, Section 5.2: whatever a token of the museum is changed into, it is accepted only if it is byte
 // for byte one that the issuer signed, and only from the one certificate.
 func FuzzVerifyMuseum(f *testing.F) {
-	fix := newFixture(f)
-	known := fix.issuer.Keys()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		f.Fatal(err)
+	}
+	signer := &notary{key, make(map[string]bool)}
+	fix := newFixtureOf(f, tokenstest.NewWithKey(f, signer))
 	var museum []string // keys differ between the processes that fuzz, so that a seed says which token and not what it is
-	issued, kinds := map[string]bool{}, map[string]bool{}
+	kinds := map[string]bool{}
 	for _, e := range tokenstest.Museum(f, fix.issuer, fix.peer) {
 		if len(e.Raw) > 20<<10 {
 			continue // refused for the size before anything is read
-		}
-		if e.Reason == "" || !reflect.DeepEqual(e.Keys, known) { // the fault may be in keys that this verifier does not have
-			issued[e.Raw] = true
 		}
 		if kind := e.Clause + e.Reason; !kinds[kind] { // one of each is seed enough; the fuzzer finds the others by number
 			kinds[kind] = true
@@ -128,7 +168,7 @@ func FuzzVerifyMuseum(f *testing.F) {
 		if (claims == nil) == (err == nil) {
 			t.Fatalf("claims %v beside %v", claims, err)
 		}
-		if err == nil && !issued[changed] {
+		if err == nil && !signer.has(changed) {
 			t.Fatalf("accepted %q", changed)
 		}
 		if claims, err := fix.verifier.Verify(t.Context(), changed, fix.thief); err == nil || claims != nil {

@@ -38,8 +38,12 @@ type fixture struct {
 
 func newFixture(tb testing.TB) *fixture {
 	tb.Helper()
+	return newFixtureOf(tb, tokenstest.New(tb))
+}
+
+func newFixtureOf(tb testing.TB, issuer *tokenstest.Issuer) *fixture {
+	tb.Helper()
 	ca := mtlstest.NewCA(tb, "clients")
-	issuer := tokenstest.New(tb)
 	return &fixture{
 		issuer:   issuer,
 		verifier: issuer.Verifier(tb, ""),
