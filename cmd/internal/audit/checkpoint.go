@@ -38,7 +38,7 @@ func (r *ratchet) checkpoint(i Identity, h Head, now time.Time) (Checkpoint, err
 		return Checkpoint{}, fmt.Errorf("make a checkpoint's key: %w", err)
 	}
 	c := Checkpoint{
-		Journal: i.String(), Seq: h.Seq, Head: base64.RawURLEncoding.EncodeToString(h.Chain[:]), Previous: r.previous,
+		Journal: i.String(), Seq: h.Seq, Head: chainString(h.Chain), Previous: r.previous,
 		Time: now.UTC().Truncate(time.Microsecond), Key: r.public(),
 		Next: base64.RawURLEncoding.EncodeToString(next.Public().(ed25519.PublicKey)),
 	}

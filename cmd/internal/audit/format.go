@@ -89,9 +89,37 @@ func splitChain(line []byte) (body []byte, chain [sha256.Size]byte, ok bool) {
 	if at <= 0 || !bytes.HasPrefix(line[at:], []byte(chainMember)) || !bytes.HasSuffix(line, []byte(`"}`)) {
 		return nil, chain, false
 	}
-	text := line[at+len(chainMember) : len(line)-len(`"}`)]
+	chain, ok = parseChain(line[at+len(chainMember) : len(line)-len(`"}`)])
+	return line[:at], chain, ok
+}
+
+// parseChain reads the text of a chain.
+func parseChain(text []byte) (chain [sha256.Size]byte, ok bool) {
+	if len(text) != chainText {
+		return chain, false
+	}
 	n, err := base64.RawURLEncoding.Strict().Decode(chain[:], text)
-	return line[:at], chain, err == nil && n == len(chain)
+	return chain, err == nil && n == len(chain)
+}
+
+func chainString(chain [sha256.Size]byte) string {
+	return base64.RawURLEncoding.EncodeToString(chain[:])
+}
+
+const recordStart = `{"seq":`
+
+// recordNumber reads the number that a record's line begins with.
+func recordNumber(line []byte) (uint64, bool) {
+	rest, ok := bytes.CutPrefix(line, []byte(recordStart))
+	if !ok {
+		return 0, false
+	}
+	digits, _, ok := bytes.Cut(rest[:min(len(rest), 21)], []byte(","))
+	if !ok || len(digits) == 0 || digits[0] == '0' {
+		return 0, false
+	}
+	seq, err := strconv.ParseUint(string(digits), 10, 64)
+	return seq, err == nil
 }
 
 // Frame closes a batch.
@@ -140,9 +168,11 @@ func isFrame(line []byte) bool { return bytes.HasPrefix(line, []byte(`{"frame":`
 
 var errFrame = errors.New("the frame of a batch is damaged")
 
-// parseFrame reads a frame's line without its newline and holds it to the records before it, of which batch must end in.
-// It accepts only the very bytes that appendFrame writes.
-func parseFrame(line, batch []byte) (Frame, error) {
+// readFrame reads a frame's line, without its newline, whether it fits a batch or not.
+func readFrame(line []byte) (Frame, bool) {
+	if !isFrame(line) || len(line) > frameRoom {
+		return Frame{}, false
+	}
 	var wire struct {
 		Frame struct {
 			Seq     uint64 `json:"seq"`
@@ -150,15 +180,21 @@ func parseFrame(line, batch []byte) (Frame, error) {
 			Bytes   int    `json:"bytes"`
 			Synced  uint64 `json:"synced"`
 			Chain   string `json:"chain"`
-			CRC     string `json:"crc32c"`
 		} `json:"frame"`
 	}
-	if err := json.Unmarshal(line, &wire); err != nil {
-		return Frame{}, errFrame
+	if json.Unmarshal(line, &wire) != nil {
+		return Frame{}, false
 	}
-	f := Frame{Seq: wire.Frame.Seq, Records: wire.Frame.Records, Bytes: wire.Frame.Bytes, Synced: wire.Frame.Synced}
-	n, err := base64.RawURLEncoding.Strict().Decode(f.Chain[:], []byte(wire.Frame.Chain[:min(len(wire.Frame.Chain), chainText)]))
-	if err != nil || n != len(f.Chain) || f.Bytes < 0 || f.Bytes > len(batch) {
+	chain, ok := parseChain([]byte(wire.Frame.Chain))
+	w := &wire.Frame
+	return Frame{Seq: w.Seq, Records: w.Records, Bytes: w.Bytes, Synced: w.Synced, Chain: chain}, ok && w.Records >= 0 && w.Bytes >= 0
+}
+
+// parseFrame reads a frame's line without its newline and holds it to the records before it, of which batch must end in.
+// It accepts only the very bytes that appendFrame writes.
+func parseFrame(line, batch []byte) (Frame, error) {
+	f, ok := readFrame(line)
+	if !ok || f.Bytes > len(batch) {
 		return Frame{}, errFrame
 	}
 	if want := appendFrame(nil, &f, batch[len(batch)-f.Bytes:]); !bytes.Equal(want, append(bytes.Clone(line), '\n')) {

@@ -7,7 +7,6 @@ import (
 	"bufio"
 	"bytes"
 	"cmp"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,7 +16,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"time"
 )
 
@@ -138,20 +136,6 @@ func splitRecord(line []byte) (seq uint64, body []byte, chain [32]byte, ok bool)
 	return seq, body, chain, ok && !bytes.ContainsRune(line, 0)
 }
 
-// recordNumber reads the number that a record's line begins with.
-func recordNumber(line []byte) (uint64, bool) {
-	rest, ok := bytes.CutPrefix(line, []byte(recordStart))
-	if !ok {
-		return 0, false
-	}
-	digits, _, ok := bytes.Cut(rest[:min(len(rest), 21)], []byte(","))
-	if !ok || len(digits) == 0 || digits[0] == '0' {
-		return 0, false
-	}
-	seq, err := strconv.ParseUint(string(digits), 10, 64)
-	return seq, err == nil && digits[0] != '+'
-}
-
 // batch is what was read of a batch whose frame is still to come.
 type batch struct {
 	start   int64  // where it begins
@@ -184,39 +168,6 @@ func (b *batch) closedBy(line []byte, head Head) bool {
 	sum := crc32.Update(b.sum, crc32.MakeTable(crc32.Castagnoli), body)
 	return string(line) == fmt.Sprintf("%s%s%08x\"}}", body, crcMember, sum)
 }
-
-// readFrame reads a frame's line, without its newline, whether it fits a batch or not.
-func readFrame(line []byte) (Frame, bool) {
-	if !isFrame(line) || len(line) > 512 {
-		return Frame{}, false
-	}
-	var wire struct {
-		Frame struct {
-			Seq     uint64 `json:"seq"`
-			Records int    `json:"records"`
-			Bytes   int    `json:"bytes"`
-			Synced  uint64 `json:"synced"`
-			Chain   string `json:"chain"`
-		} `json:"frame"`
-	}
-	if json.Unmarshal(line, &wire) != nil {
-		return Frame{}, false
-	}
-	chain, ok := parseChain(wire.Frame.Chain)
-	w := &wire.Frame
-	return Frame{Seq: w.Seq, Records: w.Records, Bytes: w.Bytes, Synced: w.Synced, Chain: chain}, ok && w.Records >= 0 && w.Bytes >= 0
-}
-
-// parseChain reads the text of a chain.
-func parseChain(text string) (chain [32]byte, ok bool) {
-	if len(text) != chainText {
-		return chain, false
-	}
-	n, err := base64.RawURLEncoding.Strict().Decode(chain[:], []byte(text))
-	return chain, err == nil && n == len(chain)
-}
-
-func chainString(chain [32]byte) string { return base64.RawURLEncoding.EncodeToString(chain[:]) }
 
 // Entry is a record as readers see it.
 type Entry struct {

@@ -13,7 +13,6 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
-	"strconv"
 	"strings"
 )
 
@@ -245,7 +244,7 @@ func (s *scanner) line(line []byte) string {
 	if len(s.batch)+len(line) > 2*MaxBatch {
 		return "a batch is too long"
 	}
-	seq, ok := recordSeq(line)
+	seq, ok := recordNumber(line)
 	if !ok {
 		return "a line is no record"
 	}
@@ -289,19 +288,6 @@ func (s *scanner) begin(line []byte) string {
 	return ""
 }
 
-const recordStart = `{"seq":`
-
-// recordSeq reads the sequence number that a record begins with.
-func recordSeq(line []byte) (uint64, bool) {
-	rest, ok := bytes.CutPrefix(line, []byte(recordStart))
-	end := bytes.IndexByte(rest, ',')
-	if !ok || end < 1 || end > 20 {
-		return 0, false
-	}
-	seq, err := strconv.ParseUint(string(rest[:end]), 10, 64)
-	return seq, err == nil
-}
-
 // promised reports whether a valid frame behind the last whole batch says that the batch after that was durable.
 func (s *scanner) promised(f File, size int64) (bool, error) {
 	r := bufio.NewReaderSize(io.NewSectionReader(f, s.good, size-s.good), MaxLine)
@@ -326,16 +312,13 @@ func (s *scanner) promised(f File, size int64) (bool, error) {
 
 // attests reports whether the frame at an offset is a valid one and says that the first batch that is not there was durable.
 func (s *scanner) attests(f File, at int64, line []byte) (bool, error) {
-	var wire struct {
-		Frame struct {
-			Bytes int64 `json:"bytes"`
-		} `json:"frame"`
-	}
-	if json.Unmarshal(line, &wire) != nil || wire.Frame.Bytes < 0 || wire.Frame.Bytes > min(at, 2*MaxBatch) {
+	claimed, ok := readFrame(line)
+	size := int64(claimed.Bytes)
+	if !ok || size > min(at, 2*MaxBatch) {
 		return false, nil
 	}
-	batch := make([]byte, wire.Frame.Bytes)
-	if _, err := io.ReadFull(io.NewSectionReader(f, at-wire.Frame.Bytes, wire.Frame.Bytes), batch); err != nil {
+	batch := make([]byte, size)
+	if _, err := io.ReadFull(io.NewSectionReader(f, at-size, size), batch); err != nil {
 		return false, err
 	}
 	frame, err := parseFrame(line, batch)

@@ -6,7 +6,6 @@ package audit
 import (
 	"bytes"
 	"context"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -103,7 +102,7 @@ func (l *Log) removeSegments(ctx context.Context, s *stream, event, keysBefore s
 		return l.sayKeys(keysBefore)
 	}
 	_, _, first, _ := parseSegmentName(names[0])
-	said.headText = headText{last.head.Seq, base64.RawURLEncoding.EncodeToString(last.head.Chain[:])}
+	said.headText = headText{last.head.Seq, chainString(last.head.Chain)}
 	said.Records = last.head.Seq - first + 1
 	said.Last = last.time.UTC().Format(timeFormat)
 	if err := l.say(event, said); err != nil {

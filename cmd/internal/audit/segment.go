@@ -5,7 +5,6 @@ package audit
 
 import (
 	"bytes"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -52,7 +51,7 @@ type headText struct {
 
 // MarshalJSON writes the chain as base64url.
 func (h Head) MarshalJSON() ([]byte, error) {
-	return json.Marshal(headText{h.Seq, base64.RawURLEncoding.EncodeToString(h.Chain[:])})
+	return json.Marshal(headText{h.Seq, chainString(h.Chain)})
 }
 
 // UnmarshalJSON reads what MarshalJSON wrote.
@@ -61,11 +60,11 @@ func (h *Head) UnmarshalJSON(b []byte) error {
 	if err := json.Unmarshal(b, &text); err != nil {
 		return err
 	}
-	chain, err := base64.RawURLEncoding.Strict().DecodeString(text.Chain)
-	if err != nil || len(chain) != len(h.Chain) {
+	chain, ok := parseChain([]byte(text.Chain))
+	if !ok {
 		return errors.New("the chain of a head is malformed")
 	}
-	h.Seq, h.Chain = text.Seq, [len(h.Chain)]byte(chain)
+	h.Seq, h.Chain = text.Seq, chain
 	return nil
 }
 

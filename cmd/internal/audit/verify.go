@@ -226,7 +226,7 @@ func (a *Anchor) check() error {
 	if a.Checkpoint.Journal != a.Identity.String() {
 		return fmt.Errorf("the checkpoint of %s is another journal's", a.Identity)
 	}
-	if _, ok := parseChain(a.Checkpoint.Head); !ok {
+	if _, ok := parseChain([]byte(a.Checkpoint.Head)); !ok {
 		return fmt.Errorf("the checkpoint of %s is malformed", a.Identity)
 	}
 	if err := a.Checkpoint.Verify(); err != nil {
