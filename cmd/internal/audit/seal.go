@@ -182,17 +182,8 @@ func (s *sealer) cipher(ctx context.Context, k cipherKey) (cipher.AEAD, error) {
 		return aead, nil
 	}
 	ctx = context.WithoutCancel(ctx) // what was decided is recorded even when its caller has left
-	day, err := s.keys.Day(ctx, k.text())
+	aead, err := cipherOf(ctx, k, s.keys.Day, s.keys.Subject)
 	if err != nil {
-		return nil, err
-	}
-	var secret []byte
-	if k.id != "" {
-		if secret, err = s.keys.Subject(ctx, k.id); err != nil {
-			return nil, err
-		}
-	}
-	if aead, err = newCipher(k, day, secret); err != nil {
 		return nil, err
 	}
 	s.mu.Lock()
@@ -201,6 +192,21 @@ func (s *sealer) cipher(ctx context.Context, k cipherKey) (cipher.AEAD, error) {
 	}
 	s.mu.Unlock()
 	return aead, nil
+}
+
+// cipherOf finds the keys of a cipher and derives it.
+func cipherOf(ctx context.Context, k cipherKey, day, subject func(context.Context, string) ([]byte, error)) (cipher.AEAD, error) {
+	key, err := day(ctx, k.text())
+	if err != nil {
+		return nil, err
+	}
+	var secret []byte
+	if k.id != "" {
+		if secret, err = subject(ctx, k.id); err != nil {
+			return nil, err
+		}
+	}
+	return newCipher(k, key, secret)
 }
 
 // newCipher derives a cipher from the key of the day and the secret of the subject, which nobody has.
@@ -317,17 +323,7 @@ func (o *Opener) part(ctx context.Context, sealed string, at time.Time, client, 
 }
 
 func (o *Opener) cipher(ctx context.Context, k cipherKey) (cipher.AEAD, error) {
-	day, err := o.keys.StoredDay(ctx, k.text())
-	if err != nil {
-		return nil, err
-	}
-	var secret []byte
-	if k.id != "" {
-		if secret, err = o.keys.StoredSubject(ctx, k.id); err != nil {
-			return nil, err
-		}
-	}
-	return newCipher(k, day, secret)
+	return cipherOf(ctx, k, o.keys.StoredDay, o.keys.StoredSubject)
 }
 
 // lru keeps the ciphers that were used last.
