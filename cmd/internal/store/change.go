@@ -169,7 +169,7 @@ func (c *change) stamp() error {
 			return fmt.Errorf("stamp %s: %w", table, err)
 		}
 	}
-	return nil
+	return c.log()
 }
 
 // exec runs a statement that changes rows of table, and returns how many.
@@ -187,6 +187,7 @@ func (c *change) exec(table, query string, args ...any) (int64, error) {
 	}
 	if n > 0 && !slices.Contains(c.touched, table) {
 		c.touched = append(c.touched, table)
+		c.what.Keys = c.what.Keys || table == "sealed_keys"
 	}
 	return n, nil
 }

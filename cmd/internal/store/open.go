@@ -41,7 +41,7 @@ func open(ctx context.Context, cfg Config) (*Store, error) {
 		return nil, err
 	}
 	s := &Store{core: &core{sealer: seal, logger: cfg.Logger, now: cfg.Now, maxLife: cfg.MaxTokenLife,
-		files: slices.Clone(cfg.FileTrusts), fatal: cfg.Fatal}}
+		files: slices.Clone(cfg.FileTrusts), fatal: cfg.Fatal, replica: cfg.Replica}}
 	if s.logger == nil {
 		s.logger = slog.New(slog.DiscardHandler)
 	}

@@ -45,15 +45,15 @@ func (s *Store) note(c *change, e Entry) error {
 	if err != nil {
 		return err
 	}
-	_, err = c.exec("outbox", insertNoted, e.ID, sealed, moment(s.now()), c.noted)
+	_, err = c.exec("outbox", insertNoted, e.ID, s.replica, sealed, moment(s.now()), c.noted)
 	c.noted++
 	return err
 }
 
-// Outbox lists the entries that wait, in the order of their changes, at most limit. One that does not open is an error,
+// Outbox lists the replica's entries that wait, in the order of their changes, at most limit. One that does not open is an error,
 // never skipped.
 func (s *Store) Outbox(ctx context.Context, limit int) ([]Entry, error) {
-	rows, err := s.read.QueryContext(ctx, queryNoted, limit)
+	rows, err := s.read.QueryContext(ctx, queryNoted, s.replica, limit)
 	entries, err := all(rows, err, func(r row) (e Entry, err error) {
 		if err := r.Scan(&e.ID, &e.Body, (*moment)(&e.NotedAt)); err != nil {
 			return e, err
@@ -69,9 +69,23 @@ func (s *Store) Outbox(ctx context.Context, limit int) ([]Entry, error) {
 	return entries, nil
 }
 
-// Waiting counts the entries of the outbox, and says since when the oldest waits: zero when none does.
+// AdoptOutbox makes the entries of replicas that have no lease this replica's, and returns how many. Their records may be in
+// the journals of those replicas already: an event has one id, and is one event however often it is on record.
+func (s *Store) AdoptOutbox(ctx context.Context) (n int64, err error) {
+	err = s.change(context.WithoutCancel(ctx), func(c *change) error {
+		n, err = c.link(adoptNoted, s.replica)
+		c.wrote = c.wrote || n > 0
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("adopt the outbox of others: %w", err)
+	}
+	return n, nil
+}
+
+// Waiting counts the replica's entries of the outbox, and says since when the oldest waits: zero when none does.
 func (s *Store) Waiting(ctx context.Context) (n int64, oldest time.Time, err error) {
-	if err := s.read.QueryRowContext(ctx, queryWaiting).Scan(&n, (*moment)(&oldest)); err != nil {
+	if err := s.read.QueryRowContext(ctx, queryWaiting, s.replica).Scan(&n, (*moment)(&oldest)); err != nil {
 		return 0, time.Time{}, fmt.Errorf("count the outbox: %w", err)
 	}
 	return n, oldest, nil

@@ -144,10 +144,30 @@ const (
 	expirePending  = `DELETE FROM pending_requests WHERE expires_at <= $1`
 	voidPending    = `DELETE FROM pending_requests WHERE requested_by = $1`
 
-	insertNoted  = `INSERT INTO outbox (id, body, noted_at, position) VALUES ($1, $2, $3, $4)`
-	queryNoted   = `SELECT id, body, noted_at FROM outbox ORDER BY version, position LIMIT $1`
-	queryWaiting = `SELECT count(*), min(noted_at) FROM outbox`
-	deleteNoted  = `DELETE FROM outbox WHERE id = $1`
+	insertNoted  = `INSERT INTO outbox (id, replica, body, noted_at, position) VALUES ($1, $2, $3, $4, $5)`
+	queryNoted   = `SELECT id, body, noted_at FROM outbox WHERE replica = $1 ORDER BY version, position LIMIT $2`
+	queryWaiting = `SELECT count(*), min(noted_at) FROM outbox WHERE replica = $1`
+	// The outbox of a replica whose lease is long gone passes to another.
+	adoptNoted  = `UPDATE outbox SET replica = $1 WHERE replica <> $1 AND replica NOT IN (SELECT replica FROM leases)`
+	deleteNoted = `DELETE FROM outbox WHERE id = $1`
+
+	insertChange = `INSERT INTO changes (version, body) VALUES ($1, $2)`
+	pruneChanges = `DELETE FROM changes WHERE version <= $1`
+	queryChanges = `SELECT version, body FROM changes WHERE version > $1 ORDER BY version LIMIT $2`
+
+	leaseColumns = `replica, incarnation, renewals, applied, program, address, started_at, renewed_at`
+	insertLease  = `INSERT INTO leases (` + leaseColumns + `) VALUES ($1, $2, 0, $3, $4, $5, $6, $6)
+		ON CONFLICT (replica) DO UPDATE SET incarnation = excluded.incarnation, renewals = 0, applied = excluded.applied,
+			program = excluded.program, address = excluded.address, started_at = excluded.started_at,
+			renewed_at = excluded.renewed_at
+		WHERE leases.incarnation < excluded.incarnation`
+	renewLease = `UPDATE leases SET renewals = renewals + 1, applied = $3, renewed_at = $4
+		WHERE replica = $1 AND incarnation = $2 RETURNING (SELECT version FROM state WHERE id = 1)`
+	queryLeases = `SELECT ` + leaseColumns + ` FROM leases ORDER BY replica`
+	deleteLease = `DELETE FROM leases WHERE replica = $1 AND incarnation = $2 AND renewals = $3`
+	endLease    = `DELETE FROM leases WHERE replica = $1 AND incarnation = $2`
+	advanceHead = `UPDATE journals SET head_seq = $3, head_chain = $4, head_at = $5
+		WHERE replica = $1 AND incarnation = $2 AND head_seq < $3`
 
 	insertJournal = `INSERT INTO journals (replica, incarnation, first_key, previous_seq, previous_chain, started_at, head_seq)
 		VALUES ($1, $2, $3, $4, $5, $6, 0)`

@@ -86,6 +86,10 @@ var (
 	ErrNewerSchema = errors.New("written by a newer version of certbound")
 	// ErrForeign says that the file is a database of another application.
 	ErrForeign = errors.New("not a certbound database")
+	// ErrLeaseLost says that the replica has no such lease any more: its row went, or a later incarnation took it over.
+	ErrLeaseLost = errors.New("the lease belongs to another incarnation, or was removed")
+	// ErrUnknown says that a commit may or may not have been made, or may not outlive a failure of the database.
+	ErrUnknown = errors.New("it is unknown whether the change was committed")
 	// ErrFull says that the disk is full: nothing was changed.
 	ErrFull = errors.New("the disk is full")
 	// ErrSync says that the disk failed to keep what was written: nothing is written any more.
@@ -173,6 +177,8 @@ type Config struct {
 	// Fatal is told, once, that a sync failed: what the database then holds on disk is unknown until it is opened again,
 	// so nothing is written any more, and the process must end. It must not block. Nil: only ErrSync says so.
 	Fatal func(error)
+	// Replica names who uses the database, for the outbox that each replica has for itself. Empty is a name like others.
+	Replica string
 	// Now is the clock for created and updated times; nil is time.Now.
 	Now func() time.Time
 }
@@ -196,6 +202,7 @@ type core struct {
 	maxLife time.Duration
 	files   []string // names of the trusts that have no row
 	fatal   func(error)
+	replica string
 
 	mu       sync.Mutex
 	onChange []func(Change)
@@ -380,9 +387,12 @@ type Change struct {
 	Blocked   [][32]byte
 	Resources bool
 	Trusts    bool
+	Keys      bool // sealed keys
 	// AuditSubjects are those whose secret in the journal was deleted.
 	AuditSubjects []string
-	Version       int64 // of the state, after the change
+	// Full says that anything may have changed: nothing that is remembered may be believed any more.
+	Full    bool
+	Version int64 // of the state, after the change
 }
 
 // Stats are counts of rows.

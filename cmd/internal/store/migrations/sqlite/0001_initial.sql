@@ -170,12 +170,32 @@ CREATE INDEX pending_requests_version ON pending_requests (version);
 -- Records of changes, put here in the transaction of the change, until they are in the journal.
 CREATE TABLE outbox (
     id       TEXT NOT NULL PRIMARY KEY,
+    replica  TEXT NOT NULL,
     body     BLOB NOT NULL,
     noted_at BIGINT NOT NULL,
     position BIGINT NOT NULL,
     version  BIGINT
 );
 CREATE INDEX outbox_version ON outbox (version);
+
+-- What each version changed, as JSON, for the replicas that hold it in memory. Old rows go: who is that far behind drops
+-- everything.
+CREATE TABLE changes (
+    version BIGINT NOT NULL PRIMARY KEY,
+    body    TEXT NOT NULL
+);
+
+-- The replicas that may be serving. Each writes its own row every second.
+CREATE TABLE leases (
+    replica     TEXT NOT NULL PRIMARY KEY,
+    incarnation BIGINT NOT NULL,
+    renewals    BIGINT NOT NULL,
+    applied     BIGINT NOT NULL,
+    program     TEXT NOT NULL,
+    address     TEXT NOT NULL,
+    started_at  BIGINT NOT NULL,
+    renewed_at  BIGINT NOT NULL
+);
 
 -- The CA library's own rows.
 CREATE TABLE ca_kv (
