@@ -9,9 +9,11 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -188,8 +190,127 @@ func crashes(t *testing.T, rng *rand.Rand, torn func()) {
 	}
 }
 
+// The machine crashes when the next segment has its name, and the last batch of the one before it was not synced yet. Any
+// page of that may be missing: who verifies notes it, who recovers drops that batch. Once the segment is trimmed, or
+// something stands in the next one, all of it was durable: then it is damage to both.
+func TestCrashInRotation(t *testing.T) {
+	t.Parallel()
+	f := newFaultFS(page)
+	var p promises
+	old, next := "", filepath.Join("j", segmentName(streamMain, 1, 1))
+	f.before = func(op, name string) error {
+		switch _, _, first, segment := parseSegmentName(name); {
+		case op == "rename" && segment && first > 1:
+			old, next = next, filepath.Join("j", name)
+		case op == "sync" && old != "" && len(f.names[old].dirty) > 2: // the batch is of several pages
+			f.dead = true
+			return errCrashed
+		case op == "sync":
+			old = ""
+		}
+		return nil
+	}
+	l, err := Open(t.Context(), Config{Dir: "j", FS: f, SegmentBytes: minSegmentBytes, headroom: 16 << 10, chunk: 16 << 10})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 5000 {
+		id := fmt.Sprint(i)
+		if l.Record(t.Context(), Event{ID: id, Name: "x", Outcome: Granted, Correlation: strings.Repeat("x", 1000)}) != nil {
+			break
+		}
+		p.keep(id)
+	}
+	_ = l.Close()
+	if old == "" {
+		t.Fatal("no segment was ended")
+	}
+	f.persist(len(f.changes))
+	node := f.names[old]
+	start := slices.Min(slices.Collect(maps.Keys(node.dirty))) * page // of the page in which the batch begins
+	var images [][]byte
+	for lost := range node.dirty {
+		for _, others := range []bool{true, false} {
+			image := bytes.Clone(node.durable)
+			for written := range node.dirty {
+				if (written != lost) == others {
+					copy(image[written*page:], node.data[written*page:min(len(node.data), (written+1)*page)])
+				}
+			}
+			// They are the same when the frame's newline is the only byte in its page.
+			if !bytes.Equal(image, node.durable) && !bytes.Equal(image, node.data) {
+				images = append(images, image)
+			}
+		}
+	}
+	frame := bytes.LastIndex(node.data, []byte(frameStart)) // which may have a page of its own
+	images = append(images, append(bytes.Clone(node.data[:frame]), node.durable[frame:]...))
+	if len(images) < 5 {
+		t.Errorf("only %d cases", len(images))
+	}
+	for _, image := range images {
+		torn := f.clone()
+		copy(torn.names[old].data, image)
+		recovers(t, torn, &p, old)
+		begun := f.clone()
+		copy(begun.names[old].data, image)
+		copy(begun.names[next].data, recordStart)
+		refuses(t, begun, old, int64(start))
+		ended := f.clone()
+		ended.names[old].data = append(bytes.TrimRight(image, filling), '\n')
+		refuses(t, ended, old, int64(start))
+	}
+}
+
+// recovers fails unless the segment's torn end is noted, and dropped by the next start.
+func recovers(t *testing.T, f *faultFS, p *promises, segment string) {
+	t.Helper()
+	r, err := Verify(folder(t, f), nil)
+	if err != nil || len(r.Notes) != 1 || r.Notes[0].File != filepath.Base(segment) {
+		t.Errorf("%v: %+v", err, r)
+	}
+	l, err := Open(t.Context(), Config{Dir: "j", FS: f})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	verified(t, f)
+	if broken := p.broken(t, f); len(broken) > 0 {
+		t.Error(broken)
+	}
+}
+
+// refuses fails unless the segment's torn end is found, and stops the next start, which names it and touches nothing. The
+// batch begins in the page at start.
+func refuses(t *testing.T, f *faultFS, segment string, start int64) {
+	t.Helper()
+	r, err := Verify(folder(t, f), nil)
+	if err == nil || len(r.Findings) == 0 || r.Findings[0].File != filepath.Base(segment) {
+		t.Errorf("verified: %v: %+v", err, r)
+	}
+	files, before := len(f.names), bytes.Clone(f.names[segment].data)
+	var damage *DamageError
+	_, err = Open(t.Context(), Config{Dir: "j", FS: f})
+	if !errors.As(err, &damage) || damage.File != segment || damage.Offset < start {
+		t.Fatalf("opened: %v", err)
+	}
+	if len(f.names) != files || !bytes.Equal(f.names[segment].data, before) {
+		t.Error("the journal was touched")
+	}
+}
+
 // verified holds what is there to Verify, which reads it in its own way.
 func verified(t *testing.T, f *faultFS) {
+	t.Helper()
+	if _, err := Verify(folder(t, f), nil); err != nil && !errors.Is(err, ErrNoJournal) {
+		t.Fatal(err)
+	}
+}
+
+// folder puts what is there into a folder of the system.
+func folder(t *testing.T, f *faultFS) string {
 	t.Helper()
 	dir := t.TempDir()
 	for name, n := range f.names {
@@ -197,9 +318,7 @@ func verified(t *testing.T, f *faultFS) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := Verify(dir, nil); err != nil && !errors.Is(err, ErrNoJournal) {
-		t.Fatal(err)
-	}
+	return dir
 }
 
 // A byte that changes in what was synced is found by the next start, with its file and place, and nothing is touched.

@@ -44,7 +44,11 @@ func recoverStream(fs FS, dir, stream string) (tail, error) {
 		if err != nil {
 			return tail{}, err
 		}
-		if s.dropped != nil { // the newest first: the oldest torn place is what counts
+		if s.dropped != nil && t.recovered != nil { // a segment is begun when the one before it is durable
+			what := "the end of a batch is missing, and the next segment was begun"
+			return tail{}, &DamageError{filepath.Join(dir, names[i]), s.dropped.Offset, what}
+		}
+		if s.dropped != nil {
 			t.recovered = s.dropped
 		}
 		if s.good == 0 {
@@ -215,8 +219,12 @@ func scan(fs FS, dir, name string) (_ scanned, err error) {
 		what = "the end of a batch is missing"
 	}
 	damage := &DamageError{path, s.at, what}
-	if end == size {
-		return scanned{}, damage // it was trimmed, so that all of it was durable
+	ended, err := wasEnded(f, size)
+	if err != nil {
+		return scanned{}, fmt.Errorf("read %s: %w", path, err)
+	}
+	if ended {
+		return scanned{}, damage
 	}
 	promised, err := s.promised(f, size)
 	if err != nil {
@@ -325,8 +333,40 @@ func (s *scanner) attests(f File, at int64, line []byte) (bool, error) {
 	return err == nil && frame.Synced > s.scanned.head.Seq && frame.Synced >= s.first, nil
 }
 
-// content returns where what is behind from ends, newlines and zeros left aside, and its hash. Zeros are what some file
-// systems show of blocks that were never written.
+// filling is what a segment holds where nothing was written: newlines, and the zeros that some file systems show of blocks
+// that never reached the disk.
+const filling = "\n\x00"
+
+// unwritten reports whether a segment holds nothing but its filling. A segment has its name before the last batch of the one
+// before is durable, and its own first batch only after that: what lies before one that was written to is whole.
+func unwritten(r io.Reader) (bool, error) {
+	buf := make([]byte, 64<<10)
+	for {
+		n, err := r.Read(buf)
+		if len(bytes.TrimLeft(buf[:n], filling)) > 0 {
+			return false, nil
+		}
+		if errors.Is(err, io.EOF) {
+			return true, nil
+		}
+		if err != nil {
+			return false, err
+		}
+	}
+}
+
+// wasEnded reports whether no filling follows what a segment holds: it was trimmed, so that all of it was durable.
+func wasEnded(f io.ReaderAt, size int64) (bool, error) {
+	last := make([]byte, min(size, 2))
+	if _, err := f.ReadAt(last, size-int64(len(last))); err != nil && !errors.Is(err, io.EOF) {
+		return false, err
+	}
+	held := len(bytes.TrimRight(last, filling))
+	// The newline of the last line is its own.
+	return held > 0 && (held == len(last) || last[held] == '\n'), nil
+}
+
+// content returns where what is behind from ends, its filling left aside, and its hash.
 func content(f File, from, size int64) (end int64, sum string, err error) {
 	end = from
 	h := sha256.New()
@@ -337,7 +377,7 @@ func content(f File, from, size int64) (end int64, sum string, err error) {
 		if _, err := io.ReadFull(io.NewSectionReader(f, off, int64(len(part))), part); err != nil {
 			return 0, "", err
 		}
-		if n := len(bytes.TrimRight(part, "\n\x00")); n > 0 {
+		if n := len(bytes.TrimRight(part, filling)); n > 0 {
 			h.Write(blank)
 			h.Write(part[:n])
 			blank = append(blank[:0], part[n:]...)

@@ -521,6 +521,7 @@ type walker struct {
 	files  []segmentFile
 	report *StreamReport
 	stream string
+	ends   bool // the last of files holds something: those behind it, which did not, were left off
 
 	at    int // the segment that is read is files[at-1]
 	file  *os.File
@@ -568,8 +569,40 @@ func (w *walker) here(what string) Finding {
 	return f
 }
 
-// last says whether the segment that is read is the stream's last, which may end anywhere.
+// last says whether the segment that is read is the stream's last.
 func (w *walker) last() bool { return w.at == len(w.files) }
+
+// mayTear says whether the segment that is read may end anywhere: the last one, since it may be a copy that ended early,
+// and whichever recovery would take for torn, that was not ended and behind which nothing was written. Then what is behind
+// it is not read, since a running service may begin the next segment just now, after a batch that was missed here.
+func (w *walker) mayTear() (bool, error) {
+	if w.last() {
+		return true, nil
+	}
+	info, err := w.file.Stat()
+	if err != nil {
+		return false, err
+	}
+	if ended, err := wasEnded(w.file, info.Size()); ended || err != nil {
+		return false, err
+	}
+	for !w.ends && !w.last() {
+		f, err := openSegment(w.dir, w.files[len(w.files)-1])
+		if err != nil {
+			return false, err
+		}
+		empty, err := unwritten(f)
+		if err = errors.Join(err, f.Close()); err != nil {
+			return false, err
+		}
+		if empty {
+			w.files = w.files[:len(w.files)-1]
+		} else {
+			w.ends = true // looked for once, however often the stream is broken
+		}
+	}
+	return w.last(), nil
+}
 
 // next returns the next record that is there, nil at the end. Its error is one of reading.
 func (w *walker) next() (*walked, error) {
@@ -583,7 +616,9 @@ func (w *walker) next() (*walked, error) {
 		line, whole, err := w.lines.next()
 		switch {
 		case errors.Is(err, io.EOF):
-			w.end()
+			if err := w.end(); err != nil {
+				return nil, err
+			}
 			continue
 		case errors.Is(err, errLongLine):
 			line, whole = nil, true // no record is that long
@@ -634,12 +669,17 @@ func (w *walker) open() (bool, error) {
 }
 
 // end closes a segment that was read to its end.
-func (w *walker) end() {
+func (w *walker) end() error {
+	defer w.close()
 	switch {
 	case w.batch.records > 0 && !w.batch.bad:
+		mayTear, err := w.mayTear()
+		if err != nil {
+			return err
+		}
 		f := w.here(fmt.Sprintf("the last batch, from record %d, has no frame", w.batch.first))
 		f.Offset, f.Line, f.Record = w.batch.start, w.batch.line, w.batch.first
-		if w.last() {
+		if mayTear {
 			f.What += ": the service was writing it, or was ended"
 			w.v.note(f)
 		} else {
@@ -650,7 +690,7 @@ func (w *walker) end() {
 	case w.stream == streamMain && w.last() && !w.grows && !w.v.report.Closed:
 		w.v.note(w.here("the segment was ended, and nothing says that the service was: its end may have been cut off"))
 	}
-	w.close()
+	return nil
 }
 
 // blank is for an empty line: what was written ends there, unless something follows.
@@ -677,8 +717,11 @@ func (w *walker) unreadable(whole bool) error {
 // broken is for a place where the segment is not what was written. At the end of a stream that may be a batch that was
 // being written: then it is noted, and the segment ends there.
 func (w *walker) broken(f Finding) error {
-	if w.tears++; w.last() && w.tears <= maxFindings {
-		torn, err := w.torn()
+	if w.tears++; w.tears <= maxFindings {
+		torn, err := w.mayTear()
+		if torn && err == nil {
+			torn, err = w.torn()
+		}
 		if err != nil {
 			return err
 		}
