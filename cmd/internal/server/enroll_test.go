@@ -10,6 +10,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"math/big"
 	"net/http"
 	"net/url"
@@ -116,22 +117,40 @@ func TestEnroll_OneCodeFiftyKeys(t *testing.T) {
 	}
 }
 
-// journal is everything that was recorded.
+// journal is everything that was recorded. While it is read a new segment may get its name: then all is read again, for what
+// was just recorded may be in that one.
 func (in *instance) journal() string {
 	in.tb.Helper()
-	names, err := filepath.Glob(filepath.Join(in.data, "audit", "*"))
+	const tries = 100
+	var err error
+	for range tries {
+		var all string
+		if all, err = readAll(filepath.Join(in.data, "audit", "*")); err == nil {
+			return all
+		}
+		if !errors.Is(err, os.ErrNotExist) {
+			break
+		}
+	}
+	in.tb.Fatal(err)
+	return ""
+}
+
+// readAll joins the contents of the files that match a pattern.
+func readAll(pattern string) (string, error) {
+	names, err := filepath.Glob(pattern)
 	if err != nil {
-		in.tb.Fatal(err)
+		return "", err
 	}
 	var all strings.Builder
 	for _, name := range names {
 		data, err := os.ReadFile(name)
 		if err != nil {
-			in.tb.Fatal(err)
+			return "", err
 		}
 		all.Write(data)
 	}
-	return all.String()
+	return all.String(), nil
 }
 
 // recorded waits until the journal holds a text: refusals are not waited for by whoever is refused.
