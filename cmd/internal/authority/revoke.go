@@ -43,7 +43,7 @@ func (a *Authority) Revoke(ctx context.Context, tx *store.Store, s store.Selecti
 // called when the transaction was committed, or when that failed and it is unknown whether it was, while others wait to
 // write: it must not wait for a reader, who may be waiting for the database.
 func (a *Authority) changed(c store.Change) {
-	if c.Revoked {
+	if c.Revoked || c.Full {
 		a.revocations.Add(1)
 	}
 }

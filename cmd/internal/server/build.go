@@ -38,7 +38,7 @@ const scopeAdmin = admin.ScopeAdmin
 func (s *service) build(ctx context.Context) error {
 	now := time.Now()
 	db := s.folder.store
-	h, err := loadHierarchy(ctx, s.folder.outbox, db, s.cfg.Data, "Certbound "+s.identity.trustDomain, now)
+	h, err := loadHierarchy(ctx, s.folder.outbox, db, s.cfg.Data, s.ofReplica(settingCAFiles), "Certbound "+s.identity.trustDomain, now)
 	if err != nil {
 		return err
 	}
@@ -115,7 +115,7 @@ func (s *service) buildIssuer(ctx context.Context) error {
 	reg := newRegistry(s.folder.store, s.trust, s.anchors, s.identity.trustDomain, s.adminResource())
 	s.trust.OnChange(reg.forgetForeign)
 	s.registry = reg
-	if err := reg.loadBlocked(ctx, s.folder.store); err != nil {
+	if err := reg.loadBlocked(ctx); err != nil {
 		return err
 	}
 	cfg := issuer.Config{

@@ -48,12 +48,18 @@ const journalFolder = "audit"
 const (
 	settingIssuer      = "issuer"
 	settingTrustDomain = "trust_domain"
-	settingPublicPort  = "public_port"
-	settingMTLSPort    = "mtls_port"
-	settingOperator    = "operator_profile"
+	settingOperator    = "first_operator" // names the replica that registered it
 
 	settingInstallation = "journal_installation" // both are random names
-	settingReplica      = "journal_replica"
+	settingReplica      = "journal_replica"      // of a database in the data folder
+)
+
+// names of the settings that each replica has for itself, written once.
+const (
+	settingPublicPort = "public_port"
+	settingMTLSPort   = "mtls_port"
+	settingProfile    = "operator_profile"
+	settingCAFiles    = "ca_files"
 )
 
 // open locks the data folder and opens what lies in it.
@@ -78,7 +84,7 @@ func (s *service) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	db, err := store.Open(ctx, store.Config{Path: database, KEK: kek, MaxTokenLife: s.cfg.Token.MaxLifetime, FileTrusts: s.fileTrusts(), Fatal: s.mustEnd, Logger: s.log})
+	db, err := s.openStore(ctx, store.Config{Path: database, KEK: kek, MaxTokenLife: s.cfg.Token.MaxLifetime, FileTrusts: s.fileTrusts(), Fatal: s.mustEnd, Logger: s.log})
 	if errors.Is(err, store.ErrWrongKEK) {
 		return &StartError{
 			Message: fmt.Sprintf("the key-encryption key in %s does not open %s", cmp.Or(s.cfg.KEKFile, filepath.Join(data, "kek")), database),
@@ -111,7 +117,7 @@ func checkNotLost(data, database string) error {
 	if _, err := os.Stat(database); !errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
-	for _, name := range []string{"ca", "audit", "admin"} {
+	for _, name := range []string{replicaFile, "ca", "audit", "admin"} {
 		if _, err := os.Stat(filepath.Join(data, name)); err == nil {
 			return &StartError{
 				Message: fmt.Sprintf("the database %s is missing, but %s shows that there was one", database, filepath.Join(data, name)),
@@ -152,7 +158,7 @@ func (s *service) bind(ctx context.Context) error {
 			continue
 		}
 		bound := port(listener.Addr().String())
-		if _, err := s.folder.store.SetOnce(ctx, l.setting, bound); err != nil {
+		if _, err := s.folder.store.SetOnce(ctx, s.ofReplica(l.setting), bound); err != nil {
 			return fmt.Errorf("remembering the port of the %s listener: %w", l.name, err)
 		}
 	}
@@ -164,7 +170,7 @@ func (s *service) samePort(ctx context.Context, address, setting string) (string
 	if setting == "" || port(address) != "0" {
 		return address, nil
 	}
-	stored, err := s.folder.store.Setting(ctx, setting)
+	stored, err := s.folder.store.Setting(ctx, s.ofReplica(setting))
 	if errors.Is(err, store.ErrNotFound) {
 		return address, nil
 	}
@@ -216,21 +222,29 @@ func (s *service) once(ctx context.Context, setting, configured, wanted string) 
 	stored, err := s.folder.store.Setting(ctx, setting)
 	if isNotFound(err) {
 		event := audit.Event{Name: "setting.set", Detail: map[string]string{setting: wanted}}
-		err = change(ctx, s.folder.outbox, event, func(tx *store.Store) (err error) {
+		err = changeOnce(ctx, s.folder.outbox, event, func(tx *store.Store) (first bool, err error) {
+			if stored, err = tx.Setting(ctx, setting); !isNotFound(err) {
+				return false, err
+			}
 			stored, err = tx.SetOnce(ctx, setting, wanted)
-			return err
+			return true, err
 		})
 	}
 	if err != nil {
 		return "", fmt.Errorf("settling the %s: %w", setting, err)
 	}
 	if configured != "" && configured != stored {
-		return "", &StartError{
-			Message: fmt.Sprintf("the data folder %s belongs to the %s %s, not to %s", s.cfg.Data, strings.ReplaceAll(setting, "_", " "), stored, configured),
-			Hint:    "leave the setting out to go on with what was stored, or choose another folder with --data",
-		}
+		return "", s.another(setting, stored, configured)
 	}
 	return stored, nil
+}
+
+// another refuses a configuration that asks for another identity than the stored one.
+func (s *service) another(setting, stored, configured string) error {
+	return &StartError{
+		Message: fmt.Sprintf("the data folder %s belongs to the %s %s, not to %s", s.cfg.Data, strings.ReplaceAll(setting, "_", " "), stored, configured),
+		Hint:    "leave the setting out to go on with what was stored, or choose another folder with --data",
+	}
 }
 
 // StartError is a refusal to start that the operator can do something about.

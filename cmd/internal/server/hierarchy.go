@@ -41,28 +41,31 @@ type hierarchy struct {
 
 // loadHierarchy reads root and issuing CA, making them at the first start, and holds them against the
 // public copies in DATA/ca: whoever distributes those files must distribute the truth.
-func loadHierarchy(ctx context.Context, box *outbox.Box, db *store.Store, data, name string, now time.Time) (*hierarchy, error) {
+//
+// written is the name of the setting that says whether the folder has its copies.
+func loadHierarchy(ctx context.Context, box *outbox.Box, db *store.Store, data, written, name string, now time.Time) (*hierarchy, error) {
 	rows, err := db.Keys(ctx, purposeIssuing)
 	if err != nil {
 		return nil, fmt.Errorf("reading the issuing CA: %w", err)
 	}
-	var h *hierarchy
-	first := len(rows) == 0
-	if first {
-		h, err = makeHierarchy(ctx, box, name, now)
-	} else {
-		h, err = parseHierarchy(rows[0])
+	if len(rows) == 0 {
+		if rows, err = makeHierarchy(ctx, box, name, now); err != nil {
+			return nil, err
+		}
 	}
+	h, err := parseHierarchy(rows[0])
 	if err != nil {
 		return nil, err
 	}
 	if err := h.check(now); err != nil {
 		return nil, err
 	}
-	return h, h.files(ctx, filepath.Join(data, "ca"), db)
+	return h, h.files(ctx, filepath.Join(data, "ca"), written, db)
 }
 
-func makeHierarchy(ctx context.Context, box *outbox.Box, name string, now time.Time) (*hierarchy, error) {
+// makeHierarchy stores a new certificate authority and returns the row of its issuing CA, or of the one that another
+// replica has stored meanwhile.
+func makeHierarchy(ctx context.Context, box *outbox.Box, name string, now time.Time) (rows []store.Key, _ error) {
 	made, err := stepca.NewHierarchy(name, now)
 	if err != nil {
 		return nil, fmt.Errorf("making the certificate authority: %w", err)
@@ -75,17 +78,21 @@ func makeHierarchy(ctx context.Context, box *outbox.Box, name string, now time.T
 	if err != nil {
 		return nil, err
 	}
-	err = change(ctx, box, audit.Event{
+	err = changeOnce(ctx, box, audit.Event{
 		Name: "ca.create", Serial: made.Issuing.SerialNumber.String(), Expires: made.Issuing.NotAfter,
 		Thumbprint: mtls.ThumbprintOf(made.Issuing).String(), Detail: map[string]string{"root": mtls.ThumbprintOf(made.Root).String()},
-	}, func(tx *store.Store) error {
+	}, func(tx *store.Store) (first bool, err error) {
+		if rows, err = tx.Keys(ctx, purposeIssuing); err != nil || len(rows) > 0 {
+			return false, err
+		}
+		rows = []store.Key{issuing}
 		// The issuing CA last: its row is what says that the hierarchy is whole.
-		return errors.Join(tx.PutKey(ctx, root), tx.PutKey(ctx, issuing))
+		return true, errors.Join(tx.PutKey(ctx, root), tx.PutKey(ctx, issuing))
 	})
 	if err != nil {
 		return nil, fmt.Errorf("storing the certificate authority: %w", err)
 	}
-	return &hierarchy{root: made.Root, issuing: made.Issuing, issuingKey: made.IssuingKey}, nil
+	return rows, nil
 }
 
 // sealable is a key with its chain as the store seals it.
@@ -132,11 +139,10 @@ func (h *hierarchy) check(now time.Time) error {
 }
 
 // files writes the public copies once and refuses copies that differ later.
-func (h *hierarchy) files(ctx context.Context, dir string, db *store.Store) error {
+func (h *hierarchy) files(ctx context.Context, dir, setting string, db *store.Store) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("making the folder of the CA's certificates: %w", err)
 	}
-	const setting = "ca_files"
 	_, err := db.Setting(ctx, setting)
 	first := errors.Is(err, store.ErrNotFound)
 	if err != nil && !first {

@@ -64,6 +64,13 @@ func (k *journalKeys) Day(ctx context.Context, day string) ([]byte, error) {
 	return key, nil
 }
 
+// forget drops the days' keys from memory.
+func (k *journalKeys) forget() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	clear(k.days)
+}
+
 // Subject implements audit.Keys.
 func (k *journalKeys) Subject(ctx context.Context, id string) ([]byte, error) {
 	return k.store.AuditSubject(ctx, id)
@@ -84,9 +91,7 @@ func (k *journalKeys) StoredSubject(ctx context.Context, id string) ([]byte, err
 // deleteBefore deletes the keys of the days before one.
 func (k *journalKeys) deleteBefore(ctx context.Context, day string) (int64, error) {
 	n, err := k.store.DeleteAuditDays(ctx, day)
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	clear(k.days)
+	k.forget()
 	return n, err
 }
 
@@ -163,5 +168,9 @@ func (s *service) retain(ctx context.Context) error {
 func (s *service) forgetErased(c store.Change) {
 	for _, id := range c.AuditSubjects {
 		s.folder.journal.Forget(id)
+	}
+	if c.Full {
+		s.journalKeys.forget()
+		s.folder.journal.ForgetBefore(time.Now().AddDate(1, 0, 0)) // all of them
 	}
 }

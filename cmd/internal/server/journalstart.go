@@ -5,11 +5,8 @@ package server
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
-	"fmt"
 	"path/filepath"
-	"strings"
 
 	"github.com/certbound/certbound/cmd/internal/audit"
 	"github.com/certbound/certbound/cmd/internal/store"
@@ -46,6 +43,7 @@ func (s *service) openJournal(ctx context.Context, db *store.Store) (*audit.Log,
 	s.journalTimes = newJournalTimes()
 	s.journalKeys = newJournalKeys(db, s.cfg.Audit.Retention)
 	cfg := audit.Config{
+		Installation: s.replica.Installation, Replica: s.replica.Replica,
 		Dir: filepath.Join(s.cfg.Data, journalFolder), Reserve: s.reserve, Registrar: journalRegister{db}, Keys: s.journalKeys,
 		SyncInterval: s.cfg.Audit.SyncInterval, SegmentBytes: int64(s.cfg.Audit.SegmentSize), SegmentAge: s.cfg.Audit.SegmentAge,
 		RefusalBytes: int64(s.cfg.Audit.RefusalQuota),
@@ -55,12 +53,6 @@ func (s *service) openJournal(ctx context.Context, db *store.Store) (*audit.Log,
 	}
 	if s.cfg.Audit.Sync == "interval" {
 		cfg.Sync = audit.Interval
-	}
-	var err error
-	for setting, into := range map[string]*string{settingInstallation: &cfg.Installation, settingReplica: &cfg.Replica} {
-		if *into, err = db.SetOnce(ctx, setting, strings.ToLower(rand.Text())); err != nil {
-			return nil, fmt.Errorf("naming the journal: %w", err)
-		}
 	}
 	journal, err := audit.Open(ctx, cfg)
 	if damage, ok := errors.AsType[*audit.DamageError](err); ok {

@@ -13,6 +13,8 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/certbound/certbound/cmd/internal/audit"
@@ -25,9 +27,28 @@ import (
 // purposeSigning names the token signing keys among the sealed keys.
 const purposeSigning = "signing"
 
-// keyring holds the token signing keys, unsealed. The public ones are computed from the private ones and
-// never read from a column that somebody could have changed.
+const (
+	// keysTimeout bounds reading the signing keys again, keysAgain how long a failure of that stands.
+	keysTimeout = 2 * time.Second
+	keysAgain   = 250 * time.Millisecond
+)
+
+// keyring holds the token signing keys, unsealed. The public ones are computed from the private ones and never read from
+// a column that somebody could have changed. After a change of sealed keys, here or at another replica, they are read
+// again before anything is signed or verified with them.
 type keyring struct {
+	store *store.Store
+	epoch atomic.Uint64 // counts changes
+
+	mu       sync.Mutex // held while they are read
+	failed   error      // of the last time, if it failed
+	failedAt time.Time
+	ring     atomic.Pointer[ring]
+}
+
+// ring is the keys as they were at one moment.
+type ring struct {
+	epoch   uint64
 	current issuer.SigningKey
 	public  []tokens.PublicKey
 }
@@ -35,6 +56,8 @@ type keyring struct {
 // loadKeyring reads the signing keys, making the first one when there is none, and verifies one product
 // of each before any token depends on it.
 func loadKeyring(ctx context.Context, box *outbox.Box, db *store.Store, now time.Time) (*keyring, error) {
+	k := &keyring{store: db}
+	db.OnChange(k.forget) // before they are read, so that no change is missed
 	rows, err := db.Keys(ctx, purposeSigning)
 	if err != nil {
 		return nil, fmt.Errorf("reading the signing keys: %w", err)
@@ -44,14 +67,67 @@ func loadKeyring(ctx context.Context, box *outbox.Box, db *store.Store, now time
 		if err != nil {
 			return nil, err
 		}
-		err = change(ctx, box, audit.Event{Name: "key.create", Detail: map[string]string{"kid": row.ID, "alg": row.Algorithm}},
-			func(tx *store.Store) error { return tx.PutKey(ctx, row) })
+		err = changeOnce(ctx, box, audit.Event{Name: "key.create", Detail: map[string]string{"kid": row.ID, "alg": row.Algorithm}},
+			func(tx *store.Store) (bool, error) {
+				if have, err := tx.Keys(ctx, purposeSigning); err != nil || len(have) > 0 {
+					return false, err
+				}
+				return true, tx.PutKey(ctx, row)
+			})
 		if err != nil {
 			return nil, fmt.Errorf("storing a signing key: %w", err)
 		}
-		rows = []store.Key{row}
 	}
-	ring := &keyring{}
+	_, err = k.keys(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return k, nil
+}
+
+// forget has the keys read again after a change.
+func (k *keyring) forget(c store.Change) {
+	if c.Keys || c.Full {
+		k.epoch.Add(1)
+	}
+}
+
+// keys returns the keys as they are now. It blocks only after a change.
+func (k *keyring) keys(ctx context.Context) (*ring, error) {
+	if r := k.ring.Load(); r != nil && r.epoch == k.epoch.Load() {
+		return r, nil
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	epoch := k.epoch.Load()
+	if r := k.ring.Load(); r != nil && r.epoch == epoch {
+		return r, nil
+	}
+	if k.failed != nil && time.Since(k.failedAt) < keysAgain {
+		return nil, k.failed
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), keysTimeout)
+	defer cancel()
+	r, err := k.read(ctx)
+	if k.failed = err; err != nil {
+		k.failedAt = time.Now()
+		return nil, err
+	}
+	r.epoch = epoch // a change meanwhile has it read once more
+	k.ring.Store(r)
+	return r, nil
+}
+
+// read unseals and probes the keys.
+func (k *keyring) read(ctx context.Context) (*ring, error) {
+	rows, err := k.store.Keys(ctx, purposeSigning)
+	if err != nil {
+		return nil, fmt.Errorf("reading the signing keys: %w", err)
+	}
+	if len(rows) == 0 {
+		return nil, errors.New("there is no signing key")
+	}
+	r := &ring{}
 	for _, row := range rows {
 		signer, err := parseSigner(row.Private)
 		if err != nil {
@@ -61,12 +137,12 @@ func loadKeyring(ctx context.Context, box *outbox.Box, db *store.Store, now time
 			return nil, fmt.Errorf("signing key %s: %w", row.ID, err)
 		}
 		key := issuer.SigningKey{ID: row.ID, Algorithm: row.Algorithm, Signer: signer}
-		ring.public = append(ring.public, tokens.PublicKey{ID: key.ID, Algorithm: key.Algorithm, Key: signer.Public()})
-		if ring.current.Signer == nil {
-			ring.current = key
+		r.public = append(r.public, tokens.PublicKey{ID: key.ID, Algorithm: key.Algorithm, Key: signer.Public()})
+		if r.current.Signer == nil {
+			r.current = key
 		}
 	}
-	return ring, nil
+	return r, nil
 }
 
 func newSigningKey(now time.Time) (store.Key, error) {
@@ -113,15 +189,32 @@ func parseSigner(pkcs8 []byte) (crypto.Signer, error) {
 }
 
 // Signing implements issuer.Keys.
-func (k *keyring) Signing() (issuer.SigningKey, error) { return k.current, nil }
+func (k *keyring) Signing() (issuer.SigningKey, error) {
+	r, err := k.keys(context.Background())
+	if err != nil {
+		return issuer.SigningKey{}, err
+	}
+	return r.current, nil
+}
 
-// Published implements issuer.Keys.
-func (k *keyring) Published() []tokens.PublicKey { return k.public }
+// Published implements issuer.Keys. While the keys cannot be read again it gives the last ones: who verifies may remember
+// those anyway, and an empty list would be remembered as well.
+func (k *keyring) Published() []tokens.PublicKey {
+	r, err := k.keys(context.Background())
+	if err != nil {
+		r = k.ring.Load()
+	}
+	return r.public
+}
 
 // Key implements tokens.Keys for the operators' API, which verifies our own tokens without asking
 // ourselves over the network.
-func (k *keyring) Key(_ context.Context, kid string) (tokens.PublicKey, error) {
-	for _, p := range k.public {
+func (k *keyring) Key(ctx context.Context, kid string) (tokens.PublicKey, error) {
+	r, err := k.keys(ctx)
+	if err != nil {
+		return tokens.PublicKey{}, err
+	}
+	for _, p := range r.public {
 		if p.ID == kid {
 			return p, nil
 		}

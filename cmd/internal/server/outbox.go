@@ -61,11 +61,16 @@ func (m *metrics) watchOutbox(stats func() outbox.Stats) {
 			}))
 }
 
-// change makes a change that the service itself makes at its start, together with its record.
-func change(ctx context.Context, box *outbox.Box, event audit.Event, f func(tx *store.Store) error) error {
+// changeOnce makes a change that the service itself makes at its start, together with its record. f looks first whether
+// it was made already, since another replica may start at the same moment: then it changes nothing and says so.
+func changeOnce(ctx context.Context, box *outbox.Box, event audit.Event, f func(tx *store.Store) (first bool, err error)) error {
 	event.Outcome = audit.Granted
 	_, err := box.Change(ctx, audit.Decision, func(tx *store.Store) ([]audit.Event, error) {
-		return []audit.Event{event}, f(tx)
+		first, err := f(tx)
+		if err != nil || !first {
+			return nil, err
+		}
+		return []audit.Event{event}, nil
 	})
 	return err
 }

@@ -42,8 +42,8 @@ func (s *service) loadOwn(ctx context.Context) error {
 		return fmt.Errorf("reading the service's own certificate: %w", err)
 	}
 	var current tls.Certificate
-	if len(rows) > 0 {
-		if current, err = parseOwn(rows[0]); err != nil {
+	if mine := slices.IndexFunc(rows, func(k store.Key) bool { return k.ID == s.replica.Replica }); mine >= 0 {
+		if current, err = parseOwn(rows[mine]); err != nil {
 			return err
 		}
 	}
@@ -93,7 +93,7 @@ func (s *service) makeOwn(ctx context.Context) (tls.Certificate, error) {
 		return tls.Certificate{}, fmt.Errorf("encoding the service's own key: %w", err)
 	}
 	err = s.folder.store.PutKey(ctx, store.Key{
-		ID: keyID, Purpose: purposeServer, State: "active", Chain: made.Certificate, Private: der, CreatedAt: time.Now(),
+		ID: s.replica.Replica, Purpose: purposeServer, State: "active", Chain: made.Certificate, Private: der, CreatedAt: time.Now(),
 	})
 	if err != nil {
 		return tls.Certificate{}, fmt.Errorf("storing the service's own certificate: %w", err)
@@ -173,7 +173,7 @@ func (s *service) bootstrapOperator(ctx context.Context) error {
 	if err := s.declareBuiltIn(ctx); err != nil {
 		return fmt.Errorf("declaring the operators' API: %w", err)
 	}
-	stored, err := db.Setting(ctx, settingOperator)
+	stored, err := db.Setting(ctx, s.ofReplica(settingProfile))
 	if err == nil {
 		s.operatorDir = stored
 		err = s.refreshOperator(ctx)
@@ -187,23 +187,33 @@ func (s *service) bootstrapOperator(ctx context.Context) error {
 		return fmt.Errorf("reading settings: %w", err)
 	}
 	first := s.firstOperator()
+	registrar := ""
 	event := audit.Event{Name: "client.add", Client: first.ID, Scope: first.Scopes, Detail: map[string]string{"built_in": "true"}}
-	err = change(ctx, s.folder.outbox, event, func(tx *store.Store) error {
+	err = changeOnce(ctx, s.folder.outbox, event, func(tx *store.Store) (bool, error) {
+		if registrar, err = tx.Setting(ctx, settingOperator); !isNotFound(err) {
+			return false, err
+		}
+		if registrar, err = tx.SetOnce(ctx, settingOperator, s.replica.Replica); err != nil {
+			return false, err
+		}
 		_, err := tx.AddClient(ctx, first, nil)
-		return err
+		return true, err
 	})
-	if err != nil && !errors.Is(err, store.ErrExists) {
+	if err != nil {
 		return fmt.Errorf("registering the first operator: %w", err)
 	}
-	// A profile elsewhere is the operator's from then on: we lay it down once and do not keep it fresh.
+	// A profile elsewhere is the operator's from then on: we lay it down once and do not keep it fresh. A replica that came
+	// later has none of its own unless it is asked for.
 	dir, keep := s.cfg.AdminProfile, ""
-	if dir == "" {
+	if dir == "" && registrar == s.replica.Replica {
 		dir, keep = filepath.Join(s.cfg.Data, "admin"), "admin"
 	}
-	if err := s.writeOperator(ctx, dir); err != nil {
-		return err
+	if dir != "" {
+		if err := s.writeOperator(ctx, dir); err != nil {
+			return err
+		}
 	}
-	s.operatorDir, err = db.SetOnce(ctx, settingOperator, keep)
+	s.operatorDir, err = db.SetOnce(ctx, s.ofReplica(settingProfile), keep)
 	return err
 }
 
@@ -218,7 +228,12 @@ func (s *service) declareBuiltIn(ctx context.Context) error {
 			return err
 		}
 		event := audit.Event{Name: "resource.add", Resource: r.URI, Scope: r.Scopes, Detail: map[string]string{"built_in": "true"}}
-		err = change(ctx, s.folder.outbox, event, func(tx *store.Store) error { return tx.AddResource(ctx, r) })
+		err = changeOnce(ctx, s.folder.outbox, event, func(tx *store.Store) (bool, error) {
+			if _, err := tx.Resource(ctx, r.URI); !isNotFound(err) {
+				return false, err
+			}
+			return true, tx.AddResource(ctx, r)
+		})
 		if err != nil {
 			return err
 		}

@@ -29,6 +29,7 @@ type rows interface {
 	Client(ctx context.Context, id string) (store.Client, error)
 	Certificate(ctx context.Context, thumbprint [32]byte) (store.Certificate, error)
 	Resources(ctx context.Context) ([]store.Resource, error)
+	BlockedKeys(ctx context.Context) ([][32]byte, error)
 }
 
 // foreign is what the registry asks about clients that our own CA does not vouch for.
@@ -54,6 +55,7 @@ type registry struct {
 	resources    []store.Resource
 	loaded       bool
 	blocked      map[[32]byte]bool // compromised public keys, all of them
+	blockedStale bool              // there may be more: nobody is authenticated before they are read again
 }
 
 func newRegistry(db *store.Store, others foreign, anchors *mtls.Anchors, trustDomain, admin string) *registry {
@@ -80,6 +82,11 @@ func (r *registry) forget(c store.Change) {
 	if c.Trusts {
 		clear(r.clients)
 	}
+	if c.Full {
+		clear(r.clients)
+		clear(r.certificates)
+		r.resources, r.loaded, r.blockedStale = nil, false, true
+	}
 	for _, key := range c.Blocked {
 		r.blocked[key] = true // a key that is blocked stays so
 	}
@@ -92,8 +99,11 @@ func (r *registry) forget(c store.Change) {
 }
 
 // loadBlocked reads the compromised keys. It is called after the registry has begun to listen, so that none is missed.
-func (r *registry) loadBlocked(ctx context.Context, db *store.Store) error {
-	keys, err := db.BlockedKeys(ctx)
+func (r *registry) loadBlocked(ctx context.Context) error {
+	r.mu.RLock()
+	epoch := r.epoch
+	r.mu.RUnlock()
+	keys, err := r.store.BlockedKeys(ctx)
 	if err != nil {
 		return fmt.Errorf("reading the compromised keys: %w", err)
 	}
@@ -102,14 +112,18 @@ func (r *registry) loadBlocked(ctx context.Context, db *store.Store) error {
 	for _, key := range keys {
 		r.blocked[key] = true
 	}
+	if r.epoch == epoch {
+		r.blockedStale = false
+	}
 	return nil
 }
 
-// keyBlocked says whether a public key was reported compromised.
+// keyBlocked says whether a public key was reported compromised. While that is not known, every key counts as such:
+// Client has refused before, with an error that tells the reason.
 func (r *registry) keyBlocked(key [32]byte) bool {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
-	return r.blocked[key]
+	return r.blockedStale || r.blocked[key]
 }
 
 // forgetForeign drops every client, because what others vouch for has changed.
@@ -118,8 +132,13 @@ func (r *registry) forgetForeign() { r.forget(store.Change{Trusts: true}) }
 // Client implements issuer.Registry.
 func (r *registry) Client(ctx context.Context, id string) (*issuer.Client, error) {
 	r.mu.RLock()
-	c, epoch := r.clients[id], r.epoch
+	c, epoch, stale := r.clients[id], r.epoch, r.blockedStale
 	r.mu.RUnlock()
+	if stale {
+		if err := r.loadBlocked(ctx); err != nil {
+			return nil, err
+		}
+	}
 	if c != nil {
 		return c, nil
 	}

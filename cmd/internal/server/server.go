@@ -78,6 +78,7 @@ type service struct {
 	journalKeys *journalKeys   // what personal members of its records are sealed under
 	reserve     *audit.Reserve // room on the disk for what takes authority away
 	folder      *folder        // what lies on disk: lock, database, journal
+	replica     replicaID      // which of those who share the database
 	identity    identity       // who we are: issuer, trust domain, addresses
 	sockets     sockets
 

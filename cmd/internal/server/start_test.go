@@ -233,7 +233,7 @@ func TestHierarchy_Load(t *testing.T) {
 	_, db := testRegistry(t)
 	data, now := t.TempDir(), time.Now()
 	load := func() (*hierarchy, error) {
-		return loadHierarchy(t.Context(), testBox(t, db.Store), db.Store, data, "Test", now)
+		return loadHierarchy(t.Context(), testBox(t, db.Store), db.Store, data, settingCAFiles, "Test", now)
 	}
 	first, err := load()
 	if err != nil {
@@ -320,13 +320,17 @@ func TestKeyring(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(first.public) != 1 || first.current.ID != again.current.ID || !samePublicKey(first.current.Signer.Public(), again.public[0].Key) {
-		t.Errorf("%d keys, %s then %s", len(first.public), first.current.ID, again.current.ID)
+	one, err := first.Signing()
+	if err != nil {
+		t.Fatal(err)
 	}
-	if id, err := tokens.KeyID(first.current.Signer.Public()); err != nil || id != first.current.ID {
-		t.Errorf("the key's id is %s, want %s, %v", first.current.ID, id, err)
+	if two, err := again.Signing(); err != nil || len(first.Published()) != 1 || one.ID != two.ID || !samePublicKey(one.Signer.Public(), again.Published()[0].Key) {
+		t.Errorf("%d keys, %s then %s, %v", len(first.Published()), one.ID, two.ID, err)
 	}
-	if key, err := first.Key(t.Context(), first.current.ID); err != nil || key.ID != first.current.ID {
+	if id, err := tokens.KeyID(one.Signer.Public()); err != nil || id != one.ID {
+		t.Errorf("the key's id is %s, want %s, %v", one.ID, id, err)
+	}
+	if key, err := first.Key(t.Context(), one.ID); err != nil || key.ID != one.ID {
 		t.Errorf("the key by its id: %v", err)
 	}
 	if _, err := first.Key(t.Context(), "other"); !errors.Is(err, tokens.ErrUnknownKey) {

@@ -266,7 +266,8 @@ func (m *Manager) forget(c store.Change) {
 		default: // it is told already
 		}
 	}
-	if !c.Trusts {
+	// When anything may have changed, what clients publish needs no look: it is kept by the registration that it belongs to.
+	if !c.Trusts && !c.Full {
 		return
 	}
 	m.mu.Lock()
