@@ -73,7 +73,7 @@ func importTable() map[string]allowance {
 			router, "github.com/prometheus/client_golang/...", "go.opentelemetry.io/otel/...", "golang.org/x/sync/..."}},
 
 		"cmd/certbound": {ours: []string{"cmd/internal/..."}, outside: []string{"github.com/spf13/cobra"}},
-		"scripts/...":   {ours: and("scripts/process")},
+		"scripts/...":   {ours: and("scripts/process", "scripts/postgres")},
 	}
 }
 
