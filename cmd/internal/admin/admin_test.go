@@ -247,6 +247,15 @@ func TestAddShowListClient(t *testing.T) {
 	}
 }
 
+func version(t *testing.T, b *bench) int64 {
+	t.Helper()
+	v, err := b.store.Version(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
 // What is recorded names actor, target and what; the code is never in it.
 func TestChangesAreRecorded(t *testing.T) {
 	b := newBench(t)
@@ -256,10 +265,13 @@ func TestChangesAreRecorded(t *testing.T) {
 	if event.Time.IsZero() {
 		t.Error("no time")
 	}
-	event.Time = time.Time{}
+	if event.Version == 0 || event.Version != version(t, b) {
+		t.Errorf("the record is of version %d, the state of %d", event.Version, version(t, b))
+	}
+	event.Time, event.Version = time.Time{}, 0
 	want := audit.Event{
 		Name: "client.add", Outcome: audit.Granted, Client: "payments", Actor: "alice", Thumbprint: "thumb", Address: "192.0.2.1", Correlation: "corr",
-		Scope: []string{"ledger:read"}, Detail: map[string]string{"usage": "client"},
+		Scope: []string{"ledger:read"}, Detail: map[string]string{"usage": "client", "auth_method": "tls_client_auth"},
 	}
 	if diff := cmp.Diff(want, event); diff != "" {
 		t.Error(diff)
@@ -446,6 +458,9 @@ func TestCertificates(t *testing.T) {
 	}
 	if e := b.journal.last(t); e.Name != "cert.revoke" || e.Serial != "103" || e.Client != "a" || e.Detail["reason"] != "keyCompromise" {
 		t.Errorf("recorded %+v", e)
+	}
+	if key := b.journal.last(t).Detail["key"]; len(key) != 43 {
+		t.Errorf("the record names the key %q", key)
 	}
 	b.post("/certificates/revoke", `{"client_id":"a"}`, http.StatusOK, &done)
 	if len(done.Revoked) != 2 || len(done.AlreadyRevoked) != 1 {

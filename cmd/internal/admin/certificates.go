@@ -75,10 +75,19 @@ func (a *api) revoke(_ *http.Request, req *RevokeRequest) (*deed, error) {
 // nothing is one event too.
 func revocationEvents(req *RevokeRequest, done store.Revocation, reason pki.Reason) []audit.Event {
 	events := make([]audit.Event, 0, len(done.Revoked)+1)
+	told := make(map[[32]byte]bool) // keys
 	for _, c := range done.Revoked {
+		told[c.KeyHash] = true
 		events = append(events, audit.Event{Client: c.ClientID, Serial: c.Serial, Detail: map[string]string{
-			"reason": reason.String(), "x5t#S256": mtls.Thumbprint(c.Thumbprint).String(),
+			"reason": reason.String(), "x5t#S256": mtls.Thumbprint(c.Thumbprint).String(), "key": keyText(c.KeyHash),
 		}})
+	}
+	for _, key := range done.Blocked {
+		if !told[key] { // all its certificates were revoked before
+			events = append(events, audit.Event{Client: req.ClientID, Serial: req.Serial, Detail: map[string]string{
+				"reason": reason.String(), "key": keyText(key), "changed": "blocked",
+			}})
+		}
 	}
 	for _, id := range done.Disabled {
 		events = append(events, audit.Event{Client: id, Detail: map[string]string{"reason": reason.String(), "changed": "disabled"}})
@@ -90,6 +99,8 @@ func revocationEvents(req *RevokeRequest, done store.Revocation, reason pki.Reas
 	}
 	return events
 }
+
+func keyText(hash [32]byte) string { return base64.RawURLEncoding.EncodeToString(hash[:]) }
 
 func reasonNames() string {
 	var names []string

@@ -10,6 +10,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -106,7 +107,10 @@ func enrols(c store.Client) bool { return c.AuthMethod == byCA && c.Trust == "" 
 
 // registration is what the record keeps of a registration.
 func registration(c store.Client) map[string]string {
-	detail := map[string]string{"usage": c.Usage}
+	detail := map[string]string{"usage": c.Usage, "auth_method": c.AuthMethod}
+	if sealed := person(c); len(sealed) > 0 { // whoever cannot read them knows that something is missing
+		detail["sealed_members"] = strings.Join(slices.Sorted(maps.Keys(sealed)), " ")
+	}
 	for name, values := range map[string][]string{
 		"resources": c.Resources, "dns_names": c.DNS, "uris": c.URIs, "x5t#S256": thumbprints(c.Certificates),
 	} {

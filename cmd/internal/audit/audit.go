@@ -99,6 +99,7 @@ type Event struct {
 	Detail      map[string]string // anything else; written in the order of its keys
 	Personal    map[string]string // like Detail, what concerns a person: sealed with Address
 	Count       int               // how many decisions alike this one stands for; 0: itself
+	Version     int64             // of the database, which the decision changed; 0: it did not. By it, what a backup lacks is made again
 }
 
 // Log is an open journal. It is safe for concurrent use.

@@ -44,6 +44,7 @@ func (w *encoder) event(e *Event) {
 	}
 	w.object("detail", e.Detail)
 	w.count("count", e.Count)
+	w.count("version", int(e.Version))
 }
 
 // end appends whether something was cut.

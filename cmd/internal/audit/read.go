@@ -188,7 +188,9 @@ type Entry struct {
 	Scope       []string          `json:"scope"`
 	Audience    []string          `json:"aud"`
 	Expires     time.Time         `json:"expires"`
-	Count       int               `json:"count"` // how many decisions alike this one stands for; 0: itself
+	Count       int               `json:"count"`   // how many decisions alike this one stands for; 0: itself
+	Version     int64             `json:"version"` // of the database, which the decision changed; 0: it did not
+	Truncated   bool              `json:"truncated"`
 	Detail      map[string]string `json:"detail"`
 	Personal    map[string]string `json:"personal"`
 	Sealed      string            `json:"sealed"`

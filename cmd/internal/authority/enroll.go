@@ -6,9 +6,13 @@ package authority
 import (
 	"context"
 	"crypto/x509"
+	"encoding/base64"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
+	"strconv"
+	"time"
 
 	"github.com/certbound/certbound/cmd/internal/audit"
 	"github.com/certbound/certbound/cmd/internal/store"
@@ -44,6 +48,12 @@ func issued(name string, cert store.Certificate, fresh bool, from Caller) audit.
 	}
 	if !fresh {
 		event.Reason = "repeated"
+		return event
+	}
+	// By these the row can be made again, when a database is restored from a backup that does not have it.
+	event.Detail = map[string]string{
+		"generation": strconv.FormatUint(cert.Generation, 10), "not_before": cert.NotBefore.UTC().Format(time.RFC3339),
+		"key": base64.RawURLEncoding.EncodeToString(cert.KeyHash[:]),
 	}
 	return event
 }
@@ -103,7 +113,11 @@ func (a *Authority) redeem(ctx context.Context, req pki.EnrollRequest, from Call
 		if stored, err = tx.Redeem(ctx, id, hash, cert, from.Address, now); err != nil {
 			return nil, err
 		}
-		return []audit.Event{issued("cert.enroll", stored, stored.Thumbprint == cert.Thumbprint, from)}, nil
+		event := issued("cert.enroll", stored, stored.Thumbprint == cert.Thumbprint, from)
+		if event.Detail != nil {
+			event.Detail["code"] = hex.EncodeToString(id[:])
+		}
+		return []audit.Event{event}, nil
 	})
 	if err != nil {
 		return none, a.redeemError(ctx, err, code, from)

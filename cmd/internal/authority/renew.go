@@ -32,7 +32,10 @@ func (a *Authority) Renew(ctx context.Context, clientID string, parent *mtls.Pee
 // renewed is the event of a renewal, for the first time or again.
 func renewed(cert store.Certificate, fresh bool, parent [32]byte, from Caller) audit.Event {
 	event := issued("cert.renew", cert, fresh, from)
-	event.Detail = map[string]string{"renewed_from": mtls.Thumbprint(parent).String()}
+	if event.Detail == nil {
+		event.Detail = make(map[string]string)
+	}
+	event.Detail["renewed_from"] = mtls.Thumbprint(parent).String()
 	return event
 }
 

@@ -191,9 +191,15 @@ func (b *Box) commit(ctx context.Context, class audit.Class, f func(tx *store.St
 			return err
 		}
 		made.events, made.noted = events, tx.Touched()
+		var version int64
+		if made.noted {
+			if version, err = tx.NextVersion(ctx); err != nil {
+				return err
+			}
+		}
 		for i := range events {
 			e := &events[i]
-			e.ID, e.Class = rand.Text(), class
+			e.ID, e.Class, e.Version = rand.Text(), class, version
 			if e.Time.IsZero() {
 				e.Time = made.at
 			}

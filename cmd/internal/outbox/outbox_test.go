@@ -190,8 +190,10 @@ func TestOrder(t *testing.T) {
 	})
 	b.same(b.points[:3], []string{"noted one", "committed one", "recorded one"})
 	b.state("urn:a", 0, "one", "two")
+	changed, err := b.store.Version(t.Context())
+	b.must(err)
 	for _, e := range b.journal.events {
-		if len(e.ID) != 26 || e.Class != audit.Decision || e.Time.IsZero() || e.Address != "192.0.2.1" {
+		if len(e.ID) != 26 || e.Class != audit.Decision || e.Time.IsZero() || e.Address != "192.0.2.1" || e.Version != changed {
 			t.Errorf("recorded %+v", e)
 		}
 	}

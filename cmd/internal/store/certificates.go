@@ -261,6 +261,7 @@ func (s *Store) revokeSelected(c *change, sel Selection, reason int, now time.Ti
 	}
 	issued, err := c.revoke(certs, reason, now)
 	out.Revoked, out.Already = append(out.Revoked, issued.Revoked...), append(out.Already, issued.Already...)
+	out.Blocked = append(out.Blocked, issued.Blocked...)
 	return out, err
 }
 
@@ -408,8 +409,12 @@ func (c *change) revoke(certs []Certificate, reason int, now time.Time) (Revocat
 	var out Revocation
 	for _, cert := range certs {
 		if reason == keyCompromise {
-			if _, err := c.block(cert.KeyHash, now); err != nil {
+			isNew, err := c.block(cert.KeyHash, now)
+			if err != nil {
 				return Revocation{}, err
+			}
+			if isNew {
+				out.Blocked = append(out.Blocked, cert.KeyHash)
 			}
 		}
 		if !cert.RevokedAt.IsZero() {

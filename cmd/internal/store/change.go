@@ -6,6 +6,7 @@ package store
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -40,6 +41,16 @@ func (s *Store) Transact(ctx context.Context, f func(tx *Store) error) error {
 
 // Touched reports whether the transaction has changed something. It is false outside of one.
 func (s *Store) Touched() bool { return s.tx != nil && (len(s.tx.touched) > 0 || s.tx.wrote) }
+
+// NextVersion is the version that the state will have once the transaction, which must have touched something, is
+// committed: nobody else writes meanwhile.
+func (s *Store) NextVersion(ctx context.Context) (int64, error) {
+	if s.tx == nil {
+		return 0, errors.New("the next version is known in a transaction only")
+	}
+	v, err := s.Version(context.WithoutCancel(ctx))
+	return v + 1, err
+}
 
 // change runs f in a transaction that ends with the next version of the state, stamped on every row it touched, and
 // tells those who registered with OnChange before it returns. When f touched nothing, nothing is written.

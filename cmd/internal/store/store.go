@@ -324,6 +324,8 @@ type Revocation struct {
 	// Disabled are clients that were disabled, because nothing less would have taken their certificates away. What they
 	// had registered is among Revoked, in the form of the inventory, though it is not in there.
 	Disabled []string
+	// Blocked are hashes (SHA-256 of the SubjectPublicKeyInfo) of the public keys that were blocked, those of Revoked too.
+	Blocked [][32]byte
 }
 
 // Resource is one registered protected resource.

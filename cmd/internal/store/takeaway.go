@@ -88,6 +88,9 @@ func (s *Store) takeRegistered(c *change, client Client, thumbprint *[32]byte, r
 			return err
 		}
 		blocked[cert.KeyHash] = blocked[cert.KeyHash] || isNew
+		if isNew {
+			out.Blocked = append(out.Blocked, cert.KeyHash)
+		}
 	}
 	changed := false
 	switch {
