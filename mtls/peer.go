@@ -185,6 +185,19 @@ func PeerFromRequest(r *http.Request) (*Peer, error) {
 	return h.peer, h.err
 }
 
+// BreakOff closes the connection on which r arrived without another word, and reports whether it could: whoever writes to
+// it or reads from it gets an error at once, also where a write waits for a client that does not read. It is for handlers
+// whose answer must not leave any more; closing the TLS connection would wait to say so. It needs ConnContext and
+// a connection of NewListener. It may be called at any time, concurrently, and more than once.
+func BreakOff(r *http.Request) bool {
+	h, ok := r.Context().Value(holderKey{}).(*holder)
+	if !ok || h.conn == nil {
+		return false
+	}
+	_ = h.conn.Close()
+	return true
+}
+
 func peerOf(state *tls.ConnectionState) (*Peer, error) {
 	certs := state.PeerCertificates
 	if len(certs) == 0 {

@@ -82,7 +82,7 @@ func BenchmarkGate(b *testing.B) {
 	}
 	b.ReportAllocs()
 	for b.Loop() {
-		if refused := s.gate(ctx, &r, client, &target{}, s.now()); refused != nil {
+		if refused := s.judgeAgain(ctx, &r, client, &target{}, s.now()); refused != nil {
 			b.Fatal(refused)
 		}
 	}

@@ -45,7 +45,8 @@ func (s *Server) serveToken(w http.ResponseWriter, r *http.Request, peer *mtls.P
 		WriteError(w, r, s.issuer, err)
 		return
 	}
-	writeJSON(w, r, http.StatusOK, response.appendJSON(make([]byte, 0, 128+len(response.AccessToken))))
+	defer response.Done() // also when answering panics
+	s.answer(w, r, response)
 }
 
 // malformed is the record of a request that Issue never saw. Its client_id is left out: it is no more than text.
@@ -184,7 +185,7 @@ func (s *Server) MisdirectedHandler() http.Handler {
 // code and the description of the *tokens.Error in err and nothing else of it. Any other error is ours and shows as
 // server_error. The status is the code's own, except for a body that was too large (err wraps *http.MaxBytesError):
 // 413. A 401 carries a challenge with the realm: Bearer, or the scheme that the request tried in its Authorization
-// header.
+// header. A 503 carries Retry-After when the cause has a method RetryAfter() time.Duration, or was a closed Gate.
 func WriteError(w http.ResponseWriter, r *http.Request, realm string, err error) {
 	var (
 		e        *tokens.Error
@@ -199,6 +200,9 @@ func WriteError(w http.ResponseWriter, r *http.Request, realm string, err error)
 	}
 	if status == http.StatusUnauthorized { // RFC 9110, Section 15.5.2
 		w.Header().Set("WWW-Authenticate", triedScheme(r)+" realm="+quote(realm))
+	}
+	if status == http.StatusServiceUnavailable {
+		setRetryAfter(w.Header(), e, err)
 	}
 	writeError(w, r, status, e)
 }

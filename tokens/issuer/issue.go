@@ -11,7 +11,6 @@ import (
 	"encoding/base64"
 	"errors"
 	"log/slog"
-	"slices"
 	"sync"
 	"time"
 
@@ -43,16 +42,22 @@ type Response struct {
 	TokenType   string // always "Bearer"; the binding is in the token (RFC 8705, Section 3)
 	ExpiresIn   time.Duration
 	Scope       []string
+
+	passage Passage // nil without a Gate, and when it was left
 }
 
 // Issue decides about one request and returns the token, or a *tokens.Error. Every decision is recorded before Issue
 // returns; a grant that could not be recorded is refused. So is one that does not hold any more when its record has been
 // written: a revocation that returned meanwhile is in force. The record of that refusal names the token that was dropped.
-// Issue blocks on the Registry, the Recorder, and a client's CertificateSet only.
+// With a Gate, the Response must be told by Done when its answer has been written; what enters while the Gate is closed is
+// refused without a record. Issue blocks on the Registry, the Recorder, and a client's CertificateSet only.
 func (s *Server) Issue(ctx context.Context, r Request) (*Response, error) {
 	d := Decision{
 		Time: s.now(), Event: EventToken, ClientID: r.ClientID, Thumbprint: r.Peer.Thumbprint(),
 		Address: r.Address, CorrelationID: r.CorrelationID,
+	}
+	if refused := s.live(); refused != nil {
+		return nil, s.refuseUnrecorded(ctx, d, refused)
 	}
 	if r.GrantType != ClientCredentials { // RFC 6749, Section 5.2
 		return nil, s.refuse(ctx, d, refusal(tokens.CodeUnsupportedGrantType, "unsupported_grant_type",
@@ -87,45 +92,40 @@ func (s *Server) Issue(ctx context.Context, r Request) (*Response, error) {
 		return nil, s.refused(ctx, d, unavailable("record_failed", err))
 	}
 	now := s.now()
-	if refused := s.gate(ctx, &r, client, &t, now); refused != nil {
+	passage, refused := s.pass(ctx, &r, client, &t, now)
+	if refused != nil {
 		d.TokenID = c.id
 		return nil, s.refuse(ctx, d, refused)
 	}
 	s.events.TokenIssued(now.Sub(d.Time))
-	return &Response{AccessToken: token, TokenType: "Bearer", ExpiresIn: expires.Sub(issued), Scope: t.scope}, nil
-}
-
-// gate judges a decision again, on what the registry knows now. The record may have waited for the disk, longer than a
-// revocation takes to return. Everything comes from memory: the chain was built, and is held to its dates and to what is
-// revoked; so this costs next to nothing.
-func (s *Server) gate(ctx context.Context, r *Request, decided *Client, t *target, now time.Time) *tokens.Error {
-	client, _, refused := s.authenticate(ctx, r.ClientID, r.Peer, now)
-	if refused != nil || client == decided { // a registry changes a client by another value
-		return refused
-	}
-	again, refused := narrow(client.Grants, r.Resources, r.Scope)
-	if refused == nil && !(slices.Equal(again.audience, t.audience) && slices.Equal(again.scope, t.scope)) {
-		return unavailable("grants_changed", nil)
-	}
-	return refused
+	return &Response{
+		AccessToken: token, TokenType: "Bearer", ExpiresIn: expires.Sub(issued), Scope: t.scope, passage: passage,
+	}, nil
 }
 
 // Authenticate is the one place where a certificate becomes a client: Issue calls it, and so must every other endpoint
 // that a client may use. It judges everything anew at each call, because a connection outlives decisions. The client is
 // shared and must not be modified. Refusals are recorded under EventAuthenticate, with the caller's address and
 // correlation id from ctx, and returned as *tokens.Error: invalid_client, the same for an unknown client and for a
-// wrong certificate, or temporarily_unavailable when the Registry, or the client's CertificateSet, could not answer.
+// wrong certificate, or temporarily_unavailable when the Registry, or the client's CertificateSet, could not answer, or
+// when the Gate is closed, which is not recorded.
 func (s *Server) Authenticate(ctx context.Context, clientID string, peer *mtls.Peer) (*Client, error) {
 	now := s.now()
+	if refused := s.live(); refused != nil {
+		return nil, s.refuseUnrecorded(ctx, authenticating(ctx, clientID, peer, now), refused)
+	}
 	client, _, refused := s.authenticate(ctx, clientID, peer, now)
 	if refused != nil {
-		d := Decision{
-			Time: now, Event: EventAuthenticate, ClientID: clientID, Thumbprint: peer.Thumbprint(),
-			Address: Address(ctx), CorrelationID: CorrelationID(ctx),
-		}
-		return nil, s.refuse(ctx, d, refused)
+		return nil, s.refuse(ctx, authenticating(ctx, clientID, peer, now), refused)
 	}
 	return client, nil
+}
+
+func authenticating(ctx context.Context, clientID string, peer *mtls.Peer, now time.Time) Decision {
+	return Decision{
+		Time: now, Event: EventAuthenticate, ClientID: clientID, Thumbprint: peer.Thumbprint(),
+		Address: Address(ctx), CorrelationID: CorrelationID(ctx),
+	}
 }
 
 // Explain makes the decision of Authenticate and tells its machine-readable reason, "" when the certificate

@@ -215,6 +215,8 @@ type Config struct {
 	KeyBlocked func(key [sha256.Size]byte) bool
 	Keys       Keys
 	Recorder   Recorder
+	// Gate says whether this server may decide now. Nil means always.
+	Gate Gate
 	// Events may be nil.
 	Events Events
 	// Lifetime of a token unless the client has its own: whole seconds, default DefaultLifetime or, if that is shorter,
@@ -242,6 +244,7 @@ type Server struct {
 	keyBlocked    func([sha256.Size]byte) bool
 	keys          Keys
 	recorder      Recorder
+	gate          Gate
 	events        Events
 	lifetime      time.Duration
 	maxLifetime   time.Duration
@@ -284,6 +287,7 @@ func New(c Config) (*Server, error) {
 		keyBlocked:    c.KeyBlocked,
 		keys:          c.Keys,
 		recorder:      c.Recorder,
+		gate:          c.Gate,
 		events:        c.Events,
 		lifetime:      c.Lifetime,
 		maxLifetime:   c.MaxLifetime,
