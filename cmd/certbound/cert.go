@@ -128,6 +128,9 @@ func (c *cli) showRevocation(w io.Writer, done *admin.Revocation) {
 	for _, cert := range done.AlreadyRevoked {
 		c.note("note: %s of %s had been revoked before", cert.Serial, cert.ClientID)
 	}
+	if done.Durability != "" {
+		c.note("durability: %s: a failover of the database could undo this", done.Durability)
+	}
 	for _, id := range done.Disabled {
 		c.note("client %s is disabled: its certificates are not ours to revoke", id)
 	}

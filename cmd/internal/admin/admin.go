@@ -33,6 +33,7 @@ import (
 	"github.com/gorilla/mux"
 
 	"github.com/certbound/certbound/cmd/internal/audit"
+	"github.com/certbound/certbound/cmd/internal/outbox"
 	"github.com/certbound/certbound/cmd/internal/store"
 	"github.com/certbound/certbound/pki"
 )
@@ -112,6 +113,10 @@ type Config struct {
 	TrustHealth func() map[string]string
 	// Journal is what is shown of the journal. Nil: there is none to be seen.
 	Journal Journal
+	// Durability is what a revocation's answer says of the database. Nil: nothing.
+	Durability func() string
+	// Cluster tells of the database and of the replicas that share it. Nil: nothing is shown.
+	Cluster func(context.Context) (Cluster, error)
 	// ResetTickets makes session tickets resume nothing any more. NewBreakGlass requires it; New does not use it.
 	ResetTickets func()
 
@@ -281,6 +286,10 @@ func (a *api) change(w http.ResponseWriter, r *http.Request, rt route) {
 		return
 	}
 	done, err := a.alter(r, rt, in)
+	if errors.Is(err, outbox.ErrUnsettled) { // it was made, and is on record as that
+		a.refuse(w, r, err)
+		return
+	}
 	if err != nil {
 		a.refuseChange(w, r, about(rt.event, target(r, in)), err)
 		return
@@ -377,7 +386,7 @@ func (a *api) perform(ctx context.Context, name string, d *deed) (*outcome, erro
 		}
 		return a.granted(ctx, cmp.Or(done.name, name), done.events), nil
 	})
-	if err != nil && pending {
+	if err != nil && pending && !errors.Is(err, outbox.ErrUnsettled) {
 		return nil, unrecorded(err, d.again)
 	}
 	if err != nil {
@@ -479,6 +488,12 @@ func asError(err error) *Error {
 	if refused, ok := errors.AsType[*Error](err); ok {
 		return refused
 	}
+	switch unsettled, ok := errors.AsType[*outbox.UnsettledError](err); {
+	case ok:
+		return notEverywhere(unsettled)
+	case errors.Is(err, store.ErrUnknown):
+		return unknown(err)
+	}
 	return unavailable(err)
 }
 
@@ -500,6 +515,9 @@ func (a *api) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	if refused.Scope != "" {
 		// RFC 6750, Section 3: the answer tells which scope a token would need.
 		w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="%s", error="%s", scope="%s"`, a.cfg.Issuer, refused.Code, refused.Scope))
+	}
+	if refused.Status == http.StatusServiceUnavailable {
+		w.Header().Set("Retry-After", "1") // RFC 9110, Section 10.2.3
 	}
 	writeJSON(w, refused.Status, ErrorBody{Code: refused.Code, Description: refused.Description, Hint: refused.Hint, Scope: refused.Scope})
 }

@@ -67,6 +67,9 @@ func (a *api) revoke(_ *http.Request, req *RevokeRequest) (*deed, error) {
 		answer := &Revocation{
 			Revoked: a.certificateViews(done.Revoked), AlreadyRevoked: a.certificateViews(done.Already), Disabled: done.Disabled,
 		}
+		if a.cfg.Durability != nil {
+			answer.Durability = a.cfg.Durability()
+		}
 		return &outcome{answer: answer, events: revocationEvents(req, done, reason)}, nil
 	}}, nil
 }
@@ -171,8 +174,15 @@ func (a *api) status(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, unavailable(err)
 	}
+	var cluster Cluster
+	if a.cfg.Cluster != nil {
+		if cluster, err = a.cfg.Cluster(r.Context()); err != nil {
+			return nil, unavailable(err)
+		}
+	}
 	return Status{
-		Issuer: a.cfg.Issuer, TrustDomain: a.cfg.TrustDomain, Version: a.cfg.Version,
+		Cluster: cluster,
+		Issuer:  a.cfg.Issuer, TrustDomain: a.cfg.TrustDomain, Version: a.cfg.Version,
 		Clients: stats.Clients, DisabledClients: stats.Disabled, Resources: stats.Resources,
 		Certificates: stats.Certificates, RevokedCertificates: stats.Revoked, OpenCodes: stats.OpenCodes, Trusts: stats.Trusts,
 	}, nil

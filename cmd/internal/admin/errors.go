@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/certbound/certbound/cmd/internal/outbox"
 	"github.com/certbound/certbound/cmd/internal/store"
 	"github.com/certbound/certbound/tokens"
 )
@@ -69,6 +70,20 @@ func conflict(code, description, hint string) *Error {
 func unavailable(err error) *Error {
 	return &Error{Status: http.StatusServiceUnavailable, Code: codeUnavailable,
 		Description: "the service cannot do this now", Hint: "try again; the service's log names the cause", Err: err}
+}
+
+// notEverywhere answers a change that was made and is not known to be in force at every replica yet.
+func notEverywhere(err *outbox.UnsettledError) *Error {
+	by := err.By.UTC().Format(time.RFC3339Nano)
+	return &Error{Status: http.StatusServiceUnavailable, Code: codeUnavailable, Err: err,
+		Description: "committed, effective by " + by,
+		Hint:        "it holds from then on at every replica; repeat it to be told when it does"}
+}
+
+// unknown answers a change of which nobody knows whether it was made.
+func unknown(err error) *Error {
+	return &Error{Status: http.StatusServiceUnavailable, Code: codeUnavailable, Err: err,
+		Description: "it is unknown whether the change was made: the database did not say", Hint: "repeat it: what was made already is not made twice"}
 }
 
 // unrecorded answers a change that was made and whose record waits: what it gave must not be used before that is written.

@@ -280,6 +280,9 @@ type Revocation struct {
 	Disabled []string `json:"disabled,omitempty"`
 	// AuditPending says that the revocation holds, and that its record waits until the journal can be written.
 	AuditPending bool `json:"audit_pending,omitempty"`
+	// Durability is "single node" where the database may lose what it has committed, and this revocation with it, when it
+	// fails over to another server. Empty: it does not, or has no other server.
+	Durability string `json:"durability,omitempty"`
 }
 
 func (r *Revocation) auditPending() { r.AuditPending = true }
@@ -306,4 +309,43 @@ type Status struct {
 	RevokedCertificates int64 `json:"revoked_certificates"`
 	OpenCodes           int64 `json:"open_codes"`
 	Trusts              int64 `json:"trusts"`
+	Cluster
+}
+
+// Cluster is the database and the replicas that share it.
+type Cluster struct {
+	Database Database `json:"database"`
+	// StateVersion counts the changes that decide something; Replicas are those that have a lease, none with SQLite.
+	StateVersion int64     `json:"state_version"`
+	Replicas     []Replica `json:"replicas"`
+}
+
+// Database is what the service keeps its state in.
+type Database struct {
+	Kind    string `json:"kind"`              // sqlite or postgresql
+	Version string `json:"version,omitempty"` // the server's
+	// Durability is "quorum" when a commit waits for other servers, "single node" when it does not.
+	Durability string `json:"durability,omitempty"`
+}
+
+// Replica is one process that serves, or did a moment ago.
+type Replica struct {
+	Replica     string    `json:"replica"`
+	This        bool      `json:"this"` // it is the one that answers
+	Incarnation uint64    `json:"incarnation"`
+	Address     string    `json:"address"`
+	Version     string    `json:"version"` // of its program
+	StartedAt   time.Time `json:"started_at"`
+	// Lease is live or lapsed. What this replica says of others it judges by the database's clock, and by its own of itself.
+	Lease     string    `json:"lease"`
+	RenewedAt time.Time `json:"renewed_at"`
+	// RenewedSecondsAgo is by the database's clock.
+	RenewedSecondsAgo float64 `json:"renewed_seconds_ago"`
+	// Applied is the version of the state that it acknowledges, Lag how many are newer.
+	Applied int64 `json:"applied"`
+	Lag     int64 `json:"lag"`
+	// HeadSeq is where the database last saw its journal.
+	HeadSeq uint64 `json:"head_seq"`
+	// Trouble is why this replica has no lease.
+	Trouble string `json:"trouble,omitempty"`
 }

@@ -16,13 +16,23 @@ import (
 )
 
 // Run looks after the rows until ctx is done: it deletes those that are recorded, and records, at most a second after the
-// journal works again, those that wait.
+// journal works again, those that wait. With Config.Adopt it records those too that other replicas left.
 func (b *Box) Run(ctx context.Context) {
+	var adopt <-chan time.Time
+	if b.cfg.Adopt {
+		tick := time.NewTicker(adoptEvery)
+		defer tick.Stop()
+		adopt = tick.C
+	}
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-b.wake:
+		case <-adopt:
+			if err := b.AdoptLeft(ctx); err != nil && ctx.Err() == nil {
+				b.complain(ctx, err)
+			}
 		}
 		// Not at once: others come, and go with one transaction.
 		for b.busy() {
@@ -36,6 +46,21 @@ func (b *Box) Run(ctx context.Context) {
 			}
 		}
 	}
+}
+
+// AdoptLeft takes over the rows of replicas that have no lease any more, which nobody else would record. They are recorded
+// by the next Flush.
+func (b *Box) AdoptLeft(ctx context.Context) error {
+	n, err := b.cfg.Store.AdoptOutbox(ctx)
+	if err != nil || n == 0 {
+		return err
+	}
+	b.cfg.Logger.InfoContext(ctx, "records are taken over that another replica left", "records", n)
+	b.mu.Lock()
+	b.look = true
+	b.mu.Unlock()
+	b.rouse()
+	return nil
 }
 
 // busy reports whether there is anything to look after.

@@ -31,13 +31,37 @@ import (
 var (
 	// ErrNotReady says that the journal can take no record of this class: nothing was changed.
 	ErrNotReady = errors.New("the journal takes no records now")
+	// ErrUnsettled says that a change that takes authority away was made, and that it is not known yet that every replica
+	// has applied it; see UnsettledError for when each has, or serves nobody.
+	ErrUnsettled = errors.New("the change was made, and is not known to be in force everywhere yet")
 	// ErrPending says that a change that gives authority was made, but its record waits: the caller must be refused, and
 	// may repeat its request once the journal works again.
 	ErrPending = errors.New("the change was made, but its record waits for the journal")
 )
 
+// UnsettledError says from when on a change that takes authority away is in force everywhere. It is ErrUnsettled.
+type UnsettledError struct {
+	By  time.Time
+	Err error
+}
+
+// Error says when.
+func (e *UnsettledError) Error() string {
+	return fmt.Sprintf("%v: committed, effective by %s", ErrUnsettled, e.By.UTC().Format(time.RFC3339Nano))
+}
+
+// Is reports whether target is ErrUnsettled.
+func (e *UnsettledError) Is(target error) bool { return target == ErrUnsettled }
+
+// Unwrap returns why it is not known.
+func (e *UnsettledError) Unwrap() error { return e.Err }
+
 // Bounds of the work behind.
 const (
+	// adoptEvery is how often rows are looked for that replicas left which serve no more.
+	adoptEvery = 10 * time.Second
+	// courtesy is how long a change that gives authority waits until other replicas know of it, at most.
+	courtesy = time.Second
 	maxPass  = 1000        // rows of one look at the outbox
 	dropAt   = 256         // rows that are deleted without waiting for more
 	interval = time.Second // between looks, while there is something to do
@@ -75,6 +99,11 @@ type Config struct {
 	Known func(ctx context.Context, since time.Time, ids map[string]bool) (map[string]bool, error)
 	// Sync returns when all that was recorded before is durable. Nil: it is when Record returns.
 	Sync func(context.Context) error
+	// Effective waits until every replica has applied a version of the state, or serves nobody any more. An UnsettledError
+	// says when that will be. Nil: there is no other replica.
+	Effective func(ctx context.Context, version int64) error
+	// Adopt has the rows recorded here that replicas left which serve no more.
+	Adopt bool
 	// MakeRoom frees what is kept back for taking authority away, once the disk is full. Nil: nothing is.
 	MakeRoom func() error
 	// NoteFull is told that the database found no room. Nil: nobody is.
@@ -147,7 +176,24 @@ func (b *Box) Ready(class audit.Class) error {
 // it fails after the commit the error is ErrPending: the change holds, its record waits, and the caller must be refused.
 // With audit.Takeaway the change is made also while the journal cannot take the record; then pending is true. A change
 // that touched nothing is recorded all the same; that it could not be is an error for a Decision.
+//
+// What takes authority away is in force at every replica when this returns nil; an UnsettledError says that it was made
+// and from when on it is in force. That it was made already is no reason not to wait: whoever repeats it wants to know. An
+// error that is store.ErrUnknown leaves open whether the change was made: it may be repeated.
 func (b *Box) Change(ctx context.Context, class audit.Class, f func(tx *store.Store) ([]audit.Event, error)) (pending bool, err error) {
+	return b.change(ctx, class, 0, f)
+}
+
+// Courteous is a Box whose changes that give authority wait a moment until other replicas know of them too, so that whoever
+// made one may go on with it anywhere. It promises nothing.
+type Courteous struct{ *Box }
+
+// Change is Box.Change.
+func (c Courteous) Change(ctx context.Context, class audit.Class, f func(tx *store.Store) ([]audit.Event, error)) (pending bool, err error) {
+	return c.change(ctx, class, courtesy, f)
+}
+
+func (b *Box) change(ctx context.Context, class audit.Class, patience time.Duration, f func(tx *store.Store) ([]audit.Event, error)) (pending bool, err error) {
 	if class != audit.Takeaway {
 		if err := b.Ready(class); err != nil {
 			return false, err
@@ -163,16 +209,47 @@ func (b *Box) Change(ctx context.Context, class audit.Class, f func(tx *store.St
 		batch, err = b.commit(ctx, class, f)
 	}
 	if err != nil {
-		return false, err
+		return false, b.madeBefore(ctx, class, err)
 	}
-	return b.record(context.WithoutCancel(ctx), class, batch)
+	ctx = context.WithoutCancel(ctx)
+	pending, err = b.record(ctx, class, batch)
+	if b.cfg.Effective == nil || err != nil {
+		return pending, err
+	}
+	if class == audit.Takeaway {
+		return pending, b.cfg.Effective(ctx, batch.version)
+	}
+	if patience > 0 && batch.noted {
+		ctx, cancel := context.WithTimeout(ctx, patience)
+		defer cancel()
+		_ = b.cfg.Effective(ctx, batch.version) // nobody was promised anything
+	}
+	return pending, nil
+}
+
+// madeBefore returns the error of a change that was refused. That of one that takes authority away may say that there is
+// nothing to take any more: also that is answered only when it is so everywhere.
+func (b *Box) madeBefore(ctx context.Context, class audit.Class, refused error) error {
+	if class != audit.Takeaway || b.cfg.Effective == nil || errors.Is(refused, store.ErrUnknown) {
+		return refused
+	}
+	ctx = context.WithoutCancel(ctx)
+	version, err := b.cfg.Store.Version(ctx)
+	if err != nil {
+		return refused
+	}
+	if err := b.cfg.Effective(ctx, version); err != nil {
+		return err
+	}
+	return refused
 }
 
 // batch is what one change has to record.
 type batch struct {
-	events []audit.Event
-	noted  bool // in the outbox, since something was changed
-	at     time.Time
+	version int64 // from which on it holds
+	events  []audit.Event
+	noted   bool // in the outbox, since something was changed
+	at      time.Time
 }
 
 func (c *batch) name() string {
@@ -185,7 +262,8 @@ func (c *batch) name() string {
 // commit makes the change with its rows. From before the commit on, the rows are under way: nobody else records them.
 func (b *Box) commit(ctx context.Context, class audit.Class, f func(tx *store.Store) ([]audit.Event, error)) (*batch, error) {
 	made := &batch{at: b.cfg.Now()}
-	err := b.cfg.Store.Transact(ctx, func(tx *store.Store) error {
+	var err error
+	made.version, err = b.cfg.Store.TransactAt(ctx, func(tx *store.Store) error {
 		events, err := f(tx)
 		if err != nil {
 			return err

@@ -1,0 +1,28 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package store
+
+import "context"
+
+// TransactAt is Transact, and returns the version from which on what f made, or found made already, holds: that of the
+// transaction, or when f touched nothing the newest one, which is no older than any row that f has seen.
+func (s *Store) TransactAt(ctx context.Context, f func(tx *Store) error) (version int64, err error) {
+	var made *change
+	err = s.change(ctx, func(c *change) error {
+		made = c
+		tx := &Store{core: s.core, read: c.tx, write: c.tx, tx: c}
+		if err := f(tx); err != nil || len(c.touched) > 0 {
+			return err
+		}
+		version, err = tx.Version(c.ctx)
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	if len(made.touched) > 0 {
+		version = made.what.Version
+	}
+	return version, nil
+}
