@@ -87,8 +87,8 @@ func (s *Store) auditKey(ctx context.Context, k auditKeys, id string) ([]byte, e
 	if err != nil {
 		return nil, err
 	}
-	err = s.direct(func() error {
-		_, err := s.write.ExecContext(context.WithoutCancel(ctx), k.insert, id, sealed, sealVersion)
+	err = s.direct(ctx, func(ctx context.Context, w conn) error {
+		_, err := w.ExecContext(ctx, k.insert, id, sealed, sealVersion)
 		return err
 	})
 	if err != nil {

@@ -167,7 +167,7 @@ func (s *Store) certificates(ctx context.Context, query string, args ...any) ([]
 // NextCRLNumber returns the next number for a revocation list, from 1 (RFC 5280, Section 5.2.3).
 func (s *Store) NextCRLNumber(ctx context.Context) (int64, error) {
 	var n int64
-	err := s.direct(func() error { return s.write.QueryRowContext(ctx, bumpCRLNumber).Scan(&n) })
+	err := s.direct(ctx, func(ctx context.Context, w conn) error { return w.QueryRowContext(ctx, bumpCRLNumber).Scan(&n) })
 	if err != nil {
 		return 0, fmt.Errorf("next CRL number: %w", err)
 	}

@@ -12,8 +12,11 @@ import (
 	"time"
 )
 
-// commitTimeout bounds a transaction once it has begun, so that a stuck disk cannot queue writers for ever.
-const commitTimeout = 30 * time.Second
+// The wait of a transaction for its turn, while other replicas write.
+const (
+	patience = 8 * time.Second
+	breath   = 20 * time.Millisecond // between two attempts
+)
 
 // change is one transaction that decides something.
 type change struct {
@@ -25,6 +28,8 @@ type change struct {
 	forget  bool  // what was deleted must leave the files
 	noted   int   // entries of the outbox
 	failed  error // of a part: then nothing may be committed
+
+	isUnique func(error) bool // the dialect's
 }
 
 // Transact runs f in one transaction: what f does through tx, whose reading methods see it too, is committed together
@@ -82,23 +87,13 @@ func (c *change) part(f func(*change) error) error {
 }
 
 func (s *Store) transact(ctx context.Context, f func(*change) error) error {
-	conn, err := s.writer.Conn(ctx)
+	conn, tx, done, err := s.begin(ctx)
 	if err != nil {
-		return fmt.Errorf("wait for the database: %w", err)
-	}
-	// Held until the listeners have returned: they are told in the order of the versions, one at a time.
-	defer conn.Close()
-	if err := ctx.Err(); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
-	defer cancel()
-	tx, err := conn.BeginTx(ctx, nil)
-	if err != nil {
-		return fmt.Errorf("begin a transaction: %w", err)
-	}
-	defer tx.Rollback() // after a commit it does nothing
-	c := &change{ctx: ctx, tx: tx}
+	// The connection is held until the listeners have returned: they are told in the order of the versions, one at a time.
+	defer done()
+	c := &change{ctx: tx.ctx, tx: tx.Tx, isUnique: s.dialect.isUnique}
 	if err := c.part(f); err != nil {
 		return err
 	}
@@ -110,32 +105,115 @@ func (s *Store) transact(ctx context.Context, f func(*change) error) error {
 			return err
 		}
 	}
-	if err := tx.Commit(); err != nil {
+	if err := s.dialect.commit(conn, true, tx.Commit); err != nil {
 		// Whether it was committed is unknown: whoever remembers an older state must look again.
 		s.announce(c.what)
 		return fmt.Errorf("commit: %w", err)
 	}
 	s.announce(c.what)
 	if c.forget {
-		if err := forgetDeleted(ctx, conn); err != nil {
-			s.logger.ErrorContext(ctx, "deleted keys may still be in the database's log, which the next change overwrites", "error", err)
+		if err := s.dialect.forget(tx.ctx, conn); err != nil {
+			s.logger.ErrorContext(tx.ctx, "deleted keys may still be in the database's files", "error", err)
 		}
 	}
 	return nil
 }
 
-// direct runs one statement that writes and has no version, on its own or as a part of the transaction.
-func (s *Store) direct(f func() error) error {
+// transaction is one that has its turn, with the context that bounds it, whoever waits for it.
+type transaction struct {
+	*sql.Tx
+	ctx context.Context
+}
+
+// begin waits until it is this transaction's turn, which obeys ctx, and begins it. done ends it, unless it was committed,
+// and gives the connection back.
+func (s *Store) begin(ctx context.Context) (_ *sql.Conn, _ transaction, done func(), err error) {
+	for began := time.Now(); ; {
+		conn, tx, done, err := s.tryBegin(ctx)
+		if err == nil {
+			return conn, tx, done, nil
+		}
+		if !s.dialect.again(err) || time.Since(began) > patience {
+			return nil, transaction{}, nil, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, transaction{}, nil, ctx.Err()
+		case <-time.After(breath):
+		}
+	}
+}
+
+func (s *Store) tryBegin(ctx context.Context) (_ *sql.Conn, _ transaction, done func(), err error) {
+	conn, err := s.writer.Conn(ctx)
+	if err != nil {
+		return nil, transaction{}, nil, fmt.Errorf("wait for the database: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			conn.Close()
+		}
+	}()
+	if err := ctx.Err(); err != nil {
+		return nil, transaction{}, nil, err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.dialect.limit())
+	tx, err := conn.BeginTx(ctx, &sql.TxOptions{})
+	if err != nil {
+		cancel()
+		return nil, transaction{}, nil, fmt.Errorf("begin a transaction: %w", err)
+	}
+	if err := s.dialect.turn(ctx, tx); err != nil {
+		tx.Rollback()
+		cancel()
+		return nil, transaction{}, nil, fmt.Errorf("wait for other writers: %w", err)
+	}
+	return conn, transaction{tx, ctx}, func() {
+		tx.Rollback() // after a commit it does nothing
+		cancel()
+		conn.Close()
+	}, nil
+}
+
+// direct runs f, one statement that writes and has no version, on its own or as a part of the transaction. The wait for
+// a connection obeys ctx; the statement has a context of its own, for a caller that leaves must not make the outcome of a
+// commit unknown.
+func (s *Store) direct(ctx context.Context, f func(ctx context.Context, w conn) error) error {
 	if s.tx != nil {
 		return s.tx.part(func(c *change) error {
 			c.wrote = true
-			return f()
+			return f(c.ctx, c.tx)
 		})
 	}
 	if err := s.broken(); err != nil {
 		return err
 	}
-	return s.judge(f())
+	return s.judge(s.alone(ctx, f))
+}
+
+func (s *Store) alone(ctx context.Context, f func(ctx context.Context, w conn) error) error {
+	for began := time.Now(); ; {
+		err := s.tryAlone(ctx, f)
+		if err == nil || !s.dialect.again(err) || time.Since(began) > patience {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(breath):
+		}
+	}
+}
+
+func (s *Store) tryAlone(ctx context.Context, f func(ctx context.Context, w conn) error) error {
+	conn, err := s.side.Conn(ctx)
+	if err != nil {
+		return fmt.Errorf("wait for the database: %w", err)
+	}
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.dialect.limit())
+	defer cancel()
+	return s.dialect.commit(conn, false, func() error { return f(ctx, conn) })
 }
 
 // broken is why nothing may be written any more, or nil.
@@ -148,15 +226,12 @@ func (s *Store) broken() error {
 // judge gives errors of the disk their sentinels. A failed sync is final: the pages count as clean from then on, so that
 // the next sync would succeed and keep nothing.
 func (s *Store) judge(err error) error {
-	switch {
-	case err == nil:
+	if err == nil {
 		return nil
-	case diskFull(err):
-		return fmt.Errorf("%w: %w", ErrFull, err)
-	case !syncFailed(err):
+	}
+	if err = s.dialect.judge(err); !errors.Is(err, ErrSync) {
 		return err
 	}
-	err = fmt.Errorf("%w: %w", ErrSync, err)
 	s.mu.Lock()
 	first := s.failed == nil
 	if first {
@@ -187,7 +262,7 @@ func (c *change) stamp() error {
 func (c *change) exec(table, query string, args ...any) (int64, error) {
 	result, err := c.tx.ExecContext(c.ctx, query, args...)
 	if err != nil {
-		if isUnique(err) {
+		if c.isUnique(err) {
 			return 0, fmt.Errorf("%s: %w", table, ErrExists)
 		}
 		return 0, fmt.Errorf("write to %s: %w", table, err)

@@ -327,7 +327,7 @@ func scanClient(r row) (Client, error) {
 
 // lockClient reads a client, removed or not, and keeps others from changing it until the transaction ends.
 func (c *change) lockClient(id string) (Client, error) {
-	return scanClient(c.tx.QueryRowContext(c.ctx, queryClient+forUpdate, id))
+	return scanClient(c.tx.QueryRowContext(c.ctx, queryClient, id))
 }
 
 // liveClient is lockClient for a client that was not removed.
@@ -461,7 +461,7 @@ func (c *change) grantors(now time.Time) (int, error) {
 
 // lockGrantors returns the enabled holders of a scope that gives scopes, able to use it or not.
 func (c *change) lockGrantors() ([]string, error) {
-	rows, err := c.tx.QueryContext(c.ctx, lockGrantors+forUpdate)
+	rows, err := c.tx.QueryContext(c.ctx, lockGrantors)
 	return all(rows, err, func(r row) (id string, err error) { return id, r.Scan(&id) })
 }
 

@@ -95,7 +95,7 @@ func (s *Store) Redeem(ctx context.Context, id [8]byte, keyHash [32]byte, cert C
 }
 
 func (s *Store) redeem(c *change, id [8]byte, keyHash [32]byte, cert Certificate, from string, now time.Time) (Certificate, error) {
-	code, err := scanCode(c.tx.QueryRowContext(c.ctx, queryCode+forUpdate, codeID(id)))
+	code, err := scanCode(c.tx.QueryRowContext(c.ctx, queryCode, codeID(id)))
 	if err != nil {
 		return Certificate{}, err
 	}

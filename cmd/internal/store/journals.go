@@ -27,12 +27,12 @@ type Journal struct {
 
 // BeginJournal stores an incarnation, or returns ErrExists: it is never replaced. Its head is not stored.
 func (s *Store) BeginJournal(ctx context.Context, j Journal) error {
-	err := s.direct(func() error {
-		_, err := s.write.ExecContext(context.WithoutCancel(ctx), insertJournal, j.Replica, j.Incarnation, j.FirstKey,
+	err := s.direct(ctx, func(ctx context.Context, w conn) error {
+		_, err := w.ExecContext(ctx, insertJournal, j.Replica, j.Incarnation, j.FirstKey,
 			j.PreviousSeq, j.PreviousChain[:], moment(j.StartedAt))
 		return err
 	})
-	if isUnique(err) {
+	if s.dialect.isUnique(err) {
 		err = ErrExists
 	}
 	if err != nil {

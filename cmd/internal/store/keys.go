@@ -78,13 +78,13 @@ func (s sealer) open(p place, sealed []byte) ([]byte, error) {
 }
 
 // checkKEK refuses a key-encryption key that is not the database's.
-func (s *Store) checkKEK(ctx context.Context, db *sql.DB) error {
+func (s *Store) checkKEK(ctx context.Context, db conn) error {
 	var check []byte
 	if err := db.QueryRowContext(ctx, queryKEKCheck).Scan(&check); err != nil {
 		if errors.Is(err, sql.ErrNoRows) {
 			return fmt.Errorf("%w: it has no state", ErrDamaged)
 		}
-		return damaged(err)
+		return s.dialect.judge(err)
 	}
 	plain, err := s.sealer.open(kekCheckPlace, check)
 	if err != nil || subtle.ConstantTimeCompare(plain, []byte(kekCheckText)) != 1 {

@@ -51,8 +51,8 @@ type SystemID struct {
 // BeginLease inserts the row of a replica that is about to load its state, or takes over the one of an earlier incarnation.
 // The error is ErrLeaseLost when there is one of the same or of a later incarnation, and ErrUnknown as for RenewLease.
 func (s *Store) BeginLease(ctx context.Context, l Lease) error {
-	err := s.direct(func() error {
-		result, err := s.write.ExecContext(ctx, insertLease, l.Replica, l.Incarnation, l.Applied, l.Program, l.Address, moment(s.now()))
+	err := s.direct(ctx, func(_ context.Context, w conn) error {
+		result, err := s.dialect.beginLease(ctx, w, l, s.now())
 		if err != nil {
 			return err
 		}
@@ -71,20 +71,11 @@ func (s *Store) BeginLease(ctx context.Context, l Lease) error {
 // ErrLeaseLost; ErrUnknown when the commit's outcome is not known. No error but nil extends a lease.
 func (s *Store) RenewLease(ctx context.Context, r LeaseRenewal) (Renewed, error) {
 	var out Renewed
-	err := s.direct(func() error {
-		now := s.now()
-		err := s.write.QueryRowContext(ctx, renewLease, r.Replica, r.Incarnation, r.Applied, moment(now)).Scan(&out.Version)
+	err := s.direct(ctx, func(_ context.Context, w conn) (err error) {
+		out, err = s.dialect.renewLease(ctx, w, r, s.now())
 		if errors.Is(err, sql.ErrNoRows) {
 			return ErrLeaseLost
 		}
-		if err != nil {
-			return err
-		}
-		out.Now = now
-		if r.HeadSeq == 0 {
-			return nil
-		}
-		_, err = s.write.ExecContext(ctx, advanceHead, r.Replica, r.Incarnation, r.HeadSeq, r.HeadChain[:], moment(now))
 		return err
 	})
 	if err != nil {
@@ -118,8 +109,8 @@ func (s *Store) ReapLease(ctx context.Context, seen Lease) error {
 }
 
 func (s *Store) dropLease(ctx context.Context, query string, args ...any) error {
-	err := s.direct(func() error {
-		_, err := s.write.ExecContext(ctx, query, args...)
+	err := s.direct(ctx, func(ctx context.Context, w conn) error {
+		_, err := w.ExecContext(ctx, query, args...)
 		return err
 	})
 	if err != nil {

@@ -13,7 +13,6 @@ import (
 	"log/slog"
 	"os"
 	"path"
-	"path/filepath"
 	"slices"
 	"time"
 )
@@ -24,23 +23,47 @@ var migrations embed.FS
 // defaultTokenLife is the longest life of a token unless Config says otherwise.
 const defaultTokenLife = time.Hour
 
-// Open opens the database, brings its schema up to date, or makes a new one. Its errors name the file. They are
-// ErrForeign, ErrDamaged, ErrNewerSchema or ErrWrongKEK where the file must be left alone; then nothing was written.
-// The caller holds the Lock of the folder.
+// Open opens the database, brings its schema up to date, or makes a new one. Its errors name the database. They are
+// ErrForeign, ErrDamaged, ErrNewerSchema or ErrWrongKEK where it must be left alone; then nothing was written. The caller
+// holds the Lock of the folder, if the database is a file.
 func Open(ctx context.Context, cfg Config) (*Store, error) {
-	s, err := open(ctx, cfg)
+	d, err := newDialect(cfg)
 	if err != nil {
-		return nil, fmt.Errorf("open the database %s: %w", cfg.Path, err)
+		return nil, err
+	}
+	s, err := open(ctx, cfg, d)
+	if err != nil {
+		return nil, fmt.Errorf("open the database %s: %w", d.place(), d.judge(err))
 	}
 	return s, nil
 }
 
-func open(ctx context.Context, cfg Config) (*Store, error) {
+// Exists reports whether there is a database, of whatever kind, where cfg says: one that Open would not make.
+func Exists(ctx context.Context, cfg Config) (bool, error) {
+	d, err := newDialect(cfg)
+	if err != nil {
+		return false, err
+	}
+	found, err := d.exists(ctx)
+	if err != nil {
+		return false, fmt.Errorf("look for the database %s: %w", d.place(), d.judge(err))
+	}
+	return found, nil
+}
+
+func newDialect(cfg Config) (dialect, error) {
+	if cfg.URL != "" {
+		return newPostgres(cfg)
+	}
+	return &sqliteFile{path: cfg.Path}, nil
+}
+
+func open(ctx context.Context, cfg Config, d dialect) (*Store, error) {
 	seal, err := newSealer(cfg.KEK)
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{core: &core{sealer: seal, logger: cfg.Logger, now: cfg.Now, maxLife: cfg.MaxTokenLife,
+	s := &Store{core: &core{dialect: d, sealer: seal, logger: cfg.Logger, now: cfg.Now, maxLife: cfg.MaxTokenLife,
 		files: slices.Clone(cfg.FileTrusts), fatal: cfg.Fatal, replica: cfg.Replica}}
 	if s.logger == nil {
 		s.logger = slog.New(slog.DiscardHandler)
@@ -51,178 +74,74 @@ func open(ctx context.Context, cfg Config) (*Store, error) {
 	if s.maxLife <= 0 {
 		s.maxLife = defaultTokenLife
 	}
-	if err := s.prepare(ctx, cfg.Path); err != nil {
+	steps, err := schemaSteps(d.name())
+	if err != nil {
 		return nil, err
 	}
-	if err := s.connect(ctx, cfg.Path); err != nil {
+	if err := d.prepare(ctx, s, steps); err != nil {
+		return nil, err
+	}
+	if s.pools, err = d.connect(); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	s.write, s.read = s.side, s.reader
+	if err := d.upgrade(ctx, s.writer, steps); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
 }
 
-// prepare makes the file when there is none, else checks it.
-func (s *Store) prepare(ctx context.Context, path string) error {
-	found, err := exists(path)
-	if err != nil {
-		return err
-	}
-	steps, err := schemaSteps()
-	if err != nil {
-		return err
-	}
-	if found {
-		return s.check(ctx, path, len(steps))
-	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return err
-	}
-	s.logger.InfoContext(ctx, "making a new database", "path", path)
-	return s.create(ctx, path, steps)
-}
-
-// check judges an existing file before anything writes to it.
-func (s *Store) check(ctx context.Context, path string, newest int) error {
-	if err := inspect(ctx, path, newest); err != nil {
-		return err
-	}
-	db, err := pool(path, inspectPragmas, 1)
-	if err != nil {
-		return err
-	}
-	defer db.Close()
-	if err := s.checkKEK(ctx, db); err != nil {
-		return err
-	}
-	info, err := os.Stat(path)
-	if err != nil {
-		return err
-	}
-	if info.Mode().Perm()&0o077 == 0 {
-		return nil
-	}
-	s.logger.WarnContext(ctx, "the database could be read by other users: making it private", "path", path)
-	return os.Chmod(path, 0o600)
-}
-
-// create makes the database beside its place and renames it, so that a crash at the first start leaves either none
-// or a whole one.
-func (s *Store) create(ctx context.Context, path string, steps []string) error {
-	draft := path + ".new"
-	for _, name := range []string{draft, draft + "-journal"} {
-		if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-	}
-	f, err := os.OpenFile(draft, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	if err := f.Close(); err != nil {
-		return err
-	}
-	if err := s.fill(ctx, draft, steps); err != nil {
-		return err
-	}
-	if err := os.Rename(draft, path); err != nil {
-		return err
-	}
-	return syncFolder(filepath.Dir(path))
-}
-
-// fill writes the schema and the first rows into an empty file.
-func (s *Store) fill(ctx context.Context, path string, steps []string) error {
-	db, err := pool(path, createPragmas, 1)
-	if err != nil {
-		return err
-	}
-	defer db.Close()
-	if _, err := db.ExecContext(ctx, fmt.Sprintf("PRAGMA application_id = %d", applicationID)); err != nil {
-		return err
-	}
-	if _, err := db.ExecContext(ctx, createSchemaVersion); err != nil {
-		return err
-	}
-	if _, err := db.ExecContext(ctx, insertSchemaVersion, 0); err != nil {
-		return err
-	}
-	if err := migrate(ctx, db, 0, steps); err != nil {
-		return err
-	}
-	check, err := s.sealer.seal(kekCheckPlace, []byte(kekCheckText))
-	if err != nil {
-		return err
-	}
-	if _, err := db.ExecContext(ctx, insertState, check); err != nil {
-		return err
-	}
-	return db.Close()
-}
-
-// connect opens the pools and brings an older schema up to date.
-func (s *Store) connect(ctx context.Context, path string) error {
-	var err error
-	if s.writer, err = pool(path, writePragmas, 1); err != nil {
-		return err
-	}
-	if s.reader, err = pool(path, readPragmas, readers); err != nil {
-		return err
-	}
-	s.write, s.read = s.writer, s.reader
-	if s.shared, err = pool(path, writePragmas, callers); err != nil {
-		return err
-	}
-	steps, err := schemaSteps()
-	if err != nil {
-		return err
-	}
-	var version int
-	if err := s.writer.QueryRowContext(ctx, querySchemaVersion).Scan(&version); err != nil {
-		return damaged(err)
-	}
-	return migrate(ctx, s.writer, version, steps)
-}
-
-// schemaSteps returns the migrations in order; the schema's version is how many of them were applied.
-func schemaSteps() ([]string, error) {
-	entries, err := fs.ReadDir(migrations, migrationsFolder) // sorted by name
+// schemaSteps returns the migrations of a dialect in order; the schema's version is how many of them were applied. The
+// first line of each says which is the oldest schema whose program may run on what the step leaves, as "-- oldest: 1".
+func schemaSteps(name string) ([]step, error) {
+	folder := path.Join("migrations", name)
+	entries, err := fs.ReadDir(migrations, folder) // sorted by name
 	if err != nil {
 		return nil, err
 	}
-	steps := make([]string, 0, len(entries))
+	steps := make([]step, 0, len(entries))
 	for _, e := range entries {
-		text, err := fs.ReadFile(migrations, path.Join(migrationsFolder, e.Name()))
+		text, err := fs.ReadFile(migrations, path.Join(folder, e.Name()))
 		if err != nil {
 			return nil, err
 		}
-		steps = append(steps, string(text))
+		next := step{text: string(text)}
+		if _, err := fmt.Sscanf(next.text, "-- oldest: %d\n", &next.oldest); err != nil || next.oldest < 1 || next.oldest > len(steps)+1 {
+			return nil, fmt.Errorf("the migration %s does not say which programs may run after it", e.Name())
+		}
+		steps = append(steps, next)
 	}
 	return steps, nil
 }
 
-// migrate applies the steps behind version, each in a transaction with its number.
-func migrate(ctx context.Context, db *sql.DB, version int, steps []string) error {
-	for i := version; i < len(steps); i++ {
-		if err := migrateStep(ctx, db, i+1, steps[i]); err != nil {
-			return fmt.Errorf("schema step %d: %w", i+1, err)
-		}
+// schema is what a database says of its own.
+type schema struct {
+	version int
+	oldest  int // schema of the oldest program that may run on it
+}
+
+// check refuses a schema on which this program, which knows it up to newest, may not run.
+func (s schema) check(newest int) error {
+	if s.oldest > newest {
+		return fmt.Errorf("%w: schema %d, for programs that know at least %d, and this one knows up to %d; start the newer program",
+			ErrNewerSchema, s.version, s.oldest, newest)
 	}
 	return nil
 }
 
-func migrateStep(ctx context.Context, db *sql.DB, version int, step string) error {
-	tx, err := db.BeginTx(ctx, nil)
-	if err != nil {
-		return err
+// applyStep brings the schema to version, in a transaction.
+func applyStep(ctx context.Context, tx conn, version int, next step) error {
+	if _, err := tx.ExecContext(ctx, next.text); err != nil {
+		return fmt.Errorf("schema step %d: %w", version, err)
 	}
-	defer tx.Rollback() // after a commit it does nothing
-	if _, err := tx.ExecContext(ctx, step); err != nil {
-		return err
+	if _, err := tx.ExecContext(ctx, updateSchemaVersion, version, next.oldest); err != nil {
+		return fmt.Errorf("schema step %d: %w", version, err)
 	}
-	if _, err := tx.ExecContext(ctx, updateSchemaVersion, version); err != nil {
-		return err
-	}
-	return tx.Commit()
+	return nil
 }
+
+// kekCheck returns the row by which a wrong key-encryption key is noticed.
+func (s *Store) kekCheck() ([]byte, error) { return s.sealer.seal(kekCheckPlace, []byte(kekCheckText)) }
 
 // syncFolder makes a rename in the folder survive a crash.
 func syncFolder(dir string) error {
@@ -233,6 +152,9 @@ func syncFolder(dir string) error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
+// Dialect is the kind of SQL that the pool of DB speaks: "sqlite" or "postgres".
+func (s *Store) Dialect() string { return s.dialect.name() }
+
 // DB returns a pool of connections for the CA library's table ca_kv, and for nothing else. It is apart from the
 // Store's own, so that the library may store in the middle of a decision. Close closes it.
 func (s *Store) DB() *sql.DB { return s.shared }
@@ -241,7 +163,7 @@ func (s *Store) DB() *sql.DB { return s.shared }
 func (s *Store) Close() error {
 	var errs []error
 	// The readers go first: the last connection to close moves the log into the database, and it must be able to write.
-	for _, db := range []*sql.DB{s.reader, s.shared, s.writer} {
+	for _, db := range []*sql.DB{s.reader, s.shared, s.side, s.writer} {
 		if db != nil {
 			errs = append(errs, db.Close())
 		}
@@ -287,8 +209,8 @@ func (s *Store) SetOnce(ctx context.Context, name, value string) (string, error)
 	if stored, err := s.Setting(ctx, name); !errors.Is(err, ErrNotFound) {
 		return stored, err
 	}
-	err := s.direct(func() error {
-		_, err := s.write.ExecContext(context.WithoutCancel(ctx), insertSetting, name, value)
+	err := s.direct(ctx, func(ctx context.Context, w conn) error {
+		_, err := w.ExecContext(ctx, insertSetting, name, value)
 		return err
 	})
 	if err != nil {

@@ -155,7 +155,7 @@ func TestRefusedDatabases(t *testing.T) {
 		{"text", func(t *testing.T, path string) { ok(t, os.WriteFile(path, bytes.Repeat([]byte("text"), 100), 0o600)) }, ErrForeign},
 		{"a database of another application", exec("PRAGMA application_id = 7"), ErrForeign},
 		{"a database without application", exec("PRAGMA application_id = 0"), ErrForeign},
-		{"a newer schema", exec("UPDATE schema_version SET version = 1000"), ErrNewerSchema},
+		{"a newer schema", exec("UPDATE schema_version SET version = 1000, oldest = 1000"), ErrNewerSchema},
 		{"no schema version", exec("DELETE FROM schema_version"), ErrDamaged},
 		{"no state", exec("DELETE FROM state"), ErrDamaged},
 		{"a folder", func(t *testing.T, path string) {

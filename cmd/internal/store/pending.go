@@ -93,7 +93,7 @@ func (s *Store) takePending(ctx context.Context, verb, id string, judge func(*ch
 	var p Pending
 	err := s.change(ctx, func(c *change) error {
 		var err error
-		if p, err = scanPending(c.tx.QueryRowContext(c.ctx, queryPending+forUpdate, id)); err != nil {
+		if p, err = scanPending(c.tx.QueryRowContext(c.ctx, queryPending, id)); err != nil {
 			return err
 		}
 		if err := judge(c, p); err != nil {

@@ -5,10 +5,10 @@ package store
 
 // Every query but the migrations, in SQL that SQLite and PostgreSQL both read.
 const (
-	querySchemaVersion  = `SELECT version FROM schema_version`
-	createSchemaVersion = `CREATE TABLE schema_version (version INTEGER NOT NULL)`
-	insertSchemaVersion = `INSERT INTO schema_version (version) VALUES ($1)`
-	updateSchemaVersion = `UPDATE schema_version SET version = $1`
+	querySchema         = `SELECT version, oldest FROM schema_version`
+	createSchemaVersion = `CREATE TABLE schema_version (version INTEGER NOT NULL, oldest INTEGER NOT NULL)`
+	insertSchemaVersion = `INSERT INTO schema_version (version, oldest) VALUES ($1, $2)`
+	updateSchemaVersion = `UPDATE schema_version SET version = $1, oldest = $2`
 
 	insertState   = `INSERT INTO state (id, version, crl_number, kek_check) VALUES (1, 0, 0, $1)`
 	queryKEKCheck = `SELECT kek_check FROM state WHERE id = 1`
@@ -156,7 +156,8 @@ const (
 	queryChanges = `SELECT version, body FROM changes WHERE version > $1 ORDER BY version LIMIT $2`
 
 	leaseColumns = `replica, incarnation, renewals, applied, program, address, started_at, renewed_at`
-	insertLease  = `INSERT INTO leases (` + leaseColumns + `) VALUES ($1, $2, 0, $3, $4, $5, $6, $6)
+	insertLease  = `INSERT INTO leases (` + leaseColumns + `) VALUES ($1, $2, 0, $3, $4, $5, $6, $6)` + takeOver
+	takeOver     = `
 		ON CONFLICT (replica) DO UPDATE SET incarnation = excluded.incarnation, renewals = 0, applied = excluded.applied,
 			program = excluded.program, address = excluded.address, started_at = excluded.started_at,
 			renewed_at = excluded.renewed_at

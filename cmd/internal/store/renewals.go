@@ -35,7 +35,7 @@ func (s *Store) renew(c *change, parent [32]byte, cert Certificate, suspend bool
 	if err := c.entitled(cert.ClientID, cert.Generation); err != nil {
 		return Renewal{}, err
 	}
-	old, err := scanCertificate(c.tx.QueryRowContext(c.ctx, queryCertificate+forUpdate, digest(parent)))
+	old, err := scanCertificate(c.tx.QueryRowContext(c.ctx, queryCertificate, digest(parent)))
 	switch {
 	case err != nil:
 		return Renewal{}, err

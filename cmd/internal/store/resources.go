@@ -31,7 +31,7 @@ func (s *Store) AddResource(ctx context.Context, r Resource) error {
 // holds a scope that no other resource declares.
 func (s *Store) RemoveResource(ctx context.Context, uri string) error {
 	err := s.change(ctx, func(c *change) error {
-		rows, err := c.tx.QueryContext(c.ctx, queryResources+forUpdate)
+		rows, err := c.tx.QueryContext(c.ctx, queryResources)
 		resources, err := all(rows, err, scanResource)
 		if err != nil {
 			return err
@@ -88,7 +88,7 @@ func (c *change) users(query string, args ...any) ([]string, error) {
 
 // dropServer takes a removed client off every resource: whoever gets the id next must not inherit its place.
 func (c *change) dropServer(id string) error {
-	rows, err := c.tx.QueryContext(c.ctx, queryResources+forUpdate)
+	rows, err := c.tx.QueryContext(c.ctx, queryResources)
 	resources, err := all(rows, err, scanResource)
 	if err != nil {
 		return err

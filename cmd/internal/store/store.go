@@ -94,6 +94,8 @@ var (
 	ErrFull = errors.New("the disk is full")
 	// ErrSync says that the disk failed to keep what was written: nothing is written any more.
 	ErrSync = errors.New("the database could not be synced: restart the service")
+	// ErrUnavailable says that the database cannot be reached, or does not get to it: nothing was changed, try again.
+	ErrUnavailable = errors.New("the database is not available now")
 	// ErrDamaged says that the database file is corrupt or truncated.
 	ErrDamaged = errors.New("damaged or truncated database")
 )
@@ -162,8 +164,14 @@ func (e *InUseError) Is(target error) bool { return target == ErrInUse }
 
 // Config is what Open needs.
 type Config struct {
-	// Path of the database file. Its folder is created (0700) when it is missing.
+	// Path of SQLite's database file. Its folder is created (0700) when it is missing.
 	Path string
+	// URL of a PostgreSQL database, as postgres://user:password@host:port/name?sslmode=verify-full, instead of Path. With
+	// several hosts, separated by commas, it is the one that takes writes. The tables are in its current schema: the first
+	// of the role's search_path. The password appears in no error and no log.
+	URL string
+	// MaxConnections bounds the connections to PostgreSQL. Zero means 16, and fewer than 8 is 8.
+	MaxConnections int
 	// KEK is the key-encryption key, 32 bytes; see LoadKEK.
 	KEK []byte
 	// MaxTokenLife is how long a token may live: the ids of removed clients stay reserved that much longer than their
@@ -193,9 +201,8 @@ type Store struct {
 
 // core is what a Store and its transactions share.
 type core struct {
-	writer  *sql.DB // one connection: writers queue fairly instead of polling a busy file
-	reader  *sql.DB
-	shared  *sql.DB // handed out by DB
+	pools
+	dialect dialect
 	sealer  sealer
 	logger  *slog.Logger
 	now     func() time.Time

@@ -6,8 +6,11 @@ package store
 import (
 	"bytes"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
+
+	"github.com/certbound/certbound/scripts/postgres"
 )
 
 // testKEK is a key-encryption key for tests.
@@ -31,20 +34,69 @@ func openAt(t *testing.T, dir string, now func() time.Time) *Store {
 // openSQLite opens an empty database.
 func openSQLite(t *testing.T, now func() time.Time) *Store { return openAt(t, t.TempDir(), now) }
 
-// TestSQLite runs the conformance suite on SQLite.
-func TestSQLite(t *testing.T) {
-	t.Parallel()
-	testStore(t, openSQLite)
+// templates are databases of PostgreSQL with the schema and testKEK's check in them, by the server that has them.
+var templates sync.Map
+
+// pgDatabase makes a database with the schema in it, and returns its URL.
+func pgDatabase(t *testing.T) string {
+	t.Helper()
+	server := postgres.ForTest(t)
+	template, _ := templates.LoadOrStore("", sync.OnceValues(func() (string, error) {
+		const name = "store_template"
+		if err := server.CreateDatabase(t.Context(), name, ""); err != nil {
+			return "", err
+		}
+		s, err := Open(t.Context(), Config{URL: server.URL(name), KEK: testKEK})
+		if err != nil {
+			return "", err
+		}
+		return name, s.Close()
+	}))
+	name, err := template.(func() (string, error))()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return server.DatabaseFrom(t, name)
 }
+
+// openURL opens a database of PostgreSQL, and closes it at the end of the test.
+func openURL(t *testing.T, url string, now func() time.Time) *Store {
+	t.Helper()
+	s, err := Open(t.Context(), Config{URL: url, KEK: testKEK, Now: now, MaxConnections: leastConnections})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+// openPostgres opens an empty database.
+func openPostgres(t *testing.T, now func() time.Time) *Store { return openURL(t, pgDatabase(t), now) }
+
+// everyDatabase runs a test on each kind of database.
+func everyDatabase(t *testing.T, run func(t *testing.T, open opener)) {
+	t.Parallel()
+	for name, open := range map[string]opener{"sqlite": openSQLite, "postgres": openPostgres} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			run(t, open)
+		})
+	}
+}
+
+// TestStore runs the conformance suite.
+func TestStore(t *testing.T) { everyDatabase(t, testStore) }
 
 // CA-24: RFC 8705, Section 2.2: a registered certificate, and its public key, identifies one client and no second one.
 func TestRFC8705_2_2_CertificateOfOneClient(t *testing.T) {
-	t.Parallel()
-	testRegisteredCertificates(newFixture(t, openSQLite))
+	everyDatabase(t, func(t *testing.T, open opener) { testRegisteredCertificates(newFixture(t, open)) })
 }
 
 // DR-07: RFC 8705, Section 2.1.2: what a certificate of one CA is recognised by names one client and no second one.
 func TestRFC8705_2_1_2_SubjectOfOneClient(t *testing.T) {
-	t.Parallel()
-	testSubjects(newFixture(t, openSQLite))
+	everyDatabase(t, func(t *testing.T, open opener) { testSubjects(newFixture(t, open)) })
 }

@@ -98,7 +98,7 @@ func (c *change) writeTrust(query string, t Trust) error {
 
 // lockTrust reads a trust and keeps others from removing it until the transaction ends.
 func (c *change) lockTrust(name string) (Trust, error) {
-	return scanTrust(c.tx.QueryRowContext(c.ctx, queryTrust+forUpdate, name))
+	return scanTrust(c.tx.QueryRowContext(c.ctx, queryTrust, name))
 }
 
 // checkTrust refuses a client's trust that there is not.

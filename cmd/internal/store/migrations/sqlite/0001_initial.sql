@@ -1,3 +1,4 @@
+-- oldest: 1
 -- Times are microseconds since 1970, lists are JSON arrays. A row's "version" is the state's version at its last
 -- change; it is NULL only inside the transaction that changes it.
 
@@ -231,3 +232,10 @@ CREATE TABLE journals (
     head_at        BIGINT,
     PRIMARY KEY (replica, incarnation)
 );
+
+-- A journal's head is a witness against whoever rewrites the journal: it only grows.
+CREATE TRIGGER journals_head BEFORE UPDATE OF head_seq, head_chain ON journals
+    WHEN NEW.head_seq < OLD.head_seq OR NEW.head_seq = OLD.head_seq AND NEW.head_chain IS NOT OLD.head_chain
+BEGIN
+    SELECT RAISE(ABORT, 'the head of a journal only grows');
+END;

@@ -1,0 +1,255 @@
+-- oldest: 1
+-- Texts are compared by their bytes, as in SQLite, so that lists have one order.
+-- Times are microseconds since 1970, lists are JSON arrays. A row's "version" is the state's version at its last
+-- change; it is NULL only inside the transaction that changes it.
+
+CREATE TABLE state (
+    id         INTEGER PRIMARY KEY CHECK (id = 1),
+    version    BIGINT NOT NULL,
+    crl_number BIGINT NOT NULL,
+    kek_check  BYTEA NOT NULL
+) WITH (fillfactor = 50);
+
+CREATE TABLE settings (
+    name  TEXT COLLATE "C" NOT NULL PRIMARY KEY,
+    value TEXT COLLATE "C" NOT NULL
+);
+
+CREATE TABLE sealed_keys (
+    purpose      TEXT COLLATE "C" NOT NULL,
+    id           TEXT COLLATE "C" NOT NULL,
+    key_state    TEXT COLLATE "C" NOT NULL,
+    algorithm    TEXT COLLATE "C" NOT NULL,
+    chain        BYTEA NOT NULL,
+    sealed       BYTEA NOT NULL,
+    seal_version BIGINT NOT NULL,
+    created_at   BIGINT NOT NULL,
+    version      BIGINT,
+    PRIMARY KEY (purpose, id)
+);
+CREATE INDEX sealed_keys_version ON sealed_keys (version);
+
+CREATE TABLE clients (
+    id            TEXT COLLATE "C" NOT NULL PRIMARY KEY,
+    generation    BIGINT NOT NULL,
+    disabled      BOOLEAN NOT NULL,
+    removed_at    BIGINT,
+    auth_method   TEXT COLLATE "C" NOT NULL,
+    subject_kind  TEXT COLLATE "C" NOT NULL,
+    subject_value TEXT COLLATE "C" NOT NULL,
+    dns           TEXT COLLATE "C" NOT NULL,
+    ips           TEXT COLLATE "C" NOT NULL,
+    uris          TEXT COLLATE "C" NOT NULL,
+    cert_usage    TEXT COLLATE "C" NOT NULL,
+    scopes        TEXT COLLATE "C" NOT NULL,
+    resources     TEXT COLLATE "C" NOT NULL,
+    token_ttl     BIGINT NOT NULL,
+    trust         TEXT COLLATE "C" NOT NULL,
+    certificates  BYTEA NOT NULL,
+    jwks_uri      TEXT COLLATE "C" NOT NULL,
+    built_in      BOOLEAN NOT NULL,
+    grantor       BOOLEAN NOT NULL,
+    created_at    BIGINT NOT NULL,
+    updated_at    BIGINT NOT NULL,
+    version       BIGINT
+);
+CREATE INDEX clients_version ON clients (version);
+CREATE INDEX clients_grantor ON clients (id) WHERE grantor;
+CREATE INDEX clients_trust ON clients (trust) WHERE trust <> '';
+
+-- A DNS name, address or URI, a subject under one trust, and a place of certificates belong to one client that was not
+-- removed.
+CREATE TABLE client_names (
+    kind      TEXT COLLATE "C" NOT NULL,
+    name      TEXT COLLATE "C" NOT NULL,
+    client_id TEXT COLLATE "C" NOT NULL REFERENCES clients (id),
+    UNIQUE (kind, name)
+);
+CREATE INDEX client_names_client ON client_names (client_id);
+
+-- A certificate registered by value belongs to one client that was not removed.
+CREATE TABLE client_certificates (
+    thumbprint BYTEA NOT NULL PRIMARY KEY,
+    client_id  TEXT COLLATE "C" NOT NULL REFERENCES clients (id),
+    key_hash   BYTEA NOT NULL,
+    not_before BIGINT NOT NULL,
+    not_after  BIGINT NOT NULL
+);
+CREATE INDEX client_certificates_client ON client_certificates (client_id);
+CREATE INDEX client_certificates_key ON client_certificates (key_hash);
+
+-- The scopes and resources that clients hold, for the question who would miss one.
+CREATE TABLE client_refs (
+    client_id TEXT COLLATE "C" NOT NULL REFERENCES clients (id),
+    kind      TEXT COLLATE "C" NOT NULL,
+    value     TEXT COLLATE "C" NOT NULL,
+    PRIMARY KEY (client_id, kind, value)
+);
+CREATE INDEX client_refs_value ON client_refs (kind, value);
+
+CREATE TABLE codes (
+    id          BYTEA NOT NULL PRIMARY KEY,
+    client_id   TEXT COLLATE "C" NOT NULL REFERENCES clients (id),
+    generation  BIGINT NOT NULL,
+    public_key  BYTEA NOT NULL,
+    created_at  BIGINT NOT NULL,
+    expires_at  BIGINT NOT NULL,
+    used_at     BIGINT,
+    used_key    BYTEA,
+    certificate BYTEA,
+    used_from   TEXT COLLATE "C",
+    void        BOOLEAN NOT NULL,
+    version     BIGINT
+);
+CREATE INDEX codes_client ON codes (client_id);
+CREATE INDEX codes_version ON codes (version);
+
+CREATE TABLE certificates (
+    thumbprint   BYTEA NOT NULL PRIMARY KEY,
+    serial       TEXT COLLATE "C" NOT NULL UNIQUE,
+    client_id    TEXT COLLATE "C" NOT NULL REFERENCES clients (id),
+    generation   BIGINT NOT NULL,
+    not_before   BIGINT NOT NULL,
+    not_after    BIGINT NOT NULL,
+    key_hash     BYTEA NOT NULL,
+    der          BYTEA NOT NULL,
+    renewed_from BYTEA REFERENCES certificates (thumbprint),
+    revoked_at   BIGINT,
+    reason       INTEGER NOT NULL,
+    created_at   BIGINT NOT NULL,
+    version      BIGINT
+);
+CREATE INDEX certificates_client ON certificates (client_id, not_after);
+CREATE INDEX certificates_created ON certificates (created_at, serial);
+CREATE INDEX certificates_parent ON certificates (renewed_from);
+CREATE INDEX certificates_key ON certificates (key_hash);
+CREATE INDEX certificates_revoked ON certificates (not_after) WHERE revoked_at IS NOT NULL;
+CREATE INDEX certificates_version ON certificates (version);
+
+CREATE TABLE blocked_keys (
+    key_hash   BYTEA NOT NULL PRIMARY KEY,
+    created_at BIGINT NOT NULL,
+    version    BIGINT
+);
+CREATE INDEX blocked_keys_version ON blocked_keys (version);
+
+CREATE TABLE resources (
+    uri        TEXT COLLATE "C" NOT NULL PRIMARY KEY,
+    scopes     TEXT COLLATE "C" NOT NULL,
+    servers    TEXT COLLATE "C" NOT NULL,
+    built_in   BOOLEAN NOT NULL,
+    created_at BIGINT NOT NULL,
+    version    BIGINT
+);
+CREATE INDEX resources_version ON resources (version);
+
+-- Foreign CAs. Clients may also name one that the configuration's files have, so clients.trust refers to no row here.
+CREATE TABLE trusts (
+    name          TEXT COLLATE "C" NOT NULL PRIMARY KEY,
+    anchors       BYTEA NOT NULL,
+    intermediates BYTEA NOT NULL,
+    crl_url       TEXT COLLATE "C" NOT NULL,
+    crl           BYTEA,
+    revocation    TEXT COLLATE "C" NOT NULL,
+    created_at    BIGINT NOT NULL,
+    updated_at    BIGINT NOT NULL,
+    version       BIGINT
+);
+CREATE INDEX trusts_version ON trusts (version);
+
+-- Operators' requests that wait for another operator.
+CREATE TABLE pending_requests (
+    id           TEXT COLLATE "C" NOT NULL PRIMARY KEY,
+    kind         TEXT COLLATE "C" NOT NULL,
+    payload      BYTEA,
+    requested_by TEXT COLLATE "C" NOT NULL,
+    created_at   BIGINT NOT NULL,
+    expires_at   BIGINT NOT NULL,
+    version      BIGINT
+);
+CREATE INDEX pending_requests_version ON pending_requests (version);
+
+-- Records of changes, put here in the transaction of the change, until they are in the journal.
+CREATE TABLE outbox (
+    id       TEXT COLLATE "C" NOT NULL PRIMARY KEY,
+    replica  TEXT COLLATE "C" NOT NULL,
+    body     BYTEA NOT NULL,
+    noted_at BIGINT NOT NULL,
+    position BIGINT NOT NULL,
+    version  BIGINT
+);
+CREATE INDEX outbox_version ON outbox (version);
+
+-- What each version changed, as JSON, for the replicas that hold it in memory. Old rows go: who is that far behind drops
+-- everything.
+CREATE TABLE changes (
+    version BIGINT NOT NULL PRIMARY KEY,
+    body    TEXT COLLATE "C" NOT NULL
+);
+
+-- The replicas that may be serving. Each writes its own row every second.
+CREATE TABLE leases (
+    replica     TEXT COLLATE "C" NOT NULL PRIMARY KEY,
+    incarnation BIGINT NOT NULL,
+    renewals    BIGINT NOT NULL,
+    applied     BIGINT NOT NULL,
+    program     TEXT COLLATE "C" NOT NULL,
+    address     TEXT COLLATE "C" NOT NULL,
+    started_at  BIGINT NOT NULL,
+    renewed_at  BIGINT NOT NULL
+) WITH (fillfactor = 50);
+
+-- The CA library's own rows.
+CREATE TABLE ca_kv (
+    bucket     TEXT COLLATE "C" NOT NULL,
+    nkey       BYTEA NOT NULL,
+    nvalue     BYTEA NOT NULL,
+    created_at BIGINT NOT NULL DEFAULT (extract(epoch FROM clock_timestamp())::bigint),
+    PRIMARY KEY (bucket, nkey)
+);
+
+-- The keys of what the journal seals: deleting one erases what it sealed.
+CREATE TABLE audit_days (
+    day          TEXT COLLATE "C" NOT NULL PRIMARY KEY,
+    sealed       BYTEA NOT NULL,
+    seal_version BIGINT NOT NULL
+);
+CREATE TABLE audit_subjects (
+    id           TEXT COLLATE "C" NOT NULL PRIMARY KEY,
+    sealed       BYTEA NOT NULL,
+    seal_version BIGINT NOT NULL
+);
+
+-- What is known of the journals outside of them. The head is where one was last known to stand; it only grows.
+CREATE TABLE journals (
+    replica        TEXT COLLATE "C" NOT NULL,
+    incarnation    BIGINT NOT NULL,
+    first_key      TEXT COLLATE "C" NOT NULL,
+    previous_seq   BIGINT NOT NULL,
+    previous_chain BYTEA NOT NULL,
+    started_at     BIGINT NOT NULL,
+    head_seq       BIGINT NOT NULL,
+    head_chain     BYTEA,
+    head_at        BIGINT,
+    PRIMARY KEY (replica, incarnation)
+);
+
+-- A journal's head is a witness against whoever rewrites the journal: it only grows.
+CREATE FUNCTION journals_head() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF NEW.head_seq < OLD.head_seq OR NEW.head_seq = OLD.head_seq AND NEW.head_chain IS DISTINCT FROM OLD.head_chain THEN
+        RAISE EXCEPTION 'the head of a journal only grows';
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER journals_head BEFORE UPDATE OF head_seq, head_chain ON journals
+    FOR EACH ROW EXECUTE FUNCTION journals_head();
+
+-- Other replicas are told that there is a new version. It is a hint: they look for themselves as well.
+CREATE FUNCTION state_version() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_notify('certbound', '');
+    RETURN NULL;
+END $$;
+CREATE TRIGGER state_version AFTER UPDATE OF version ON state
+    FOR EACH ROW WHEN (NEW.version IS DISTINCT FROM OLD.version) EXECUTE FUNCTION state_version();
