@@ -29,6 +29,16 @@ type target struct {
 	config  *tls.Config // with the client's certificate; keeps no sessions
 	request []byte      // the whole request, HTTP/1.1
 	pid     int
+	// callers, when not nil, gives each connection that does not resume another one a client of its own, in place of
+	// config and request.
+	callers func() (caller, error)
+	answer  func(body []byte) error // judges an answer; nil: it must be a token's
+}
+
+// A caller is a client that asks once or on one connection.
+type caller struct {
+	config  *tls.Config
+	request []byte
 }
 
 // A mode is how tokens are asked for.
@@ -54,30 +64,52 @@ func modes() []mode {
 }
 
 func newTarget(name, address, path, form string, config *tls.Config, pid int) *target {
-	request := fmt.Sprintf("POST %s HTTP/1.1\r\nHost: %s\r\nContent-Type: application/x-www-form-urlencoded\r\n"+
-		"Content-Length: %d\r\n\r\n%s", path, address, len(form), form)
-	return &target{name: name, address: address, config: config, request: []byte(request), pid: pid}
+	return &target{
+		name: name, address: address, config: config, pid: pid,
+		request: post(address, path, "application/x-www-form-urlencoded", form),
+	}
+}
+
+// post is a whole request.
+func post(address, path, contentType, body string) []byte {
+	return fmt.Appendf(nil, "POST %s HTTP/1.1\r\nHost: %s\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n%s",
+		path, address, contentType, len(body), body)
 }
 
 // A worker asks for one token after the other.
 type worker struct {
-	target *target
-	mode   mode
-	config *tls.Config
-	conn   *tls.Conn
-	reader *bufio.Reader
-	waits  []time.Duration // for each token, the connection included where it is new
+	target  *target
+	mode    mode
+	config  *tls.Config
+	request []byte
+	conn    *tls.Conn
+	reader  *bufio.Reader
+	waits   []time.Duration // for each token, the connection included where it is new
 }
 
 func newWorker(t *target, m mode) *worker {
-	w := &worker{target: t, mode: m, config: t.config.Clone()}
-	if m.resume {
-		w.config.ClientSessionCache = tls.NewLRUClientSessionCache(1)
+	w := &worker{target: t, mode: m}
+	if t.callers == nil {
+		w.become(caller{t.config.Clone(), t.request})
 	}
 	return w
 }
 
+func (w *worker) become(c caller) {
+	w.config, w.request = c.config, c.request
+	if w.mode.resume {
+		w.config.ClientSessionCache = tls.NewLRUClientSessionCache(1)
+	}
+}
+
 func (w *worker) connect(ctx context.Context) error {
+	if w.target.callers != nil && (w.config == nil || !w.mode.resume) {
+		c, err := w.target.callers()
+		if err != nil {
+			return err
+		}
+		w.become(c)
+	}
 	dialer := tls.Dialer{NetDialer: &net.Dialer{Timeout: requestTimeout}, Config: w.config}
 	conn, err := dialer.DialContext(ctx, "tcp", w.target.address)
 	if err != nil {
@@ -104,15 +136,26 @@ func (w *worker) first(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	judge := w.target.answer
+	if judge == nil {
+		judge = tokenAnswer
+	}
+	if err := judge(body); err != nil {
+		return err
+	}
+	if w.mode.dial {
+		w.close()
+	}
+	return nil
+}
+
+func tokenAnswer(body []byte) error {
 	var answer struct {
 		AccessToken string `json:"access_token"`
 		TokenType   string `json:"token_type"`
 	}
 	if err := json.Unmarshal(body, &answer); err != nil || answer.AccessToken == "" || answer.TokenType != "Bearer" {
 		return errors.New("the answer is no token response")
-	}
-	if w.mode.dial {
-		w.close()
 	}
 	return nil
 }
@@ -138,7 +181,7 @@ func (w *worker) ask() ([]byte, error) {
 	if err := w.conn.SetDeadline(time.Now().Add(requestTimeout)); err != nil {
 		return nil, err
 	}
-	if _, err := w.conn.Write(w.target.request); err != nil {
+	if _, err := w.conn.Write(w.request); err != nil {
 		return nil, err
 	}
 	resp, err := http.ReadResponse(w.reader, nil)

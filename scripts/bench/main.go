@@ -11,7 +11,8 @@
 // The server under load has one CPU to itself where taskset is at hand and the machine has two, and the load comes
 // from another. CPU time is read from /proc, so it runs on Linux only.
 //
-// "bench overload" measures instead what known clients get while others flood the service (overload.go).
+// "bench overload" measures instead what known clients get while others flood the service (overload.go), "bench scale"
+// what the service costs with a million clients beside a hundred (scale.go).
 //
 //	go run ./scripts/bench -certbound ./certbound [-short]
 package main
@@ -47,6 +48,8 @@ func main() {
 		err = runFlood(ctx, os.Args[2], os.Args[3], os.Args[4])
 	} else if len(os.Args) > 1 && os.Args[1] == "overload" {
 		err = overload(ctx, os.Args[2:])
+	} else if len(os.Args) > 1 && os.Args[1] == "scale" {
+		err = scale(ctx, os.Args[2:])
 	} else {
 		err = run(ctx, parseFlags())
 	}

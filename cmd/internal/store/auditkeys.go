@@ -79,11 +79,7 @@ func (s *Store) auditKey(ctx context.Context, k auditKeys, id string) ([]byte, e
 	if !errors.Is(err, ErrNotFound) {
 		return key, err
 	}
-	fresh := make([]byte, auditKeySize)
-	if _, err := rand.Read(fresh); err != nil {
-		return nil, err
-	}
-	sealed, err := s.sealer.seal(k.place(id, sealVersion), fresh)
+	sealed, err := s.newAuditKey(k, id)
 	if err != nil {
 		return nil, err
 	}
@@ -95,6 +91,15 @@ func (s *Store) auditKey(ctx context.Context, k auditKeys, id string) ([]byte, e
 		return nil, fmt.Errorf("make the audit key of %s %q: %w", k.what, id, err)
 	}
 	return s.storedAuditKey(ctx, k, id)
+}
+
+// newAuditKey returns a fresh key, sealed for its row.
+func (s *Store) newAuditKey(k auditKeys, id string) ([]byte, error) {
+	fresh := make([]byte, auditKeySize)
+	if _, err := rand.Read(fresh); err != nil {
+		return nil, err
+	}
+	return s.sealer.seal(k.place(id, sealVersion), fresh)
 }
 
 func (s *Store) storedAuditKey(ctx context.Context, k auditKeys, id string) ([]byte, error) {

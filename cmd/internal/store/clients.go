@@ -175,10 +175,7 @@ func (s *Store) checkReserved(c *change, previous Client) error {
 }
 
 func (c *change) writeClient(client Client) error {
-	n, err := c.exec("clients", upsertClient, client.ID, client.Generation, client.Disabled, moment(client.RemovedAt),
-		client.AuthMethod, client.SubjectKind, client.SubjectValue, list(client.DNS), list(client.IPs), list(client.URIs),
-		client.Usage, list(client.Scopes), list(client.Resources), int64(client.TokenTTL/time.Microsecond), client.Trust,
-		ders(client.Certificates), client.JWKSURI, client.BuiltIn, moment(client.CreatedAt), moment(client.UpdatedAt), client.grants())
+	n, err := c.exec("clients", upsertClient, append(client.values(), client.grants())...)
 	if err != nil {
 		return err
 	}
