@@ -308,6 +308,16 @@ func (s *Store) Clients(ctx context.Context, after string, limit int) ([]Client,
 	return clients, nil
 }
 
+// Publishers is Clients for those that have a JWKSURI alone, disabled or not. It reads no others.
+func (s *Store) Publishers(ctx context.Context, after string, limit int) ([]Client, error) {
+	rows, err := s.read.QueryContext(ctx, queryPublishers, after, limit)
+	clients, err := all(rows, err, scanClient)
+	if err != nil {
+		return nil, fmt.Errorf("list clients that publish certificates: %w", err)
+	}
+	return clients, nil
+}
+
 func scanClient(r row) (Client, error) {
 	var c Client
 	var ttl int64

@@ -34,6 +34,7 @@ func (f *fixture) in(d time.Duration) time.Time { return f.clock.now().Add(d) }
 type fixture struct {
 	*Store
 	t      *testing.T
+	open   opener
 	clock  *clock
 	serial atomic.Int64
 }
@@ -43,7 +44,7 @@ type opener func(t *testing.T, now func() time.Time) *Store
 
 func newFixture(t *testing.T, open opener) *fixture {
 	c := new(clock)
-	return &fixture{Store: open(t, c.now), t: t, clock: c}
+	return &fixture{Store: open(t, c.now), t: t, open: open, clock: c}
 }
 
 // client adds a client with an enrolment code whose id repeats n.
@@ -144,6 +145,9 @@ func testStore(t *testing.T, open opener) {
 		{"an operator is restored", testRestoreOperator},
 		{"a disabled operator is restored", testRestoreDisabled},
 		{"clients are listed", testClientList},
+		{"clients that publish certificates", testPublishers},
+		{"loading", testLoad},
+		{"what cannot be loaded", testLoadRefuses},
 		{"parallel redemptions", testParallelRedemptions},
 		{"parallel redemptions with one key", testParallelSameKey},
 		{"redeem again", testRedeemAgain},
@@ -370,6 +374,25 @@ func testClientList(f *fixture) {
 		after = ids[len(ids)-1]
 	}
 	same(f.t, ids, []string{"a", "c", "d"})
+}
+
+// Who looks for what clients publish is given nobody else, in pages.
+func testPublishers(f *fixture) {
+	f.client("c", 1)
+	for _, id := range []string{"d", "b", "a", "e"} {
+		ok(f.t, f.add(Client{ID: id, AuthMethod: methodSelfSigned, JWKSURI: "https://" + id + ".example/jwks.json"}))
+	}
+	ok(f.t, f.RemoveClient(f.ctx(), "b"))
+	ok(f.t, f.DisableClient(f.ctx(), "d"))
+	for after, want := range map[string][]string{"": {"a", "d"}, "a": {"d", "e"}, "d": {"e"}, "e": nil} {
+		page, err := f.Publishers(f.ctx(), after, 2)
+		ok(f.t, err)
+		var ids []string
+		for _, c := range page {
+			ids = append(ids, c.ID)
+		}
+		same(f.t, ids, want)
+	}
 }
 
 // EC-07: an enrolment code is used once, however many redeem it at the same moment.

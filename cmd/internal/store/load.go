@@ -43,8 +43,10 @@ func (s *Store) Load(ctx context.Context, list []Loaded) error {
 	err := s.change(ctx, func(c *change) error {
 		c.what.Full = true
 		// Keys come in no order: without this, most of the time goes into fetching pages of indexes again and again.
-		if _, err := c.link("PRAGMA cache_size = -524288"); err != nil { // KiB
-			return err
+		if s.dialect.name() == "sqlite" {
+			if _, err := c.link("PRAGMA cache_size = -524288"); err != nil { // KiB
+				return err
+			}
 		}
 		return s.load(c, list)
 	})

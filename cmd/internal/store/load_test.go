@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"database/sql"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -15,11 +16,9 @@ import (
 )
 
 // A client that was loaded leaves the rows that one leaves behind which was added, enrolled and revoked.
-func TestLoad(t *testing.T) {
-	t.Parallel()
-	now := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
-	clock := func() time.Time { return now }
-	made, loaded := openSQLite(t, clock), openSQLite(t, clock)
+func testLoad(f *fixture) {
+	t, now := f.t, f.clock.now()
+	made, loaded := f.Store, newFixture(t, f.open).Store
 	var l Loaded
 	l.Client = Client{ID: "svc", SubjectKind: "tls_client_auth_san_uri", SubjectValue: "spiffe://td/client/svc", Usage: "client", Scopes: []string{"b", "a"}}
 	key := [32]byte{5}
@@ -69,9 +68,8 @@ func TestLoad(t *testing.T) {
 }
 
 // Load makes rows for clients of our CA only, and all of a list or none.
-func TestLoadRefuses(t *testing.T) {
-	t.Parallel()
-	s := openSQLite(t, time.Now)
+func testLoadRefuses(f *fixture) {
+	t, s := f.t, f.Store
 	good := func(id string) Loaded {
 		return Loaded{
 			Client:      Client{ID: id, AuthMethod: methodCA, SubjectKind: "tls_client_auth_san_uri", SubjectValue: "spiffe://td/client/" + id},
@@ -135,5 +133,6 @@ func dump(t *testing.T, s *Store, table string) []string {
 	if err := rows.Err(); err != nil {
 		t.Fatal(err)
 	}
+	slices.Sort(out)
 	return out
 }

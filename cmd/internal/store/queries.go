@@ -32,6 +32,9 @@ const (
 		cert_usage, scopes, resources, token_ttl, trust, certificates, jwks_uri, built_in, created_at, updated_at`
 	queryClient  = `SELECT ` + clientColumns + ` FROM clients WHERE id = $1`
 	queryClients = `SELECT ` + clientColumns + ` FROM clients WHERE removed_at IS NULL AND id > $1 ORDER BY id LIMIT $2`
+	// Few clients publish certificates, and finding them must not read the others.
+	queryPublishers = `SELECT ` + clientColumns + ` FROM clients WHERE id IN (SELECT client_id FROM client_names
+		WHERE kind = 'jwks_uri') AND removed_at IS NULL AND id > $1 ORDER BY id LIMIT $2`
 	upsertClient = `INSERT INTO clients (` + clientColumns + `, grantor)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20,
 			$21)
@@ -104,7 +107,7 @@ const (
 			SELECT c.thumbprint FROM certificates c JOIN family f ON c.renewed_from = f.thumbprint)
 		` + selectCertificate + `WHERE thumbprint IN (SELECT thumbprint FROM family) ORDER BY created_at, serial`
 	queryKeyCertificates = selectCertificate + `WHERE key_hash = $1 ORDER BY created_at, serial`
-	queryRevoked         = selectCertificate + `WHERE revoked_at IS NOT NULL AND not_after > $1 ORDER BY serial`
+	queryRevoked         = selectCertificate + `WHERE revoked_at IS NOT NULL AND not_after > $1 ORDER BY not_after, serial`
 
 	insertCertificate = `INSERT INTO certificates (` + certificateColumns + `)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, NULL, 0, $10)`

@@ -215,8 +215,8 @@ func (k *keySet) begin(now time.Time) <-chan struct{} {
 	return k.underway
 }
 
-// followClients looks at the clients that changed, and at all of them for the first time: those that publish certificates
-// are prepared for, so that their first request finds them, and what others published once is forgotten.
+// followClients looks at the clients that changed, and for the first time at all that publish certificates: these are
+// prepared for, so that their first request finds them, and what others published once is forgotten.
 func (m *Manager) followClients(ctx context.Context) []*keySet {
 	m.mu.Lock()
 	changed := slices.Collect(maps.Keys(m.clients))
@@ -251,10 +251,10 @@ func (m *Manager) followClients(ctx context.Context) []*keySet {
 	return sets
 }
 
-// listClients gives all clients to each, once; only Run's own goroutine calls it.
+// listClients gives all clients that publish certificates to each, once; only Run's own goroutine calls it.
 func (m *Manager) listClients(ctx context.Context, each func(store.Client)) error {
 	for !m.listed {
-		page, err := m.store.Clients(ctx, m.after, clientsPerPage)
+		page, err := m.store.Publishers(ctx, m.after, clientsPerPage)
 		if err != nil {
 			return err
 		}

@@ -48,7 +48,7 @@ var ErrUnknown = errors.New("no such trust")
 type Store interface {
 	Trusts(ctx context.Context) ([]store.Trust, error)
 	Client(ctx context.Context, id string) (store.Client, error)
-	Clients(ctx context.Context, after string, limit int) ([]store.Client, error)
+	Publishers(ctx context.Context, after string, limit int) ([]store.Client, error)
 	OnChange(func(store.Change))
 }
 

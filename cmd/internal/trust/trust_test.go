@@ -506,7 +506,7 @@ func (noRows) OnChange(func(store.Change))                   {}
 func (noRows) Client(context.Context, string) (store.Client, error) {
 	return store.Client{}, store.ErrNotFound
 }
-func (noRows) Clients(context.Context, string, int) ([]store.Client, error) { return nil, nil }
+func (noRows) Publishers(context.Context, string, int) ([]store.Client, error) { return nil, nil }
 
 // Run notices an exchanged symbolic link, as mounted secrets have it, within two seconds; and it ends.
 func TestRunNoticesFiles(t *testing.T) {
