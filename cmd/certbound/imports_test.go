@@ -67,6 +67,7 @@ func importTable() map[string]allowance {
 		"cmd/internal/admission": {ours: []string{"mtls"}, outside: []string{"golang.org/x/time/rate"}},
 		"cmd/internal/trust":     {ours: and("cmd/internal/store", "cmd/internal/fetch")},
 		"cmd/internal/outbox":    {ours: []string{"cmd/internal/store", "cmd/internal/audit"}},
+		"cmd/internal/replica":   {ours: []string{"cmd/internal/store", "tokens/issuer"}},
 		"cmd/internal/authority": {ours: and("cmd/internal/store", "cmd/internal/audit", "cmd/internal/outbox")},
 		"cmd/internal/admin":     {ours: and("cmd/internal/store", "cmd/internal/audit", "cmd/internal/outbox", "cmd/internal/trust"), outside: []string{router}},
 		"cmd/internal/scale":     {ours: []string{"cmd/internal/store", "mtls", "pki", "pki/stepca"}}, // for scripts/bench
