@@ -386,29 +386,34 @@ func (s *Store) RemoveClient(ctx context.Context, id string) error {
 		if err := c.keepGrantor(client, s.now()); err != nil {
 			return err
 		}
-		if err := c.void(id); err != nil {
-			return err
-		}
-		if _, err := c.link(deleteNames, id); err != nil {
-			return err
-		}
-		if _, err := c.link(deletePinned, id); err != nil {
-			return err
-		}
-		if _, err := c.link(deleteRefs, id); err != nil {
-			return err
-		}
-		if err := c.dropServer(id); err != nil {
-			return err
-		}
-		// For those who judge certificates alone.
-		if err := c.revokeAll(id, cessationOfOperation, s.now()); err != nil {
-			return err
-		}
-		_, err := c.exec("clients", setClientRemoved, id, moment(s.now()))
-		c.changedClient(id)
-		return err
+		return s.remove(c, id, s.now())
 	})
+}
+
+// remove is RemoveClient without the question who is left.
+func (s *Store) remove(c *change, id string, now time.Time) error {
+	if err := c.void(id); err != nil {
+		return err
+	}
+	if _, err := c.link(deleteNames, id); err != nil {
+		return err
+	}
+	if _, err := c.link(deletePinned, id); err != nil {
+		return err
+	}
+	if _, err := c.link(deleteRefs, id); err != nil {
+		return err
+	}
+	if err := c.dropServer(id); err != nil {
+		return err
+	}
+	// For those who judge certificates alone.
+	if err := c.revokeAll(id, cessationOfOperation, now); err != nil {
+		return err
+	}
+	_, err := c.exec("clients", setClientRemoved, id, moment(now))
+	c.changedClient(id)
+	return err
 }
 
 // revokeAll puts what a client still holds on the revocation list.

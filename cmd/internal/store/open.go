@@ -4,6 +4,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"embed"
@@ -55,7 +56,7 @@ func newDialect(cfg Config) (dialect, error) {
 	if cfg.URL != "" {
 		return newPostgres(cfg)
 	}
-	return &sqliteFile{path: cfg.Path}, nil
+	return &sqliteFile{path: cfg.Path, readOnly: cfg.ReadOnly}, nil
 }
 
 func open(ctx context.Context, cfg Config, d dialect) (*Store, error) {
@@ -64,7 +65,7 @@ func open(ctx context.Context, cfg Config, d dialect) (*Store, error) {
 		return nil, err
 	}
 	s := &Store{core: &core{dialect: d, sealer: seal, logger: cfg.Logger, now: cfg.Now, maxLife: cfg.MaxTokenLife,
-		files: slices.Clone(cfg.FileTrusts), fatal: cfg.Fatal, replica: cfg.Replica}}
+		files: slices.Clone(cfg.FileTrusts), fatal: cfg.Fatal, replica: cfg.Replica, anyCondition: cfg.AnyCondition}}
 	if s.logger == nil {
 		s.logger = slog.New(slog.DiscardHandler)
 	}
@@ -78,6 +79,11 @@ func open(ctx context.Context, cfg Config, d dialect) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
+	if cfg.ReadOnly {
+		if found, err := d.exists(ctx); err != nil || !found {
+			return nil, cmp.Or(err, error(fs.ErrNotExist))
+		}
+	}
 	if err := d.prepare(ctx, s, steps); err != nil {
 		return nil, err
 	}
@@ -85,10 +91,43 @@ func open(ctx context.Context, cfg Config, d dialect) (*Store, error) {
 		return nil, errors.Join(err, s.Close())
 	}
 	s.write, s.read = s.side, s.reader
+	if cfg.ReadOnly {
+		if err := s.checkPresent(ctx, len(steps)); err != nil {
+			return nil, errors.Join(err, s.Close())
+		}
+		return s, nil
+	}
 	if err := d.upgrade(ctx, s.writer, steps); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
+}
+
+// checkPresent refuses a schema that is not this program's, whether it may run on that or not.
+func (s *Store) checkPresent(ctx context.Context, newest int) error {
+	found, err := s.Schema(ctx)
+	switch {
+	case err != nil:
+		return err
+	case found < newest:
+		return fmt.Errorf("%w: schema %d, this program's is %d", ErrOlderSchema, found, newest)
+	case found > newest:
+		return fmt.Errorf("%w: schema %d, this program's is %d", ErrNewerSchema, found, newest)
+	}
+	return nil
+}
+
+// Schema returns the version of the database's schema.
+func (s *Store) Schema(ctx context.Context) (int, error) {
+	var found schema
+	err := s.read.QueryRowContext(ctx, querySchema).Scan(&found.version, &found.oldest)
+	return found.version, err
+}
+
+// NewestSchema is the version of the schema that this program makes of the database.
+func (s *Store) NewestSchema() (int, error) {
+	steps, err := schemaSteps(s.Dialect())
+	return len(steps), err
 }
 
 // schemaSteps returns the migrations of a dialect in order; the schema's version is how many of them were applied. The

@@ -361,7 +361,7 @@ func (p *postgresql) checkSchema(ctx context.Context, s *Store, q conn, steps []
 	if err := found.check(len(steps)); err != nil {
 		return err
 	}
-	err = s.checkKEK(ctx, q)
+	err = s.checkUse(ctx, q)
 	if hasCode(err, codeUndefinedTable, codeUndefinedColumn) {
 		err = fmt.Errorf("%w: %w", ErrDamaged, err)
 	}

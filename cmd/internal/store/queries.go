@@ -13,11 +13,13 @@ const (
 	insertState   = `INSERT INTO state (id, version, crl_number, kek_check) VALUES (1, 0, 0, $1)`
 	queryKEKCheck = `SELECT kek_check FROM state WHERE id = 1`
 	queryVersion  = `SELECT version FROM state WHERE id = 1`
+	setVersion    = `UPDATE state SET version = $1 WHERE id = 1`
 	bumpVersion   = `UPDATE state SET version = version + 1 WHERE id = 1 RETURNING version`
 	bumpCRLNumber = `UPDATE state SET crl_number = crl_number + 1 WHERE id = 1 RETURNING crl_number`
 
 	querySetting  = `SELECT value FROM settings WHERE name = $1`
 	insertSetting = `INSERT INTO settings (name, value) VALUES ($1, $2) ON CONFLICT DO NOTHING`
+	deleteSetting = `DELETE FROM settings WHERE name = $1`
 
 	upsertKey = `INSERT INTO sealed_keys (purpose, id, key_state, algorithm, chain, sealed, seal_version, created_at)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
@@ -79,10 +81,12 @@ const (
 
 	codeColumns = `id, client_id, generation, public_key, created_at, expires_at, used_at, used_key, certificate,
 		used_from, void`
-	queryCode  = `SELECT ` + codeColumns + ` FROM codes WHERE id = $1`
-	insertCode = `INSERT INTO codes (` + codeColumns + `) VALUES ($1, $2, $3, $4, $5, $6, NULL, NULL, NULL, NULL, FALSE)`
-	voidCodes  = `UPDATE codes SET void = TRUE, version = NULL WHERE client_id = $1 AND used_at IS NULL AND NOT void`
-	useCode    = `UPDATE codes SET used_at = $2, used_key = $3, certificate = $4, used_from = $5, version = NULL
+	queryCode        = `SELECT ` + codeColumns + ` FROM codes WHERE id = $1`
+	insertCode       = `INSERT INTO codes (` + codeColumns + `) VALUES ($1, $2, $3, $4, $5, $6, NULL, NULL, NULL, NULL, FALSE)`
+	voidAllCodes     = `UPDATE codes SET void = TRUE, version = NULL WHERE used_at IS NULL AND NOT void`
+	deleteAllPending = `DELETE FROM pending_requests`
+	voidCodes        = `UPDATE codes SET void = TRUE, version = NULL WHERE client_id = $1 AND used_at IS NULL AND NOT void`
+	useCode          = `UPDATE codes SET used_at = $2, used_key = $3, certificate = $4, used_from = $5, version = NULL
 		WHERE id = $1 AND used_at IS NULL AND NOT void`
 
 	certificateColumns = `thumbprint, serial, client_id, generation, not_before, not_after, key_hash, der, renewed_from,
@@ -94,8 +98,9 @@ const (
 	queryCertificates = selectCertificate + `WHERE ($1 = '' OR client_id = $1) AND ($2 = '' OR
 		(created_at, serial) > (SELECT a.created_at, a.serial FROM certificates a WHERE a.serial = $2))
 		ORDER BY created_at, serial LIMIT $3`
+	// One that is known by its record only cannot be handed out again.
 	queryChild = selectCertificate + `WHERE renewed_from = $1 AND key_hash = $2 AND revoked_at IS NULL
-		AND not_after >= $3 ORDER BY created_at, serial LIMIT 1`
+		AND not_after >= $3 AND length(der) > 0 ORDER BY created_at, serial LIMIT 1`
 	// A live child of the same parent with another key.
 	querySibling = selectCertificate + `WHERE renewed_from = $1 AND key_hash <> $2 AND revoked_at IS NULL
 		AND not_after >= $3 ORDER BY created_at, serial LIMIT 1`
@@ -113,6 +118,10 @@ const (
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, NULL, 0, $10)`
 	revokeCertificate = `UPDATE certificates SET revoked_at = $2, reason = $3, version = NULL
 		WHERE thumbprint = $1 AND revoked_at IS NULL`
+
+	// The DER of a certificate that is known by its record only is empty.
+	restoreCertificate = `INSERT INTO certificates (` + certificateColumns + `)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, NULL, 0, $10) ON CONFLICT DO NOTHING`
 
 	insertBlockedKey = `INSERT INTO blocked_keys (key_hash, created_at) VALUES ($1, $2) ON CONFLICT DO NOTHING`
 	queryBlockedKeys = `SELECT key_hash FROM blocked_keys`
@@ -177,6 +186,12 @@ const (
 		VALUES ($1, $2, $3, $4, $5, $6, 0)`
 	queryLastJournal = `SELECT incarnation, first_key, previous_seq, previous_chain, started_at, head_seq, head_chain, head_at
 		FROM journals WHERE replica = $1 ORDER BY incarnation DESC LIMIT 1`
+
+	// The newest incarnation of each replica, the one that started last first, and whether it has a lease.
+	queryNewestJournals = `SELECT replica, incarnation, head_seq, head_chain, head_at,
+			EXISTS (SELECT 1 FROM leases l WHERE l.replica = j.replica)
+		FROM journals j WHERE incarnation = (SELECT max(incarnation) FROM journals n WHERE n.replica = j.replica)
+		ORDER BY started_at DESC, replica`
 
 	insertAuditDay = `INSERT INTO audit_days (day, sealed, seal_version) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`
 	queryAuditDay  = `SELECT sealed, seal_version FROM audit_days WHERE day = $1`

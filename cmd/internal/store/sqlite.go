@@ -21,7 +21,10 @@ import (
 )
 
 // sqliteFile is the dialect of a file of SQLite: one process, one writer at a time.
-type sqliteFile struct{ path string }
+type sqliteFile struct {
+	path     string
+	readOnly bool
+}
 
 const (
 	driverName = "sqlite"
@@ -191,6 +194,11 @@ func (f *sqliteFile) prepare(ctx context.Context, s *Store, steps []step) error 
 
 // connect opens the pools. Writers queue fairly for one connection instead of polling a busy file.
 func (f *sqliteFile) connect() (p pools, err error) {
+	if f.readOnly { // and whoever serves on it goes on
+		p.reader, err = pool(f.path, inspectPragmas, readers)
+		p.writer, p.side, p.shared = p.reader, p.reader, p.reader
+		return p, err
+	}
 	if p.writer, err = pool(f.path, writePragmas, 1); err != nil {
 		return p, err
 	}
@@ -220,14 +228,14 @@ func (s *Store) check(ctx context.Context, path string, newest int) error {
 		return err
 	}
 	defer db.Close()
-	if err := s.checkKEK(ctx, db); err != nil {
+	if err := s.checkUse(ctx, db); err != nil {
 		return err
 	}
 	info, err := os.Stat(path)
 	if err != nil {
 		return err
 	}
-	if info.Mode().Perm()&0o077 == 0 {
+	if info.Mode().Perm()&0o077 == 0 || s.anyCondition {
 		return nil
 	}
 	s.logger.WarnContext(ctx, "the database could be read by other users: making it private", "path", path)

@@ -84,6 +84,8 @@ var (
 	ErrWrongKEK = errors.New("wrong key-encryption key")
 	// ErrNewerSchema says that a newer program wrote the database.
 	ErrNewerSchema = errors.New("written by a newer version of certbound")
+	// ErrOlderSchema says that the database was not brought up to date yet.
+	ErrOlderSchema = errors.New("written by an older version of certbound")
 	// ErrForeign says that the file is a database of another application.
 	ErrForeign = errors.New("not a certbound database")
 	// ErrLeaseLost says that the replica has no such lease any more: its row went, or a later incarnation took it over.
@@ -189,6 +191,11 @@ type Config struct {
 	Replica string
 	// Now is the clock for created and updated times; nil is time.Now.
 	Now func() time.Time
+	// AnyCondition opens also a database that must not be served as it is: a backup, one that is being restored or one that
+	// was moved elsewhere. It is for whoever looks after databases.
+	AnyCondition bool
+	// ReadOnly opens a database that is there, and whose schema is this program's, and never writes to it.
+	ReadOnly bool
 }
 
 // Store is the database. It is safe for concurrent use. Reading methods never wait for writing ones. The one that
@@ -210,6 +217,8 @@ type core struct {
 	files   []string // names of the trusts that have no row
 	fatal   func(error)
 	replica string
+
+	anyCondition bool // open also what must not be served
 
 	mu       sync.Mutex
 	onChange []func(Change)

@@ -113,7 +113,7 @@ CREATE TABLE certificates (
     not_after    BIGINT NOT NULL,
     key_hash     BYTEA NOT NULL,
     der          BYTEA NOT NULL,
-    renewed_from BYTEA REFERENCES certificates (thumbprint),
+    renewed_from BYTEA REFERENCES certificates (thumbprint) DEFERRABLE,
     revoked_at   BIGINT,
     reason       INTEGER NOT NULL,
     created_at   BIGINT NOT NULL,

@@ -1,0 +1,142 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package store
+
+import (
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// settingInstallation is the setting that names the installation; who serves writes it.
+const settingInstallation = "journal_installation"
+
+// CopyConfig is what Backup, Move and Fill need besides the databases.
+type CopyConfig struct {
+	KEK     []byte // the key-encryption key that the database is sealed under
+	Program string // version of the program
+	// Note, when not nil, is a record that goes into the outbox of the copy under Replica's name.
+	Note    func(Copied) (Entry, error)
+	Replica string
+	Now     func() time.Time // nil: time.Now
+}
+
+func (c *CopyConfig) now() time.Time {
+	if c.Now == nil {
+		return time.Now()
+	}
+	return c.Now()
+}
+
+// Backup writes a backup of the database into a file that is not there yet: an SQLite database of its own, whatever the
+// kind of this one, complete but for the key-encryption key. Others may go on writing meanwhile. The file has its name
+// once it is whole and on the disk. The error is fs.ErrExist when there is one.
+func (s *Store) Backup(ctx context.Context, file string, cfg CopyConfig) (BackupTag, Copied, error) {
+	var tag BackupTag
+	made, err := s.CopyToFile(ctx, file, cfg, func(ctx context.Context, source, target *sql.Tx) error {
+		var err error
+		if tag, err = s.backupTag(ctx, source, cfg); err != nil {
+			return err
+		}
+		return setCondition(ctx, target, &Condition{State: ConditionBackup, Since: tag.MadeAt, Back: &tag})
+	})
+	if err != nil {
+		return BackupTag{}, Copied{}, fmt.Errorf("back up the database: %w", err)
+	}
+	return tag, made, nil
+}
+
+// backupTag says what a copy is, by the state that was copied.
+func (s *Store) backupTag(ctx context.Context, tx *sql.Tx, cfg CopyConfig) (BackupTag, error) {
+	tag := BackupTag{ID: strings.ToLower(rand.Text()), Program: cfg.Program, MadeAt: asStored(cfg.now())}
+	if err := tx.QueryRowContext(ctx, queryVersion).Scan(&tag.Version); err != nil {
+		return tag, err
+	}
+	err := tx.QueryRowContext(ctx, querySetting, settingInstallation).Scan(&tag.Installation)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return tag, err
+	}
+	rows, err := tx.QueryContext(ctx, queryNewestJournals)
+	tag.Journals, err = all(rows, err, func(r row) (h BackupHead, err error) {
+		return h, r.Scan(&h.Replica, &h.Incarnation, &h.Seq, &h.Chain, (*moment)(&h.At), &h.Serving)
+	})
+	if err == nil && s.Dialect() != postgresKind && len(tag.Journals) > 0 {
+		tag.Journals[0].Serving = true // it needs no lease: the one that started last
+	}
+	return tag, err
+}
+
+// CopyToFile copies the database into a file that is not there yet; see Copy. then is done in the copy's transaction.
+func (s *Store) CopyToFile(ctx context.Context, file string, cfg CopyConfig, then Finish) (Copied, error) {
+	if _, err := os.Lstat(file); err == nil {
+		return Copied{}, &fs.PathError{Op: "create", Path: file, Err: fs.ErrExist}
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return Copied{}, err
+	}
+	draft := file + ".draft"
+	if err := removeDatabase(draft); err != nil { // of a run that was cut short
+		return Copied{}, err
+	}
+	made, err := s.fillFile(ctx, draft, cfg, then)
+	if err != nil {
+		return Copied{}, errors.Join(err, removeDatabase(draft))
+	}
+	if err := os.Link(draft, file); err != nil { // unlike a rename it replaces nothing
+		return Copied{}, errors.Join(err, removeDatabase(draft))
+	}
+	return made, errors.Join(os.Remove(draft), syncFolder(filepath.Dir(file)))
+}
+
+// fillFile makes a database in a new file and closes it: everything is in that one file then, and on the disk.
+func (s *Store) fillFile(ctx context.Context, path string, cfg CopyConfig, then Finish) (Copied, error) {
+	to, err := Open(ctx, Config{Path: path, KEK: cfg.KEK, Now: cfg.Now})
+	if err != nil {
+		return Copied{}, err
+	}
+	made, err := Copy(ctx, s, to, then)
+	if err == nil {
+		err = to.endLog(ctx)
+	}
+	if err = errors.Join(err, to.Close()); err != nil {
+		return Copied{}, err
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return Copied{}, err
+	}
+	return made, errors.Join(f.Sync(), f.Close())
+}
+
+// endLog makes a database of one file out of the file and its log.
+func (s *Store) endLog(ctx context.Context) error {
+	for _, db := range []*sql.DB{s.reader, s.shared} { // they would keep the log
+		if err := db.Close(); err != nil {
+			return err
+		}
+	}
+	var mode string
+	if err := s.writer.QueryRowContext(ctx, "PRAGMA journal_mode = DELETE").Scan(&mode); err != nil {
+		return err
+	}
+	if mode != "delete" {
+		return fmt.Errorf("the log of the copy could not be ended: it is %q", mode)
+	}
+	return nil
+}
+
+func removeDatabase(path string) error {
+	for _, suffix := range []string{"", "-journal", "-wal", "-shm", ".new", ".new-journal"} {
+		if err := os.Remove(path + suffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,138 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package store
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// ErrNotServable says that a database must not be served as it is; see ConditionError.
+var ErrNotServable = errors.New("the database must not be served as it is")
+
+// settingCondition is the setting by which a database says that it is none to serve.
+const settingCondition = "database.condition"
+
+// The conditions in which a database is not served.
+const (
+	ConditionBackup    = "backup"    // it is a backup's file
+	ConditionRestoring = "restoring" // it was filled from a backup, and what happened since is still to be made again
+	ConditionMoved     = "moved"     // all of it was copied to another database, which is served in its place
+)
+
+// Condition is why a database must not be served as it is.
+type Condition struct {
+	State string     `json:"state"`
+	Since time.Time  `json:"since"`
+	To    string     `json:"to,omitempty"`     // where it was moved, without a password
+	Back  *BackupTag `json:"backup,omitempty"` // which backup it is, or was filled from
+}
+
+// BackupTag says what a backup is.
+type BackupTag struct {
+	ID           string       `json:"id"` // random
+	Installation string       `json:"installation"`
+	Program      string       `json:"program"` // version of the program that made it
+	MadeAt       time.Time    `json:"made_at"`
+	Version      int64        `json:"version"` // of the state
+	Journals     []BackupHead `json:"journals"`
+}
+
+// BackupHead is where a replica's journal was known to stand when the backup was made.
+type BackupHead struct {
+	Replica     string    `json:"replica"`
+	Incarnation uint64    `json:"incarnation"`
+	Seq         uint64    `json:"seq"` // zero: not known
+	Chain       []byte    `json:"chain,omitempty"`
+	At          time.Time `json:"at,omitzero"`
+	// Serving says that the replica may have been serving: what happened after the backup may be in its journal.
+	Serving bool `json:"serving"`
+}
+
+// ConditionError is the refusal to open a database that must not be served as it is. It is ErrNotServable.
+type ConditionError struct{ Condition Condition }
+
+// Error says what it is instead.
+func (e *ConditionError) Error() string {
+	c := &e.Condition
+	at := c.Since.UTC().Format(time.RFC3339)
+	switch c.State {
+	case ConditionBackup:
+		return "it is a backup made at " + at + ": what was revoked since is not in it"
+	case ConditionRestoring:
+		return "it was filled from a backup at " + at + ", and what was revoked since that was made is not in it yet"
+	case ConditionMoved:
+		return "it was moved to " + c.To + " at " + at + ", and what was revoked there since is not in it"
+	}
+	return fmt.Sprintf("it is in the condition %q, which this program does not know", c.State)
+}
+
+// Hint says what to do about it.
+func (e *ConditionError) Hint() string {
+	switch c := &e.Condition; c.State {
+	case ConditionBackup:
+		return "certbound store restore makes a database of it that can be served"
+	case ConditionRestoring:
+		return "run certbound store restore again with the same file: it goes on where it was"
+	case ConditionMoved:
+		return "serve --database " + c.To + "; to come back, move this file away and run: certbound store migrate --database " + c.To +
+			" --to with the path where it was"
+	}
+	return "use a newer program"
+}
+
+// Is reports whether target is ErrNotServable.
+func (e *ConditionError) Is(target error) bool { return target == ErrNotServable }
+
+// Condition returns why the database must not be served, nil when it may be.
+func (s *Store) Condition(ctx context.Context) (*Condition, error) { return readCondition(ctx, s.read) }
+
+func readCondition(ctx context.Context, r conn) (*Condition, error) {
+	var value string
+	err := r.QueryRowContext(ctx, querySetting, settingCondition).Scan(&value)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the database's condition: %w", err)
+	}
+	c := new(Condition)
+	if err := json.Unmarshal([]byte(value), c); err != nil {
+		return nil, fmt.Errorf("%w: its condition cannot be read", ErrDamaged)
+	}
+	return c, nil
+}
+
+// checkUse refuses a database that was sealed under another key-encryption key, and one that must not be served as it is.
+// It writes nothing.
+func (s *Store) checkUse(ctx context.Context, q conn) error {
+	if err := s.checkKEK(ctx, q); err != nil || s.anyCondition {
+		return err
+	}
+	c, err := readCondition(ctx, q)
+	if err != nil || c == nil {
+		return err
+	}
+	return &ConditionError{*c}
+}
+
+// setCondition puts the database into a condition, or with nil out of any.
+func setCondition(ctx context.Context, w conn, c *Condition) error {
+	if _, err := w.ExecContext(ctx, deleteSetting, settingCondition); err != nil {
+		return err
+	}
+	if c == nil {
+		return nil
+	}
+	value, err := json.Marshal(c)
+	if err != nil {
+		return err
+	}
+	_, err = w.ExecContext(ctx, insertSetting, settingCondition, string(value))
+	return err
+}
