@@ -11,6 +11,9 @@ package config
 import (
 	"errors"
 	"fmt"
+	"io"
+	"os"
+	"strings"
 	"time"
 )
 
@@ -32,8 +35,13 @@ type Config struct {
 	Hosts []string
 	// TrustDomain is the SPIFFE trust domain; empty: chosen at the first start. It cannot change afterwards.
 	TrustDomain string
-	// Database is where the state is kept; empty or "sqlite": DATA/certbound.db.
+	// Database is where the state is kept: the URL of a PostgreSQL database, which may hold a password and is never to be
+	// shown; empty or "sqlite": DATA/certbound.db. Load puts here what DatabaseFile holds.
 	Database string
+	// DatabaseFile is a file with that URL; empty: none.
+	DatabaseFile string
+	// DatabaseConnections bounds the connections to PostgreSQL, of one process.
+	DatabaseConnections int
 	// AdminProfile is a folder for the first operator's profile; empty: DATA/admin.
 	AdminProfile string
 	// KEKFile holds the key-encryption key; empty: DATA/kek, made at the first start.
@@ -153,11 +161,14 @@ type Overrides struct {
 // Default returns the configuration of a service that was told nothing.
 func Default() Config {
 	return Config{
-		Data:        "./certbound-data",
-		Issuer:      "https://localhost:8443",
-		Public:      "127.0.0.1:8443",
-		MTLS:        "127.0.0.1:9443",
-		Debug:       "127.0.0.1:9090",
+		Data:   "./certbound-data",
+		Issuer: "https://localhost:8443",
+		Public: "127.0.0.1:8443",
+		MTLS:   "127.0.0.1:9443",
+		Debug:  "127.0.0.1:9090",
+
+		DatabaseConnections: 16,
+
 		Token:       Token{Lifetime: 10 * time.Minute, MaxLifetime: time.Hour},
 		Certificate: Certificate{Lifetime: day, ServerLifetime: 7 * day, OnFork: "alarm"},
 		Code:        Code{Lifetime: time.Hour},
@@ -229,6 +240,9 @@ func Load(path string, env func(string) (string, bool), flags Overrides) (Config
 		}
 	}
 	c.readFlags(flags)
+	if err := c.readDatabase(); err != nil {
+		return Config{}, err
+	}
 	if err := c.Validate(); err != nil {
 		return Config{}, err
 	}
@@ -236,6 +250,55 @@ func Load(path string, env func(string) (string, bool), flags Overrides) (Config
 		c.Debug = ""
 	}
 	return c, nil
+}
+
+// PostgreSQL reports whether Database is a URL, and not a file of SQLite.
+func (c Config) PostgreSQL() bool { return isPostgreSQL(c.Database) }
+
+// readDatabase takes the URL from its file. What is wrong with that is told without quoting it.
+func (c *Config) readDatabase() error {
+	if c.DatabaseFile == "" {
+		return nil
+	}
+	fail := func(what, hint string) error {
+		return &Problem{Where: c.where("database_file"), What: what, Hint: hint}
+	}
+	if c.Database != "" {
+		return fail("database says as well where the state is kept", "leave one of them empty")
+	}
+	text, err := readPrivate(c.DatabaseFile)
+	if err != nil {
+		return fail(err.Error(), "name a file that holds the URL alone, with mode 0600")
+	}
+	if !isPostgreSQL(text) {
+		return fail(c.DatabaseFile+" holds no URL of PostgreSQL", "write postgres://user:password@host:port/name into it")
+	}
+	c.Database = text
+	return nil
+}
+
+// readPrivate reads a short text from a file that nobody else can read.
+func readPrivate(name string) (string, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return "", err
+	}
+	if !info.Mode().IsRegular() {
+		return "", fmt.Errorf("%s is no regular file", name)
+	}
+	if perm := info.Mode().Perm(); perm&0o077 != 0 {
+		return "", fmt.Errorf("%s can be read by other users (mode %04o)", name, perm)
+	}
+	text, err := io.ReadAll(io.LimitReader(f, maxText+1))
+	if err == nil && len(text) > maxText {
+		err = fmt.Errorf("%s is longer than %d bytes", name, maxText)
+	}
+	return strings.TrimSpace(string(text)), err
 }
 
 // Explicit reports whether key, such as "issuer" or "token.lifetime", was given by file, environment or flag.

@@ -4,6 +4,7 @@
 package config
 
 import (
+	"errors"
 	"maps"
 	"os"
 	"path/filepath"
@@ -85,6 +86,7 @@ debug: off
 hosts: [tokens.example, "192.0.2.1"]
 trust_domain: example.internal
 database: sqlite
+database_connections: 20
 admin_profile: /home/op
 kek_file: /run/kek
 trust:
@@ -138,7 +140,7 @@ func TestLoadFile(t *testing.T) {
 	want := Config{
 		Data: "/srv/certbound", Issuer: "https://tokens.example/a", MTLSURL: "https://mtls.example:9443", Public: ":8443",
 		MTLS: "[::1]:9443", Debug: "", Hosts: []string{"tokens.example", "192.0.2.1"}, TrustDomain: "example.internal",
-		Database: "sqlite", AdminProfile: "/home/op", KEKFile: "/run/kek",
+		Database: "sqlite", DatabaseConnections: 20, AdminProfile: "/home/op", KEKFile: "/run/kek",
 		Token: Token{5 * time.Minute, 30 * time.Minute},
 		Trust: []Trust{
 			{"partner", "/etc/partner.pem", "", "http://crl.partner.example/ca.crl", "soft"},
@@ -359,6 +361,9 @@ func TestValidate(t *testing.T) {
 		"trust_domain ":               func(c *Config) { c.TrustDomain = "spiffe://x" },
 		"trust_domain  ":              func(c *Config) { c.TrustDomain = strings.Repeat("a", 256) },
 		"database":                    func(c *Config) { c.Database = "mysql://x" },
+		"database ":                   func(c *Config) { c.Database = "postgres://u:se cret@db/x" },
+		"database_connections":        func(c *Config) { c.DatabaseConnections = 7 },
+		"database_connections ":       func(c *Config) { c.DatabaseConnections = 1001 },
 		"token.lifetime":              func(c *Config) { c.Token.Lifetime = 0 },
 		"token.lifetime ":             func(c *Config) { c.Token = Token{31 * time.Minute, 30 * time.Minute} },
 		"token.max_lifetime":          func(c *Config) { c.Token.MaxLifetime = time.Hour + 1 },
@@ -436,13 +441,58 @@ func TestValidate(t *testing.T) {
 	}
 }
 
-// A database URL may hold a password: it is refused without being shown.
-func TestPostgreSQLIsRefused(t *testing.T) {
+// A database URL may hold a password: it is taken, and never shown.
+func TestDatabaseURL(t *testing.T) {
 	t.Parallel()
-	url := "postgres://u:secret@db/x"
-	_, err := Load("", nil, Overrides{Database: &url})
-	if err == nil || !strings.Contains(err.Error(), "PostgreSQL") || strings.Contains(err.Error(), "secret") {
-		t.Errorf("error is %v", err)
+	const url = "postgres://u:secret@a:5432,b:5433/x?sslmode=verify-full"
+	c, err := Load("", nil, Overrides{Database: new(url)})
+	if err != nil || c.Database != url || !c.PostgreSQL() {
+		t.Errorf("%v", err)
+	}
+	if Default().PostgreSQL() {
+		t.Error("the default is PostgreSQL")
+	}
+	for _, bad := range []string{"mysql://u:secret@db/x", "postgres:u:secret@db/x", "postgres://u:secret @db/x", "postgres://u:secret#@db/x"} {
+		_, err := Load("", nil, Overrides{Database: &bad})
+		if err == nil || !strings.Contains(err.Error(), "--database") || strings.Contains(err.Error(), "secret") {
+			t.Errorf("%s: error is %v", bad, err)
+		}
+	}
+}
+
+// The URL may lie in a file, which only its owner can read.
+func TestDatabaseFile(t *testing.T) {
+	t.Parallel()
+	const url = "postgres://u:secret@db/x"
+	name := filepath.Join(t.TempDir(), "database")
+	env := func(key string) (string, bool) { return name, key == "CERTBOUND_DATABASE_FILE" }
+	for _, test := range []struct {
+		text string
+		mode os.FileMode
+		want bool
+	}{
+		{url + "\n", 0o600, true}, {url, 0o400, true},
+		{url, 0o640, false}, {url, 0o604, false}, {"secret", 0o600, false}, {"sqlite", 0o600, false}, {"", 0o600, false},
+		{url + strings.Repeat("secret", 1000), 0o600, false}, {"postgres://u:secret\n@db/x", 0o600, false},
+	} {
+		os.Remove(name)
+		if err := errors.Join(os.WriteFile(name, []byte(test.text), 0o600), os.Chmod(name, test.mode)); err != nil {
+			t.Fatal(err)
+		}
+		c, err := Load("", env, Overrides{})
+		if (err == nil) != test.want || err != nil && strings.Contains(err.Error(), "secret") || test.want && c.Database != url {
+			t.Errorf("%q with mode %v: %v", test.text, test.mode, err)
+		}
+	}
+	if err := os.WriteFile(name, []byte(url), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Load("", env, Overrides{Database: new("sqlite")}); err == nil || !strings.Contains(err.Error(), "DATABASE_FILE") {
+		t.Errorf("with a database besides: %v", err)
+	}
+	name += "x"
+	if _, err := Load("", env, Overrides{}); err == nil || !strings.Contains(err.Error(), name) {
+		t.Errorf("without the file: %v", err)
 	}
 }
 

@@ -34,7 +34,12 @@ func (c *Config) settings() []setting {
 			"localhost are always in it.", &c.Hosts},
 		{"trust_domain", "SPIFFE trust domain of the clients' certificates. Empty: chosen at the first start.\n" +
 			"It cannot change afterwards.", &c.TrustDomain},
-		{"database", "Where the state is kept. Empty or \"sqlite\": certbound.db in the data folder.", &c.Database},
+		{"database", "Where the state is kept. Empty or \"sqlite\": certbound.db in the data folder, for one server. Several\n" +
+			"share a PostgreSQL database: postgres://user:password@host:port/name?sslmode=verify-full, with further\n" +
+			"hosts behind a comma if one may take another's place. Its tables are in the role's first schema.", &c.Database},
+		{"database_file", "A file (mode 0600) that holds that URL instead, so that its password is neither here, nor in the\n" +
+			"environment, nor among a command's arguments.", &c.DatabaseFile},
+		{"database_connections", "Connections of this server to PostgreSQL, at least 8.", &c.DatabaseConnections},
 		{"admin_profile", "Folder for the first operator's profile. Empty: admin in the data folder.", &c.AdminProfile},
 		{"kek_file", "File with the key-encryption key, 32 bytes in base64. Empty: kek in the data folder,\n" +
 			"made at the first start.", &c.KEKFile},

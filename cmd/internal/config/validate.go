@@ -31,6 +31,8 @@ const (
 	maxRate                = 1_000_000
 	minSegment             = 64 << 10
 	maxSegment             = 1 << 30
+	minDatabaseConnections = 8
+	maxDatabaseConnections = 1000
 )
 
 // checker collects problems.
@@ -332,15 +334,24 @@ func (k *checker) checkTrustDomain() {
 	}
 }
 
-// checkDatabase never quotes the value: a database URL may hold a password.
+// isPostgreSQL reports whether a value of database is the URL of a PostgreSQL database.
+func isPostgreSQL(value string) bool {
+	return strings.HasPrefix(value, "postgres://") || strings.HasPrefix(value, "postgresql://")
+}
+
+// checkDatabase never quotes the value: a database URL may hold a password. Whether the URL means something is for who
+// opens the database.
 func (k *checker) checkDatabase() {
 	value := k.config.Database
-	switch {
-	case value == "", value == "sqlite":
-	case strings.HasPrefix(value, "postgres://"), strings.HasPrefix(value, "postgresql://"):
-		k.fail("database", "this version cannot use PostgreSQL yet", "leave it empty to keep the state in certbound.db in the data folder")
-	default:
-		k.fail("database", "it names a kind of database that is not known", `leave it empty, or write "sqlite"`)
+	if value != "" && value != "sqlite" && !isPostgreSQL(value) {
+		k.fail("database", "it names a kind of database that is not known", `leave it empty, or write "sqlite" or postgres://user:password@host:port/name`)
+	}
+	if strings.ContainsAny(value, " #") {
+		k.fail("database", "it holds a space or a #", "write %20 or %23 for it")
+	}
+	if n := k.config.DatabaseConnections; n < minDatabaseConnections || n > maxDatabaseConnections {
+		k.fail("database_connections", fmt.Sprintf("%d is out of range", n),
+			fmt.Sprintf("write a number from %d to %d", minDatabaseConnections, maxDatabaseConnections))
 	}
 }
 

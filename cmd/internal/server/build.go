@@ -47,7 +47,7 @@ func (s *service) build(ctx context.Context) error {
 	}
 	ca, err := stepca.New(stepca.Config{
 		Root: h.root, Issuing: h.issuing, IssuingKey: h.issuingKey,
-		DB: db.DB(), Dialect: "sqlite", Logger: s.log,
+		DB: db.DB(), Dialect: db.Dialect(), Logger: s.log,
 	})
 	if err != nil {
 		return fmt.Errorf("starting the certificate authority: %w", err)

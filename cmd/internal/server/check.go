@@ -40,7 +40,12 @@ func Check(cfg config.Config) error {
 			return err
 		}
 	}
-	if source := kekSource(cfg); source != (store.KEKSource{}) { // the one in the data folder is made at the first start
+	if cfg.PostgreSQL() {
+		if err := store.CheckURL(cfg.Database); err != nil {
+			return err
+		}
+	}
+	if source := kekSource(cfg); source.Value != "" || source.File != "" { // the one in the data folder is made at the first start
 		if _, err := store.LoadKEK(cfg.Data, filepath.Join(cfg.Data, "certbound.db"), source); err != nil {
 			return err
 		}

@@ -76,15 +76,21 @@ func (s *service) open(ctx context.Context) error {
 	if err := s.openReserve(); err != nil {
 		return err
 	}
-	database := filepath.Join(data, "certbound.db")
-	if err := checkNotLost(data, database); err != nil {
+	at := store.Config{Path: filepath.Join(data, "certbound.db")}
+	source := kekSource(s.cfg)
+	if s.cfg.PostgreSQL() {
+		at = store.Config{URL: s.cfg.Database, MaxConnections: s.cfg.DatabaseConnections}
+		source.Found = func() (bool, error) { return store.Exists(ctx, at) }
+	} else if err := checkNotLost(data, at.Path); err != nil {
 		return err
 	}
-	kek, err := store.LoadKEK(data, database, kekSource(s.cfg))
+	database := store.Place(at)
+	at.KEK, err = store.LoadKEK(data, database, source)
 	if err != nil {
 		return err
 	}
-	db, err := s.openStore(ctx, store.Config{Path: database, KEK: kek, MaxTokenLife: s.cfg.Token.MaxLifetime, FileTrusts: s.fileTrusts(), Fatal: s.mustEnd, Logger: s.log})
+	at.MaxTokenLife, at.FileTrusts, at.Fatal, at.Logger = s.cfg.Token.MaxLifetime, s.fileTrusts(), s.mustEnd, s.log
+	db, err := s.openStore(ctx, at)
 	if errors.Is(err, store.ErrWrongKEK) {
 		return &StartError{
 			Message: fmt.Sprintf("the key-encryption key in %s does not open %s", cmp.Or(s.cfg.KEKFile, filepath.Join(data, "kek")), database),

@@ -68,6 +68,8 @@ func (l *FolderLock) Unlock() error { return errors.Join(l.file.Close(), l.folde
 type KEKSource struct {
 	Value string // the key itself in base64, from the environment; wins over File
 	File  string // a file with it that must exist
+	// Found, unless nil, tells whether there is a database, which dbPath then only names: one that is no file.
+	Found func() (bool, error)
 }
 
 // KEKError is a key-encryption key that cannot be used. Hint says what to do about it.
@@ -109,9 +111,13 @@ func LoadKEK(dir, dbPath string, src KEKSource) ([]byte, error) {
 	if !errors.Is(err, fs.ErrNotExist) {
 		return key, err
 	}
-	found, statErr := exists(dbPath)
-	if statErr != nil {
-		return nil, statErr
+	look := src.Found
+	if look == nil {
+		look = func() (bool, error) { return exists(dbPath) }
+	}
+	found, lookErr := look()
+	if lookErr != nil {
+		return nil, lookErr
 	}
 	if found {
 		return nil, &KEKError{fmt.Errorf("the key-encryption key %s is missing, but the database %s is there", name, dbPath),

@@ -52,6 +52,21 @@ func Exists(ctx context.Context, cfg Config) (bool, error) {
 	return found, nil
 }
 
+// CheckURL refuses a URL that Config.URL cannot be, without quoting it.
+func CheckURL(url string) error {
+	_, err := newPostgres(Config{URL: url})
+	return err
+}
+
+// Place names the database that cfg means, for errors and logs: without its password, or "" when the URL is none.
+func Place(cfg Config) string {
+	d, err := newDialect(cfg)
+	if err != nil {
+		return ""
+	}
+	return d.place()
+}
+
 func newDialect(cfg Config) (dialect, error) {
 	if cfg.URL != "" {
 		return newPostgres(cfg)

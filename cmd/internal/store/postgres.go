@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/url"
 	"slices"
@@ -112,16 +113,18 @@ const (
 	codeAdminShutdown    = "57P01"
 )
 
-// newPostgres reads the URL. Its error quotes nothing of what it cannot read.
+// newPostgres reads the URL. Its error quotes nothing of it.
 func newPostgres(cfg Config) (*postgresql, error) {
-	u, err := url.Parse(cfg.URL)
-	if err != nil || u.Scheme != "postgres" && u.Scheme != "postgresql" {
-		return nil, errors.New("open the database: its URL is not one of the form postgres://user:password@host:port/name " +
-			"(it is not shown, for it may hold a password)")
+	if !strings.HasPrefix(cfg.URL, "postgres://") && !strings.HasPrefix(cfg.URL, "postgresql://") {
+		return nil, errors.New("open the database: its URL is not one like postgres://user:password@host:port/name")
 	}
 	config, err := pgx.ParseConfig(cfg.URL)
 	if err != nil {
-		return nil, fmt.Errorf("open the database: its URL (not shown, for it may hold a password) cannot be used: %s", cause(err, u))
+		why := "check its host, port and parameters"
+		if file, ok := errors.AsType[*fs.PathError](err); ok { // of a certificate or key
+			why = file.Error()
+		}
+		return nil, fmt.Errorf("open the database: its URL, which may hold a password and is not shown, cannot be used: %s", why)
 	}
 	if config.ConnectTimeout <= 0 || config.ConnectTimeout > connectTimeout {
 		config.ConnectTimeout = connectTimeout
@@ -135,29 +138,19 @@ func newPostgres(cfg Config) (*postgresql, error) {
 	if config.RuntimeParams["application_name"] == "" {
 		config.RuntimeParams["application_name"] = "certbound"
 	}
-	shown := url.URL{Scheme: "postgres", Host: u.Host, Path: "/" + config.Database}
-	if config.User != "" {
-		shown.User = url.User(config.User)
-	}
 	most := max(cmp.Or(cfg.MaxConnections, defaultConnections), leastConnections)
-	return &postgresql{config: config, where: shown.String(), max: most}, nil
+	return &postgresql{config: config, where: placeOf(config), max: most}, nil
 }
 
-// cause is why a URL could not be used, unless that quotes the URL or its password.
-func cause(err error, u *url.URL) string {
-	inner := errors.Unwrap(err)
-	if inner == nil {
-		return "check its parameters"
+// placeOf names a database without its password.
+func placeOf(config *pgx.ConnConfig) string {
+	hosts := []string{net.JoinHostPort(config.Host, strconv.Itoa(int(config.Port)))}
+	for _, f := range config.Fallbacks { // a host has one with TLS and one without, perhaps
+		if host := net.JoinHostPort(f.Host, strconv.Itoa(int(f.Port))); !slices.Contains(hosts, host) {
+			hosts = append(hosts, host)
+		}
 	}
-	text := inner.Error()
-	secrets := []string{u.Query().Get("password"), u.Query().Get("sslpassword")}
-	if password, ok := u.User.Password(); ok {
-		secrets = append(secrets, password, url.QueryEscape(password), url.PathEscape(password))
-	}
-	if strings.Contains(text, "://") || slices.ContainsFunc(secrets, func(s string) bool { return s != "" && strings.Contains(text, s) }) {
-		return "check its parameters"
-	}
-	return text
+	return (&url.URL{Scheme: "postgres", User: url.User(config.User), Host: strings.Join(hosts, ","), Path: "/" + config.Database}).String()
 }
 
 func (p *postgresql) name() string  { return "postgres" }
