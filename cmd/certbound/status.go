@@ -4,9 +4,11 @@
 package main
 
 import (
+	"fmt"
 	"io"
 	"net/http"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -15,7 +17,7 @@ import (
 
 func (c *cli) statusCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "status", Short: "Show what the service is and how much it holds", Args: arguments(0, 0),
+		Use: "status", Short: "Show what the service is, how much it holds and who shares its database", Args: arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := call[admin.Status](cmd.Context(), c, http.MethodGet, "/status", nil)
 			if err != nil {
@@ -25,12 +27,40 @@ func (c *cli) statusCommand() *cobra.Command {
 				fields(w,
 					"issuer", s.Issuer, "trust domain", s.TrustDomain, "version", s.Version,
 					"clients", count(s.Clients), "disabled clients", count(s.DisabledClients), "resources", count(s.Resources), "foreign CAs", count(s.Trusts),
-					"certificates", count(s.Certificates), "revoked certificates", count(s.RevokedCertificates), "open codes", count(s.OpenCodes))
+					"certificates", count(s.Certificates), "revoked certificates", count(s.RevokedCertificates), "open codes", count(s.OpenCodes),
+					"database", strings.TrimSpace(s.Database.Kind+" "+s.Database.Version), "durability", s.Database.Durability,
+					"state version", count(s.StateVersion))
+				showReplicas(w, s.Replicas)
 			})
 		},
 	}
 	c.operatorFlags(cmd, true)
 	return cmd
+}
+
+// showReplicas lists who shares the database; the one that answered is marked with an asterisk.
+func showReplicas(w io.Writer, replicas []admin.Replica) {
+	if len(replicas) == 0 {
+		return
+	}
+	rows := make([][]string, 0, len(replicas))
+	for _, r := range replicas {
+		name := r.Replica
+		if r.This {
+			name += "*"
+		}
+		rows = append(rows, []string{
+			name, strconv.FormatUint(r.Incarnation, 10), r.Address, r.Version, r.Lease,
+			strconv.FormatFloat(r.RenewedSecondsAgo, 'f', 1, 64) + "s ago", count(r.Applied), count(r.Lag), strconv.FormatUint(r.HeadSeq, 10),
+		})
+	}
+	fmt.Fprintln(w)
+	table(w, "REPLICA INCARNATION ADDRESS VERSION LEASE RENEWED APPLIED LAG HEAD", rows)
+	for _, r := range replicas {
+		if r.Trouble != "" {
+			fmt.Fprintf(w, "%s has no lease: %s\n", r.Replica, r.Trouble)
+		}
+	}
 }
 
 func count(n int64) string { return strconv.FormatInt(n, 10) }

@@ -192,18 +192,35 @@ func (s *service) failure() error {
 	}
 }
 
-// drain refuses new connections and waits for running requests.
+// drain refuses new connections and waits for running requests. Clients are told to go elsewhere, by Connection: close or
+// GOAWAY, with the answers that they still get. Monitoring is answered until all others are: it sees that this service is
+// not ready.
 func (s *service) drain(servers []*running) error {
 	s.draining.Store(true)
 	ctx, cancel := context.WithTimeout(context.Background(), s.cfg.HTTP.ShutdownTimeout)
 	defer cancel()
-	var errs []error
-	for _, r := range servers {
-		if err := r.server.Shutdown(ctx); err != nil {
-			errs = append(errs, fmt.Errorf("stopping the %s listener: %w", r.name, err), r.server.Close())
+	errs := make([]error, len(servers))
+	var wg sync.WaitGroup
+	for i, r := range servers {
+		if r.tls != nil { // at once: who waits for one listener to end must not be given another that has long ended
+			wg.Go(func() { errs[i] = r.stop(ctx) })
+		}
+	}
+	wg.Wait()
+	for i, r := range servers {
+		if r.tls == nil {
+			errs[i] = r.stop(ctx)
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// stop lets running requests finish, at most until ctx ends.
+func (r *running) stop(ctx context.Context) error {
+	if err := r.server.Shutdown(ctx); err != nil {
+		return errors.Join(fmt.Errorf("stopping the %s listener: %w", r.name, err), r.server.Close())
+	}
+	return nil
 }
 
 // announce writes serve.json and then the line that scripts wait for.
