@@ -973,8 +973,8 @@ func TestCRL(t *testing.T) {
 	if err := b.take(store.Selection{Serial: "1"}, pki.Unspecified); !errors.Is(err, store.ErrNotFound) {
 		t.Errorf("revoking what is not there: %v", err)
 	}
-	if list, _ := fetch(); list.Number().Cmp(before.Number()) <= 0 {
-		t.Error("not signed anew after a revocation of which it is unknown whether it took effect")
+	if list, _ := fetch(); list.Number().Cmp(before.Number()) != 0 {
+		t.Error("signed anew though nothing was revoked")
 	}
 }
 

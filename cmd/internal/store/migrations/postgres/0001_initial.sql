@@ -180,6 +180,15 @@ CREATE TABLE outbox (
 );
 CREATE INDEX outbox_version ON outbox (version);
 
+-- The revocation list that all replicas give out: one row.
+CREATE TABLE revocation_list (
+    id      INTEGER NOT NULL PRIMARY KEY CHECK (id = 1),
+    number  BIGINT NOT NULL,
+    covers  BIGINT NOT NULL,
+    made_at BIGINT NOT NULL,
+    der     BYTEA NOT NULL
+);
+
 -- What each version changed, as JSON, for the replicas that hold it in memory. Old rows go: who is that far behind drops
 -- everything.
 CREATE TABLE changes (
