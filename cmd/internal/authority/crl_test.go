@@ -192,7 +192,9 @@ func BenchmarkCRL(b *testing.B) {
 				for i := range n {
 					row := leaf
 					row.Serial = fmt.Sprintf("9%039d", i)
-					rand.Read(row.Thumbprint[:])
+					row.DER = make([]byte, len(leaf.DER))
+					rand.Read(row.DER)
+					row.Thumbprint = sha256.Sum256(row.DER)
 					row.KeyHash = sha256.Sum256(row.Thumbprint[:])
 					if err := tx.AddCertificate(b.Context(), row); err != nil {
 						return err
