@@ -6,6 +6,7 @@
 package main
 
 import (
+	"slices"
 	"sync"
 	"time"
 
@@ -15,6 +16,9 @@ import (
 // A token that a client received.
 type token struct {
 	id, client string
+	thumbprint string
+	issued     time.Time // its iat
+	sent       time.Time // when it was asked for
 	received   time.Time
 	life       int // how often the service had been killed when it was received
 }
@@ -52,16 +56,51 @@ type book struct {
 	state    map[string]string // client -> enabled, disabled or removed; absent while nobody knows
 	problems []string          // answers that should not have been
 	ends     []time.Time       // when the service was killed
+	waits    []time.Duration   // from the first asking for authority to be taken away to the answer that it is
+	early    int               // refusals of who had just been given authority, and got it on asking again
+	several  bool              // whether the service is several replicas
+	races    int               // codes that two places were asked for at once
 }
 
 func newBook() *book {
 	return &book{revoked: make(map[string]bool), state: make(map[string]string)}
 }
 
-func (b *book) token(c claims, received time.Time) {
+// token notes one that has just arrived.
+func (b *book) token(c claims, sent time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.tokens = append(b.tokens, token{id: c.ID, client: c.Client, received: received, life: len(b.ends)})
+	b.tokens = append(b.tokens, token{
+		id: c.ID, client: c.Client, thumbprint: c.Confirmation.Thumbprint, issued: time.Unix(c.IssuedAt, 0),
+		sent: sent, received: time.Now(), life: len(b.ends),
+	})
+}
+
+// waited notes how long it took to take authority away.
+func (b *book) waited(d time.Duration) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.waits = append(b.waits, d)
+}
+
+func (b *book) waitsSoFar() []time.Duration {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Clone(b.waits)
+}
+
+// refusedEarly notes a refusal of who has authority.
+func (b *book) refusedEarly() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.early++
+}
+
+// raced notes a code that two places were asked for at once.
+func (b *book) raced() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.races++
 }
 
 func (b *book) certificate(pair *mtls.KeyPair, client, event string) {

@@ -57,6 +57,7 @@ func (c *caller) thumbprint() string { return mtls.ThumbprintOf(c.pair.Current()
 type answer struct {
 	status      int
 	correlation string
+	retryAfter  string
 	body        []byte
 }
 
@@ -89,7 +90,7 @@ func (c *caller) do(ctx context.Context, method, to, media, bearer string, body 
 		return answer{}, err
 	}
 	defer resp.Body.Close()
-	a := answer{status: resp.StatusCode, correlation: resp.Header.Get("X-Correlation-Id")}
+	a := answer{status: resp.StatusCode, correlation: resp.Header.Get("X-Correlation-Id"), retryAfter: resp.Header.Get("Retry-After")}
 	a.body, err = io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
 	return a, err
 }

@@ -227,6 +227,7 @@ func (f *filling) exhaust(ctx context.Context) (int, error) {
 	}
 	defer c.close()
 	for given := range fullTokens {
+		sent := time.Now()
 		a, err := c.askToken(ctx, f.service.tokenURL(), "load-0", resource)
 		switch {
 		case err != nil:
@@ -234,7 +235,7 @@ func (f *filling) exhaust(ctx context.Context) (int, error) {
 		case a.status == http.StatusServiceUnavailable:
 			return given, nil
 		}
-		if err := f.load.note(a, c, "load-0"); err != nil {
+		if err := f.load.note(a, c, "load-0", sent); err != nil {
 			return given, err
 		}
 	}

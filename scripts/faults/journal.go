@@ -40,12 +40,14 @@ type record struct {
 // A journal is the main stream of a data folder, whose service has ended, by what is looked for in it.
 type journal struct {
 	segments, records int
+	all               []record
 	tokens            map[string][]record // by jti
 	certs             map[string][]record // what issued a certificate, by serial number
 	revoked           map[string]int      // by serial number
 	changes           map[[2]string]int   // granted, by event and correlation
 	clients           map[[2]string]int   // granted, by event and client
 	ids               map[string]int
+	twice             int // events that stand in several journals which were merged
 	last              uint64
 	problems          []string
 }
@@ -54,6 +56,27 @@ func newJournal() *journal {
 	return &journal{
 		tokens: make(map[string][]record), certs: make(map[string][]record), revoked: make(map[string]int),
 		changes: make(map[[2]string]int), clients: make(map[[2]string]int), ids: make(map[string]int),
+	}
+}
+
+// merge adds what another replica's journal holds. A replica that takes over what a dead one had not brought to its
+// journal, or had and did not live to say so, may record an event again: the same number, one event.
+func (j *journal) merge(other *journal, name string) {
+	j.segments += other.segments
+	for _, r := range other.all {
+		if r.ID != "" && j.ids[r.ID] > 0 {
+			j.twice++
+			continue
+		}
+		j.take(r)
+	}
+	for id, n := range other.ids {
+		if n > 1 {
+			j.problems = append(j.problems, fmt.Sprintf("%sevent %s is on record %d times", name, id, n))
+		}
+	}
+	for _, problem := range other.problems {
+		j.problems = append(j.problems, name+problem)
 	}
 }
 
@@ -111,11 +134,17 @@ func (j *journal) readSegment(name string) error {
 }
 
 func (j *journal) add(r record) {
-	j.records++
 	if r.Seq != j.last+1 {
 		j.problems = append(j.problems, fmt.Sprintf("record %d follows record %d", r.Seq, j.last))
 	}
 	j.last = r.Seq
+	j.take(r)
+}
+
+// take files a record, wherever it stands.
+func (j *journal) take(r record) {
+	j.records++
+	j.all = append(j.all, r)
 	if r.ID != "" {
 		j.ids[r.ID]++
 	}

@@ -188,11 +188,12 @@ func (k *killer) serves(ctx context.Context, number int) error {
 		return err
 	}
 	defer c.close()
+	sent := time.Now()
 	a, err := c.askToken(ctx, k.service.tokenURL(), client, resource)
 	if err != nil {
 		return fmt.Errorf("it is ready and does not serve: %w", err)
 	}
-	if err := k.load.note(a, c, client); err != nil {
+	if err := k.load.note(a, c, client, sent); err != nil {
 		return fmt.Errorf("it is ready and does not serve: %w", err)
 	}
 	k.waits = append(k.waits, time.Since(begin))

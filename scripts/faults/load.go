@@ -7,6 +7,7 @@ package main
 
 import (
 	"context"
+	"crypto/ecdsa"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/certbound/certbound/mtls"
 	"github.com/certbound/certbound/pki"
 )
 
@@ -35,6 +37,9 @@ type load struct {
 	roots   *x509.CertPool
 	running sync.WaitGroup
 	stopped chan struct{}
+	// around are the replicas and what is before them, when there are several: then a refusal for the moment is no answer,
+	// a code is redeemed at two of them at once, and who is to lose authority asks all of them meanwhile.
+	around []*service
 	// sending is told of the sending of changes, if anybody listens.
 	sending chan struct{}
 }
@@ -84,15 +89,22 @@ func (l *load) goesOn(ctx context.Context) bool {
 
 // insist makes a request until there is an answer, through ends of the service.
 func (l *load) insist(ctx context.Context, request func() (answer, error)) (answer, error) {
-	for {
+	for begin := time.Now(); ; {
 		if err := l.service.serving(ctx); err != nil {
 			return answer{}, err
 		}
 		a, err := request()
-		if err == nil || ctx.Err() != nil {
+		again, wait := err != nil, 2*time.Millisecond
+		if l.around != nil {
+			again, wait = again || a.status == http.StatusServiceUnavailable, 20*time.Millisecond
+		}
+		if !again || ctx.Err() != nil {
 			return a, err
 		}
-		if !pause(ctx, 2*time.Millisecond) {
+		if l.around != nil && time.Since(begin) > patience {
+			return a, fmt.Errorf("nothing but failures for %v, the last: %v, %v", patience, a, err)
+		}
+		if !pause(ctx, wait) {
 			return answer{}, ctx.Err()
 		}
 	}
@@ -123,15 +135,19 @@ func (l *load) ask(ctx context.Context, c *caller, client string) {
 
 // tokenFor takes one token and notes it.
 func (l *load) tokenFor(ctx context.Context, c *caller, client string) error {
-	a, err := l.insist(ctx, func() (answer, error) { return c.askToken(ctx, l.service.tokenURL(), client, resource) })
+	var sent time.Time
+	a, err := l.insist(ctx, func() (answer, error) {
+		sent = time.Now()
+		return c.askToken(ctx, l.service.tokenURL(), client, resource)
+	})
 	if err != nil {
 		return err
 	}
-	return l.note(a, c, client)
+	return l.note(a, c, client, sent)
 }
 
 // note notes a token that arrived.
-func (l *load) note(a answer, c *caller, client string) error {
+func (l *load) note(a answer, c *caller, client string, sent time.Time) error {
 	_, claims, err := a.token()
 	if err != nil {
 		return err
@@ -139,7 +155,7 @@ func (l *load) note(a answer, c *caller, client string) error {
 	if claims.Client != client || claims.Confirmation.Thumbprint != c.thumbprint() {
 		return fmt.Errorf("the token is for %s and bound to %s", claims.Client, claims.Confirmation.Thumbprint)
 	}
-	l.book.token(claims, time.Now())
+	l.book.token(claims, sent)
 	return nil
 }
 
@@ -156,7 +172,9 @@ func (o *operator) token(ctx context.Context) (string, error) {
 	if o.bearer != "" && time.Since(o.since) < time.Minute {
 		return o.bearer, nil
 	}
+	var sent time.Time
 	a, err := o.insist(ctx, func() (answer, error) {
+		sent = time.Now()
 		return o.caller.askToken(ctx, o.service.tokenURL(), firstOperator, o.service.issuer()+"/admin/v1")
 	})
 	if err != nil {
@@ -166,31 +184,37 @@ func (o *operator) token(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("an operator's token: %w", err)
 	}
-	o.book.token(claims, time.Now())
+	o.book.token(claims, sent)
 	o.bearer, o.since = text, time.Now()
 	return text, nil
 }
 
 // call makes a change and returns the answer, whatever it says.
 func (o *operator) call(ctx context.Context, method, path string, in any) (answer, error) {
-	bearer, err := o.token(ctx)
-	if err != nil {
-		return answer{}, err
-	}
-	return o.insistOnChange(ctx, func() (answer, error) {
+	var failed error
+	a, err := o.insistOnChange(ctx, func() (answer, error) {
+		var bearer string // may be due anew in each attempt
+		if bearer, failed = o.token(ctx); failed != nil {
+			return answer{}, nil
+		}
 		if method == http.MethodDelete {
 			return o.caller.do(ctx, method, o.service.adminURL()+path, "", bearer, nil)
 		}
 		return o.caller.postJSON(ctx, o.service.adminURL()+path, bearer, in)
 	})
+	return a, errors.Join(err, failed)
 }
 
 // done makes a change of a client that has to succeed, also when it is repeated because an answer was lost.
 func (o *operator) done(ctx context.Context, event, method, path string, in any, client, state string) error {
 	o.book.unsure(client)
+	begin := time.Now()
 	a, err := o.call(ctx, method, path, in)
 	if err != nil {
 		return err
+	}
+	if state == "disabled" || state == "removed" || event == revokeEvent {
+		o.book.waited(time.Since(begin))
 	}
 	if event == removeEvent && a.status == http.StatusNotFound {
 		o.book.settled(client, state) // an answer was lost
@@ -257,6 +281,11 @@ func (l *load) life(ctx context.Context, o *operator, client string, n int) erro
 	}
 	defer first.close()
 	defer second.close()
+	hunt := l.hunt(ctx, client, first.pair, second.pair)
+	if l.around != nil {
+		pause(ctx, chase) // in which they get a token or two
+	}
+	hunt.loses()
 	switch n % 4 {
 	case 0:
 		request := map[string]string{"serial": first.pair.Current().Leaf.SerialNumber.String(), "reason": "superseded"}
@@ -274,6 +303,9 @@ func (l *load) life(ctx context.Context, o *operator, client string, n int) erro
 		}
 	}
 	lost := l.book.lost(client, n%4 == 0, first.pair, second.pair)
+	if err := hunt.refused(); err != nil {
+		return err
+	}
 	for _, c := range []*caller{first, second} {
 		if err := l.refused(ctx, c, client); err != nil {
 			return err
@@ -291,19 +323,7 @@ func (l *load) life(ctx context.Context, o *operator, client string, n int) erro
 
 // certified enrols a client and renews its certificate, and returns callers with the one and the other.
 func (l *load) certified(ctx context.Context, client, code string) (first, second *caller, _ error) {
-	e, err := newEnrolment(code, l.service.issuer())
-	if err != nil {
-		return nil, nil, err
-	}
-	stranger := newCaller(nil, l.roots)
-	defer stranger.close()
-	a, err := l.insistOnChange(ctx, func() (answer, error) {
-		return stranger.postJSON(ctx, l.service.issuer()+"/pki/enroll", "", e.request)
-	})
-	if err != nil {
-		return nil, nil, err
-	}
-	pair, err := a.certificate(e.key)
+	pair, key, err := l.redeemed(ctx, code)
 	if err != nil {
 		return nil, nil, fmt.Errorf("enrolment: %w", err)
 	}
@@ -312,22 +332,74 @@ func (l *load) certified(ctx context.Context, client, code string) (first, secon
 	if err := l.tokenFor(ctx, first, client); err != nil {
 		return nil, nil, err
 	}
-	csr, err := pki.CreateRequest(e.key)
+	csr, err := pki.CreateRequest(key)
 	if err != nil {
 		return nil, nil, err
 	}
-	a, err = l.insistOnChange(ctx, func() (answer, error) {
+	a, err := l.insistOnChange(ctx, func() (answer, error) {
 		return first.postJSON(ctx, l.service.mtlsURL()+"/pki/renew", "", pki.NewRenewRequest(csr))
 	})
 	if err != nil {
 		return nil, nil, err
 	}
-	if pair, err = a.certificate(e.key); err != nil {
+	if pair, err = a.certificate(key); err != nil {
 		return nil, nil, fmt.Errorf("renewal: %w", err)
 	}
 	l.book.certificate(pair, client, renewEvent)
 	second = newCaller(pair, l.roots)
 	return first, second, l.tokenFor(ctx, second, client)
+}
+
+// redeem asks this place for a certificate, until there is an answer.
+func (l *load) redeem(ctx context.Context, e *enrolment) (answer, error) {
+	stranger := newCaller(nil, l.roots)
+	defer stranger.close()
+	return l.insistOnChange(ctx, func() (answer, error) {
+		return stranger.postJSON(ctx, l.service.publicURL()+"/pki/enroll", "", e.request)
+	})
+}
+
+// redeemed redeems a code: at two places at once with a key for each, when there are several. One has to get the
+// certificate and the other not.
+func (l *load) redeemed(ctx context.Context, code string) (*mtls.KeyPair, *ecdsa.PrivateKey, error) {
+	mine, err := newEnrolment(code, l.service.issuer())
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(l.around) < 2 {
+		a, err := l.redeem(ctx, mine)
+		if err != nil {
+			return nil, nil, err
+		}
+		pair, err := a.certificate(mine.key)
+		return pair, mine.key, err
+	}
+	other, err := newEnrolment(code, l.service.issuer())
+	if err != nil {
+		return nil, nil, err
+	}
+	beside := l.beside()
+	var second answer
+	var failed error
+	var both sync.WaitGroup
+	both.Go(func() { second, failed = beside.redeem(ctx, other) })
+	first, err := l.redeem(ctx, mine)
+	both.Wait()
+	if err := errors.Join(err, failed); err != nil {
+		return nil, nil, err
+	}
+	l.book.raced()
+	pair, err := first.certificate(mine.key)
+	pairOther, errOther := second.certificate(other.key)
+	switch {
+	case err == nil && errOther == nil:
+		return nil, nil, errors.New("one code was used twice, with two keys")
+	case err == nil:
+		return pair, mine.key, nil
+	case errOther == nil:
+		return pairOther, other.key, nil
+	}
+	return nil, nil, fmt.Errorf("one code, two places, no certificate: %w; %w", err, errOther)
 }
 
 // refused requires that a client gets no token, neither on the connection that it has nor on a new one.

@@ -6,6 +6,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"encoding/json"
@@ -34,6 +35,7 @@ type service struct {
 	dir       string // where commands run; the data folder is data in it
 	log       string
 	settings  []string // variables of the environment
+	known     *service // what callers know it by when it is one of several; nil: itself
 	public    string   // addresses
 	mtls      string
 	debug     string
@@ -92,17 +94,13 @@ func (s *service) environment() []string {
 
 // launch starts the service and does not wait.
 func (s *service) launch() (err error) {
-	_, port, err := net.SplitHostPort(s.public)
-	if err != nil {
-		return err
+	argv := []string{
+		s.certbound, "serve", "--data", "data", "--issuer", s.issuer(), "--public", s.public, "--mtls", s.mtls, "--debug", s.debug,
 	}
-	s.process, err = process.Launch(process.Command{
-		Argv: []string{
-			s.certbound, "serve", "--data", "data", "--issuer", "https://localhost:" + port,
-			"--public", s.public, "--mtls", s.mtls, "--debug", s.debug,
-		},
-		Dir: s.dir, Env: s.environment(), Log: s.log,
-	})
+	if s.known != nil {
+		argv = append(argv, "--mtls-url", s.known.mtlsURL())
+	}
+	s.process, err = process.Launch(process.Command{Argv: argv, Dir: s.dir, Env: s.environment(), Log: s.log})
 	return err
 }
 
@@ -112,10 +110,15 @@ func (s *service) ready(ctx context.Context) error {
 		return err
 	}
 	s.starts = append(s.starts, s.process.Took)
+	s.resume()
+	return nil
+}
+
+// resume lets those who wait for the service go on.
+func (s *service) resume() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	close(s.up)
-	return nil
 }
 
 func (s *service) start(ctx context.Context) error {
@@ -247,7 +250,7 @@ func (s *service) awaitReadiness(ctx context.Context, want int, within time.Dura
 
 // roots are what verifies the service's certificate.
 func (s *service) roots() (*x509.CertPool, error) {
-	data, err := os.ReadFile(s.data("admin", "roots.pem"))
+	data, err := os.ReadFile(s.base().data("admin", "roots.pem"))
 	if err != nil {
 		return nil, err
 	}
@@ -258,7 +261,11 @@ func (s *service) roots() (*x509.CertPool, error) {
 	return pool, nil
 }
 
-func (s *service) issuer() string {
+// base is what holds the profiles of the operator and of clients.
+func (s *service) base() *service { return cmp.Or(s.known, s) }
+
+func (s *service) issuer() string { return s.base().publicURL() }
+func (s *service) publicURL() string {
 	return "https://localhost" + s.public[strings.LastIndexByte(s.public, ':'):]
 }
 func (s *service) mtlsURL() string {
@@ -269,7 +276,7 @@ func (s *service) adminURL() string { return s.mtlsURL() + "/admin/v1" }
 
 // caller makes requests with the certificate of a profile in the service's folder.
 func (s *service) caller(profile string) (*caller, error) {
-	dir := filepath.Join(s.dir, profile)
+	dir := filepath.Join(s.base().dir, profile)
 	pair, err := mtls.LoadKeyPair(filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem"))
 	if err != nil {
 		return nil, err
@@ -281,11 +288,16 @@ func (s *service) caller(profile string) (*caller, error) {
 	return newCaller(pair, roots), nil
 }
 
-// populate starts a new service, with a resource and so many clients that may have tokens for it: load-0, load-1, …
+// populate starts a new service and fills it.
 func (s *service) populate(ctx context.Context, clients int) error {
 	if err := s.start(ctx); err != nil {
 		return err
 	}
+	return s.fill(ctx, clients)
+}
+
+// fill registers a resource and so many clients that may have tokens for it: load-0, load-1, …
+func (s *service) fill(ctx context.Context, clients int) error {
 	const operator = " --profile data/admin"
 	for _, line := range []string{
 		"client add server --usage both --dns localhost --allow-reserved" + operator,
