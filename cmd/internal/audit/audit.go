@@ -48,9 +48,10 @@ var (
 
 // DamageError says that a journal is not what was written: it was changed, or the disk lost what it had promised to keep.
 type DamageError struct {
-	File   string // the segment, with its folder
+	File   string // the segment, with its folder; the folder where there is none
 	Offset int64  // of the first byte that is wrong
 	What   string
+	Lost   uint64 // the record that the registrar knows and the journal does not reach; 0: something else is wrong
 }
 
 // Error names the place.
@@ -114,16 +115,20 @@ type Log struct {
 	counter  *time.Timer // has them recorded, once a second
 
 	// Guarded by the main stream's lock.
-	ratchet  *ratchet
-	anchored Head       // of the refusals, as the main stream knows it
-	unsigned bool       // there are records that no checkpoint covers, and signer runs
-	proposed []proposal // checkpoints that are not durable yet
+	ratchet   *ratchet
+	anchored  Head       // of the refusals, as the main stream knows it
+	unsigned  bool       // there are records that no checkpoint covers, and signer runs
+	proposed  []proposal // checkpoints that are not durable yet
+	idle      bool       // what comes now is of heads that were seen, and does not move the head that is given out
+	moved     bool       // something else came since the last checkpoint
+	witnessed map[string]sighting
 
 	signer        *time.Timer // signs what was recorded
 	refusalSigner *time.Timer // has the main stream take in where the refusals stand
 	refusalsMoved atomic.Bool // and refusalSigner runs
 	counting      atomic.Bool // counter runs
 	anchor        atomic.Pointer[Anchor]
+	signed        atomic.Pointer[Head]
 	fatal         sync.Once
 	bodies        sync.Pool
 
@@ -169,13 +174,10 @@ type Incarnation struct {
 	Key      string // public key of the first checkpoint, base64url
 	Previous Head   // where the incarnation before it ended
 	Started  time.Time
-}
-
-// Anchor is what somebody else keeps of a journal, to hold it to that later: its newest checkpoint that is durable.
-type Anchor struct {
-	Identity
-	FirstKey   string     `json:"first_key"` // public key of the incarnation's first checkpoint, base64url
-	Checkpoint Checkpoint `json:"checkpoint"`
+	// Head is the newest of what SignedHead returned that the registrar was told, and HeadAt when; zero: none. Begin does
+	// not look at them.
+	Head   Head
+	HeadAt time.Time
 }
 
 // Stats is what a journal did and how it stands. Counts begin with Open.
@@ -201,10 +203,13 @@ type Config struct {
 	SegmentAge   time.Duration // zero: 24 h
 	RefusalBytes int64         // quota of the refusals; zero: 64 MiB
 
-	Keys      Keys       // nil: personal members are written plain
-	Registrar Registrar  // nil: incarnations are counted from the files
-	Reserve   *Reserve   // given up for a Takeaway on a full disk, which is full until it is back; nil: none
-	InFlight  func() int // requests that may still record and wait, those that wait included; nil: unknown
+	Keys      Keys      // nil: personal members are written plain
+	Registrar Registrar // nil: incarnations are counted from the files
+	// AcceptLoss is the record that a DamageError has said to be Lost: Open goes on without it and what was before it, in
+	// a new incarnation whose first record says so. It accepts nothing else. 0: no loss.
+	AcceptLoss uint64
+	Reserve    *Reserve   // given up for a Takeaway on a full disk, which is full until it is back; nil: none
+	InFlight   func() int // requests that may still record and wait, those that wait included; nil: unknown
 	// Fatal is called once, when the journal must not be used any more, from a goroutine of its own: the process ends
 	// and begins anew. nil: nobody is told.
 	Fatal func(error)
@@ -252,7 +257,8 @@ func (c *Config) setDefaults() error {
 }
 
 // Open goes on with the journal in the folder, as a new incarnation with a segment of its own. It reads the newest segment
-// of each stream and drops what a crash has torn off; when more is wrong it returns a DamageError and touches nothing.
+// of each stream, and the one with the newest record that the registrar knows, and drops what a crash has torn off. When
+// more is wrong, or the registrar knows of records that are not there, it returns a DamageError and touches nothing.
 //
 // When the disk has no room for a segment, or fails to take one, Open succeeds all the same: the journal is full then,
 // records nothing, and tries again each second.
@@ -329,61 +335,126 @@ func (l *Log) startAgain() {
 // start recovers the streams and begins an incarnation.
 func (l *Log) start(ctx context.Context) error {
 	fs, dir := l.cfg.FS, l.cfg.Dir
-	var main, refusals tail
-	err := fs.MkdirAll(dir)
+	var last Incarnation
+	if l.cfg.Registrar != nil {
+		var err error
+		if last, err = l.cfg.Registrar.Last(ctx, l.cfg.Replica); err != nil {
+			return fmt.Errorf("read what is known of it: %w", err)
+		}
+	}
+	main, err := inspect(fs, dir, streamMain)
+	if err != nil {
+		return err
+	}
+	refusals, err := inspect(fs, dir, streamRefusals)
+	if err != nil {
+		return err
+	}
+	l.identity = Identity{l.cfg.Installation, l.cfg.Replica, max(main.incarnation, refusals.incarnation, last.Incarnation) + 1}
+	for _, t := range []tail{main, refusals} {
+		if h := t.header.Identity; t.last != "" && (h.Installation != l.identity.Installation || h.Replica != l.identity.Replica) {
+			return &DamageError{File: filepath.Join(dir, t.last), What: "it is the journal of " + h.String() + ", not of this service"}
+		}
+	}
+	loss, err := l.hold(main, last)
+	if err != nil {
+		return err
+	}
+	// Only now is anything changed.
+	err = fs.MkdirAll(dir)
 	if err == nil {
 		err = removeUnfinished(fs, dir)
 	}
-	if err == nil {
-		main, err = recoverStream(fs, dir, streamMain)
+	for _, t := range []tail{main, refusals} {
+		if err == nil {
+			err = t.repair(fs, dir)
+		}
 	}
-	if err == nil {
-		refusals, err = recoverStream(fs, dir, streamRefusals)
+	if err == nil && loss == nil {
+		err = l.register(ctx, main)
 	}
 	if err != nil {
 		return err
 	}
-	l.identity = Identity{l.cfg.Installation, l.cfg.Replica, max(main.incarnation, refusals.incarnation) + 1}
-	for _, t := range []tail{main, refusals} {
-		if h := t.header.Identity; t.last != "" && (h.Installation != l.identity.Installation || h.Replica != l.identity.Replica) {
-			return &DamageError{filepath.Join(dir, t.last), 0, "it is the journal of " + h.String() + ", not of this service"}
-		}
-	}
-	if l.cfg.Registrar != nil {
-		if err := l.register(ctx, main); err != nil {
-			return err
-		}
-	}
-	l.refusals.launch(l.refusalConfig(refusals.recovered), refusals.head)
-	l.main.launch(l.mainConfig(main.recovered), main.head)
-	l.main.mu.Lock()
-	defer l.main.mu.Unlock()
-	l.main.commit(true) // the segment is made before anybody asks for it
-	return l.main.failed
+	return l.launch(ctx, main, refusals, loss)
 }
 
-// register holds the journal to what the registrar knows of it, and registers the new incarnation.
-func (l *Log) register(ctx context.Context, main tail) error {
-	last, err := l.cfg.Registrar.Last(ctx, l.identity.Replica)
-	if err != nil {
-		return fmt.Errorf("read what is known of it: %w", err)
+// launch has the streams go on from where they were found.
+func (l *Log) launch(ctx context.Context, main, refusals tail, loss *Loss) error {
+	s := l.main
+	s.launch(l.mainConfig(main.recovered, loss), main.head)
+	s.mu.Lock()
+	s.commit(true) // the segment is made before anybody asks for it
+	failed := s.failed
+	if failed == nil && loss != nil && s.out == nil {
+		failed, s.absent = s.noRoom, ErrFull
 	}
-	path := filepath.Join(l.cfg.Dir, main.last)
+	s.mu.Unlock()
+	if failed == nil && loss != nil {
+		// Once it is registered nobody asks for what is lost any more, so the journal has said it before.
+		if failed = l.register(ctx, main); failed != nil {
+			s.abandon(failed)
+			_ = s.stop() // a stream that failed is only closed
+		}
+	}
+	if failed == nil {
+		l.refusals.launch(l.refusalConfig(refusals.recovered), refusals.head)
+	}
+	return failed
+}
+
+// hold holds the journal to what the registrar knows of it. Where it ends too early and Config.AcceptLoss says that it may,
+// it returns the loss.
+func (l *Log) hold(main tail, last Incarnation) (*Loss, error) {
+	known, at := last.Previous, last.Started
+	if last.Head.Seq > 0 {
+		known, at = last.Head, last.HeadAt
+	}
+	damage := DamageError{File: filepath.Join(l.cfg.Dir, main.last), Offset: main.end}
+	when := at.UTC().Format(time.RFC3339)
 	switch {
-	case main.head.Seq < last.Previous.Seq:
-		return &DamageError{path, 0, fmt.Sprintf("the journal ends at record %d, but it had %d", main.head.Seq, last.Previous.Seq)}
+	case main.head.Seq < known.Seq && l.cfg.AcceptLoss == known.Seq:
+		loss := &Loss{Incarnation: last.Incarnation, Known: known, KnownAt: at.UTC().Format(timeFormat), Found: main.head}
+		l.cfg.Logger.Error("the journal goes on without records that it had, as was asked for", "known_record", known.Seq, "known_at", when,
+			"ends_at", main.head.Seq)
+		return loss, nil
+	case main.head.Seq < known.Seq:
+		damage.Lost = known.Seq
+		damage.What = fmt.Sprintf("the journal ends at record %d, but it had %d when the database saw it last, on %s: its end was cut off, or an older copy put back",
+			main.head.Seq, known.Seq, when)
+		if main.last == "" {
+			damage.What = fmt.Sprintf("the journal is not here, but it had %d records when the database saw it last, on %s: it was deleted", known.Seq, when)
+		}
+		return nil, &damage
 	case main.incarnation < last.Incarnation && main.head != last.Previous: // it began and died before its first record
-		return &DamageError{path, 0, fmt.Sprintf("the journal does not end in record %d as the database knows it", last.Previous.Seq)}
+		damage.What = fmt.Sprintf("the journal does not end in record %d as the database knows it", last.Previous.Seq)
+		return nil, &damage
 	case main.incarnation == last.Incarnation && main.first &&
 		(main.header.Previous != last.Previous || main.header.Key != last.Key):
-		return &DamageError{path, 0, "the journal is not the one that the database knows"}
+		damage.Offset, damage.What = 0, "the journal is not the one that the database knows"
+		return nil, &damage
+	}
+	if last.Head.Seq > 0 {
+		if err := main.holds(l.cfg.FS, l.cfg.Dir, last); err != nil {
+			return nil, err
+		}
 	}
 	if main.incarnation < last.Incarnation { // or somebody cut off all that it wrote, which only a known head shows
 		l.cfg.Logger.Warn("the last run of the service left no record in the journal: it was ended before its first, or all of them were cut off",
 			"incarnation", last.Incarnation, "ends_at", main.head.Seq, "verify", "certbound audit verify, with an operator's heads.json from another machine")
 	}
-	l.identity.Incarnation = max(l.identity.Incarnation, last.Incarnation+1)
-	err = l.cfg.Registrar.Begin(ctx, Incarnation{Identity: l.identity, Key: l.firstKey, Previous: main.head, Started: l.cfg.Now()})
+	if l.cfg.AcceptLoss > 0 {
+		l.cfg.Logger.Warn("no such loss of records was found that was to be accepted", "record", l.cfg.AcceptLoss, "ends_at", main.head.Seq)
+	}
+	return nil, nil
+}
+
+// register registers the new incarnation.
+func (l *Log) register(ctx context.Context, main tail) error {
+	if l.cfg.Registrar == nil {
+		return nil
+	}
+	err := l.cfg.Registrar.Begin(ctx, Incarnation{Identity: l.identity, Key: l.firstKey, Previous: main.head, Started: l.cfg.Now()})
 	if err != nil {
 		return fmt.Errorf("register it: %w", err)
 	}
@@ -391,10 +462,10 @@ func (l *Log) register(ctx context.Context, main tail) error {
 }
 
 // mainConfig is how decisions are recorded.
-func (l *Log) mainConfig(recovered *Recovered) streamConfig {
+func (l *Log) mainConfig(recovered *Recovered, loss *Loss) streamConfig {
 	return streamConfig{
 		fs: l.cfg.FS, dir: l.cfg.Dir, name: streamMain, identity: l.identity,
-		header: func() (string, *Recovered) { return l.ratchet.public(), recovered },
+		header: func() journalMember { return journalMember{Key: l.ratchet.public(), Recovered: recovered, Loss: loss} },
 		waits:  l.cfg.Sync == Always, flush: groupFlush, interval: l.cfg.SyncInterval,
 		segmentBytes: l.cfg.SegmentBytes, segmentAge: l.cfg.SegmentAge, headroom: cmp.Or(l.cfg.headroom, headroom), chunk: cmp.Or(l.cfg.chunk, fillChunk),
 		inFlight: l.cfg.InFlight, touched: l.touched, durable: l.durable, closing: l.checkpoint,
@@ -407,7 +478,7 @@ func (l *Log) mainConfig(recovered *Recovered) streamConfig {
 func (l *Log) refusalConfig(recovered *Recovered) streamConfig {
 	return streamConfig{
 		fs: l.cfg.FS, dir: l.cfg.Dir, name: streamRefusals, identity: l.identity,
-		header: func() (string, *Recovered) { return "", recovered },
+		header: func() journalMember { return journalMember{Recovered: recovered} },
 		flush:  lazyFlush, interval: time.Second,
 		segmentBytes: max(l.cfg.RefusalBytes/refusalSegments, minSegmentBytes/2), chunk: min(refusalFill, l.cfg.RefusalBytes/refusalSegments),
 		durable: func(uint64) {
@@ -541,6 +612,16 @@ func (l *Log) Checkpoint() (Anchor, bool) {
 		return *a, true
 	}
 	return Anchor{}, false
+}
+
+// SignedHead is the record that the newest durable checkpoint covers, and its chain; zero before there is one. Checkpoints of
+// nothing but other journals' heads do not count, or those who watch each other would never be done. It costs next to
+// nothing.
+func (l *Log) SignedHead() (seq uint64, chain [32]byte) {
+	if h := l.signed.Load(); h != nil {
+		return h.Seq, h.Chain
+	}
+	return 0, chain
 }
 
 // Stats returns how the journal stands.

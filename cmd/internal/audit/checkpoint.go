@@ -52,6 +52,7 @@ func (r *ratchet) checkpoint(i Identity, h Head, now time.Time) (Checkpoint, err
 type proposal struct {
 	seq    uint64
 	anchor Anchor
+	head   *Head // nil: it is not given out
 }
 
 // checkpoint puts a checkpoint of all that was recorded into the main stream, behind the head of the refusals when that
@@ -66,7 +67,8 @@ func (l *Log) checkpoint(s *stream) {
 			l.anchored = refusals
 		}
 	}
-	c, err := l.ratchet.checkpoint(l.identity, s.head, l.cfg.Now())
+	head := s.head
+	c, err := l.ratchet.checkpoint(l.identity, head, l.cfg.Now())
 	if err != nil {
 		l.cfg.Logger.Error("the journal could not be signed", "error", err)
 		return
@@ -78,13 +80,19 @@ func (l *Log) checkpoint(s *stream) {
 		l.cfg.Logger.Error("the journal could not be signed", "error", err)
 		return
 	}
+	p := proposal{anchor: Anchor{Identity: l.identity, FirstKey: l.firstKey, Checkpoint: c}}
+	if l.moved {
+		p.head = &head
+	}
 	s.note(eventCheckpoint, text[1:len(text)-1])
-	l.proposed = append(l.proposed, proposal{s.head.Seq, Anchor{l.identity, l.firstKey, c}})
-	l.unsigned = false
+	p.seq = s.head.Seq
+	l.proposed = append(l.proposed, p)
+	l.unsigned, l.moved = false, false
 }
 
 // touched is told of every record of the main stream, which is locked: it is covered by a checkpoint within a second.
 func (l *Log) touched() {
+	l.moved = l.moved || !l.idle
 	if !l.unsigned {
 		l.unsigned = true
 		l.signer.Reset(checkpointEvery)
@@ -95,6 +103,9 @@ func (l *Log) touched() {
 func (l *Log) durable(seq uint64) {
 	for len(l.proposed) > 0 && l.proposed[0].seq <= seq {
 		l.anchor.Store(&l.proposed[0].anchor)
+		if head := l.proposed[0].head; head != nil {
+			l.signed.Store(head)
+		}
 		l.proposed = l.proposed[1:]
 	}
 }

@@ -450,7 +450,10 @@ func TestIncarnations(t *testing.T) {
 }
 
 // memoryRegister keeps what was registered.
-type memoryRegister struct{ all []Incarnation }
+type memoryRegister struct {
+	all   []Incarnation
+	fails error // of Begin
+}
 
 func (m *memoryRegister) Last(context.Context, string) (Incarnation, error) {
 	if len(m.all) == 0 {
@@ -460,6 +463,9 @@ func (m *memoryRegister) Last(context.Context, string) (Incarnation, error) {
 }
 
 func (m *memoryRegister) Begin(_ context.Context, i Incarnation) error {
+	if m.fails != nil {
+		return m.fails
+	}
 	m.all = append(m.all, i)
 	return nil
 }

@@ -15,18 +15,69 @@ import (
 // maxHeads is how many incarnations' heads are kept of each replica. The newest covers what the others do.
 const maxHeads = 100
 
+// Anchor is what somebody else keeps of a journal, to hold it to that later: a checkpoint of it that was durable, or, where
+// no signatures are kept, what was seen of one.
+type Anchor struct {
+	Identity
+	FirstKey   string     `json:"first_key,omitempty"` // public key of the incarnation's first checkpoint, base64url
+	Checkpoint Checkpoint `json:"checkpoint,omitzero"`
+	Seen       *Sighting  `json:"seen,omitempty"` // nil: it is the checkpoint that is kept
+}
+
+// Sighting is where somebody saw a journal stand.
+type Sighting struct {
+	By   string    `json:"by"` // who keeps it: "database", or the replica whose journal says so
+	Head Head      `json:"head"`
+	Time time.Time `json:"time"`
+}
+
+// ByDatabase is who keeps the heads that replicas leave in the database.
+const ByDatabase = "database"
+
+// head is where the journal stood, chain in base64url, and when.
+func (a *Anchor) head() (seq uint64, chain string, at time.Time) {
+	if a.Seen != nil {
+		return a.Seen.Head.Seq, chainString(a.Seen.Head.Chain), a.Seen.Time
+	}
+	return a.Checkpoint.Seq, a.Checkpoint.Head, a.Checkpoint.Time
+}
+
+// check refuses a head that nobody could have been shown.
+func (a *Anchor) check() error {
+	if a.Seen != nil {
+		if a.Seen.By == "" || a.Seen.Head.Seq == 0 || a.Checkpoint != (Checkpoint{}) {
+			return fmt.Errorf("what was seen of %s is malformed", a.Identity)
+		}
+		return nil
+	}
+	if a.Checkpoint.Journal != a.Identity.String() {
+		return fmt.Errorf("the checkpoint of %s is another journal's", a.Identity)
+	}
+	if _, ok := parseChain([]byte(a.Checkpoint.Head)); !ok {
+		return fmt.Errorf("the checkpoint of %s is malformed", a.Identity)
+	}
+	if err := a.Checkpoint.Verify(); err != nil {
+		return fmt.Errorf("%s: %w", a.Identity, err)
+	}
+	return nil
+}
+
 // KnownHeads is what an operator keeps of journals: the newest checkpoint seen of each incarnation.
 type KnownHeads struct {
 	Heads []Anchor `json:"heads"`
 }
 
-// ParseHeads reads what KnownHeads.Text wrote; nothing is none.
+// ParseHeads reads what KnownHeads.Text wrote, or a bare JSON array of anchors; nothing is none.
 func ParseHeads(text []byte) (KnownHeads, error) {
 	var k KnownHeads
 	if len(text) == 0 {
 		return k, nil
 	}
-	if err := json.Unmarshal(text, &k); err != nil {
+	into := any(&k)
+	if text[0] == '[' {
+		into = &k.Heads
+	}
+	if err := json.Unmarshal(text, into); err != nil {
 		return k, errors.New("the known heads are not valid JSON")
 	}
 	for i := range k.Heads {
@@ -58,6 +109,9 @@ func (k KnownHeads) Merge(shown []Anchor) (merged KnownHeads, alarms []string) {
 
 // see takes one head, or says why not.
 func (k *KnownHeads) see(shown *Anchor) string {
+	if shown.Seen != nil {
+		return "" // of what is not signed nothing is kept
+	}
 	if err := shown.check(); err != nil {
 		return "the service shows a head that is not what it signed: " + err.Error()
 	}

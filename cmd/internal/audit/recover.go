@@ -12,8 +12,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	iofs "io/fs"
 	"path/filepath"
 	"strings"
+	"time"
 )
 
 // suffixNew ends the names of files that are not segments yet. A start removes what it finds of them.
@@ -21,24 +23,25 @@ const suffixNew = ".new"
 
 // tail is how a start found a stream.
 type tail struct {
-	last        string // the newest segment; empty: the stream has none
-	incarnation uint64 // of that segment
+	names       []string // of the segments that hold something, oldest first
+	last        string   // the newest of them; empty: the stream has none
+	incarnation uint64   // of that segment
 	header      journalMember
-	first       bool // that segment is the incarnation's first
+	first       bool  // that segment is the incarnation's first
+	end         int64 // what it holds ends here
+	whole       bool  // and it was trimmed there
 	head        Head
-	recovered   *Recovered // nil: nothing was dropped
+	empty       []string   // segments behind it that hold nothing, newest first
+	recovered   *Recovered // nil: nothing is to be dropped
 }
 
-// recoverStream reads the newest segment of a stream and makes durable what it holds: what a crash has torn off is
-// dropped, and a segment that was not ended is written anew, since what reads back may be in the page cache only. It
-// touches nothing when it returns a DamageError.
-func recoverStream(fs FS, dir, stream string) (tail, error) {
+// inspect reads the newest segment of a stream, and touches nothing.
+func inspect(fs FS, dir, stream string) (tail, error) {
 	names, err := segments(fs, dir, stream)
 	if err != nil {
 		return tail{}, err
 	}
 	var t tail
-	var empty []string // segments behind the last one that holds something, newest first
 	for i := len(names) - 1; i >= 0; i-- {
 		s, err := scan(fs, dir, names[i])
 		if err != nil {
@@ -46,41 +49,84 @@ func recoverStream(fs FS, dir, stream string) (tail, error) {
 		}
 		if s.dropped != nil && t.recovered != nil { // a segment is begun when the one before it is durable
 			what := "the end of a batch is missing, and the next segment was begun"
-			return tail{}, &DamageError{filepath.Join(dir, names[i]), s.dropped.Offset, what}
+			return tail{}, &DamageError{File: filepath.Join(dir, names[i]), Offset: s.dropped.Offset, What: what}
 		}
 		if s.dropped != nil {
 			t.recovered = s.dropped
 		}
 		if s.good == 0 {
-			empty = append(empty, names[i])
+			t.empty = append(t.empty, names[i])
 			continue
 		}
-		t.last, t.incarnation, t.head, t.header, t.first = names[i], s.header.Incarnation, s.head, s.header, s.starts
-		if !s.trimmed {
-			err = rewrite(fs, dir, names[i], s.good)
-		}
-		if err != nil {
-			return tail{}, err
-		}
+		t.names, t.last, t.incarnation, t.head = names[:i+1], names[i], s.header.Incarnation, s.head
+		t.header, t.first, t.end, t.whole = s.header, s.starts, s.good, s.trimmed
 		break
 	}
-	if len(empty) == 0 {
-		return t, nil
+	return t, nil
+}
+
+// repair makes durable what a stream holds: what a crash has torn off is dropped, and a segment that was not ended is written
+// anew, since what reads back may be in the page cache only.
+func (t *tail) repair(fs FS, dir string) error {
+	if t.last != "" && !t.whole {
+		if err := rewrite(fs, dir, t.last, t.end); err != nil {
+			return err
+		}
 	}
-	for _, name := range empty {
+	if len(t.empty) == 0 {
+		return nil
+	}
+	for _, name := range t.empty {
 		if err := fs.Remove(filepath.Join(dir, name)); err != nil {
-			return tail{}, fmt.Errorf("remove a segment without records: %w", err)
+			return fmt.Errorf("remove a segment without records: %w", err)
 		}
 	}
 	if err := fs.SyncDir(dir); err != nil {
-		return tail{}, fmt.Errorf("remove a segment without records: %w", err)
+		return fmt.Errorf("remove a segment without records: %w", err)
 	}
-	return t, nil
+	return nil
+}
+
+// holds holds the stream, which reaches the head that is known of an incarnation, to that: the record has to be there, with
+// its chain. What lies between it and the newest segment only Verify reads, and a record that is older than the first
+// segment was removed at the end of its retention, of which Verify knows more.
+func (t *tail) holds(fs FS, dir string, known Incarnation) error {
+	at := -1
+	for i, name := range t.names {
+		if _, incarnation, first, _ := parseSegmentName(name); incarnation <= known.Incarnation && first <= known.Head.Seq {
+			at = i
+		}
+	}
+	when := known.HeadAt.UTC().Format(time.RFC3339)
+	if at < 0 {
+		if _, _, first, _ := parseSegmentName(t.names[0]); first > known.Head.Seq {
+			return nil
+		}
+		return &DamageError{File: filepath.Join(dir, t.names[0]),
+			What: fmt.Sprintf("no segment holds record %d of run %d, which the database saw on %s", known.Head.Seq, known.Incarnation, when)}
+	}
+	s, err := scanFor(fs, dir, t.names[at], known.Head.Seq)
+	if err != nil {
+		return err
+	}
+	file := filepath.Join(dir, t.names[at])
+	switch {
+	case s.head.Seq < known.Head.Seq || s.header.Incarnation != known.Incarnation || s.met.Chain != known.Head.Chain:
+		return &DamageError{File: file, Offset: s.met.at,
+			What: fmt.Sprintf("record %d is not the one of run %d that the database saw on %s: the journal was rewritten", known.Head.Seq, known.Incarnation, when)}
+	case at == len(t.names)-2 && t.header.Previous != s.head:
+		return &DamageError{File: filepath.Join(dir, t.last),
+			What: fmt.Sprintf("the segment does not follow record %d: it or what was before it was replaced", s.head.Seq)}
+	}
+	return nil
 }
 
 // segments returns the names of a stream's segments, oldest first.
 func segments(fs FS, dir, stream string) ([]string, error) {
 	all, err := fs.Names(dir)
+	if errors.Is(err, iofs.ErrNotExist) {
+		return nil, nil
+	}
 	if err != nil {
 		return nil, fmt.Errorf("read the journal's folder: %w", err)
 	}
@@ -156,14 +202,22 @@ type scanned struct {
 	good    int64      // bytes up to the end of that batch
 	trimmed bool       // nothing is behind it: the segment was ended
 	dropped *Recovered // what is behind it, unless that is empty
+	met     place      // of the record that was asked for
+}
+
+// place is where a record lies, and its chain.
+type place struct {
+	Head
+	at int64
 }
 
 // scanner reads a segment from its start.
 type scanner struct {
 	stream string
 	first  uint64
-	at     int64 // of the line to be read
-	head   Head  // of the last record read
+	want   uint64 // a record whose place is asked for; 0: none
+	at     int64  // of the line to be read
+	head   Head   // of the last record read
 	batch  []byte
 	count  int
 	scanned
@@ -173,7 +227,10 @@ type scanner struct {
 // behind it says that it was durable; otherwise it is a DamageError. So a change in the very last batch of a journal that
 // was not closed passes for a torn end, until a later frame speaks of that batch: within about a second, while there are
 // records. What heads or a copy say of it, Verify holds against it.
-func scan(fs FS, dir, name string) (_ scanned, err error) {
+func scan(fs FS, dir, name string) (scanned, error) { return scanFor(fs, dir, name, 0) }
+
+// scanFor is scan, and notes where a record lies.
+func scanFor(fs FS, dir, name string, want uint64) (_ scanned, err error) {
 	path := filepath.Join(dir, name)
 	stream, incarnation, first, ok := parseSegmentName(name)
 	if !ok {
@@ -188,7 +245,7 @@ func scan(fs FS, dir, name string) (_ scanned, err error) {
 	if err != nil {
 		return scanned{}, fmt.Errorf("read the journal: %w", err)
 	}
-	s := scanner{stream: stream, first: first, head: Head{Seq: first - 1}}
+	s := scanner{stream: stream, first: first, want: want, head: Head{Seq: first - 1}}
 	r := bufio.NewReaderSize(io.NewSectionReader(f, 0, size), MaxLine+1)
 	what := ""
 	for what == "" {
@@ -204,7 +261,7 @@ func scan(fs FS, dir, name string) (_ scanned, err error) {
 		}
 	}
 	if s.good > 0 && s.header.Incarnation != incarnation {
-		return scanned{}, &DamageError{path, 0, "its first record is of another incarnation than its name"}
+		return scanned{}, &DamageError{File: path, What: "its first record is of another incarnation than its name"}
 	}
 	end, sum, err := content(f, s.good, size)
 	if err != nil {
@@ -218,7 +275,7 @@ func scan(fs FS, dir, name string) (_ scanned, err error) {
 	if what == "" {
 		what = "the end of a batch is missing"
 	}
-	damage := &DamageError{path, s.at, what}
+	damage := &DamageError{File: path, Offset: s.at, What: what}
 	ended, err := wasEnded(f, size)
 	if err != nil {
 		return scanned{}, fmt.Errorf("read %s: %w", path, err)
@@ -269,6 +326,9 @@ func (s *scanner) line(line []byte) string {
 		return "the chain is broken: a record was changed, or is missing"
 	}
 	s.head = Head{Seq: seq, Chain: chain}
+	if seq == s.want {
+		s.met = place{s.head, s.at}
+	}
 	s.batch = append(append(s.batch, line...), '\n')
 	s.count++
 	return ""

@@ -240,5 +240,5 @@ func endOf(fs FS, dir, name string) (_ segmentEnd, err error) {
 		}
 		return segmentEnd{Head{record.Seq, chain}, record.Time}, nil
 	}
-	return segmentEnd{}, &DamageError{filepath.Join(dir, name), size, "the last record cannot be read"}
+	return segmentEnd{}, &DamageError{File: filepath.Join(dir, name), Offset: size, What: "the last record cannot be read"}
 }

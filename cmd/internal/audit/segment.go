@@ -19,6 +19,7 @@ const (
 	eventCheckpoint = "journal.checkpoint" // carries a Checkpoint
 	eventRefusals   = "journal.refusals"   // says where the stream of refusals stands
 	eventGap        = "journal.gap"        // says how many refusals were left out, for want of room
+	eventWitness    = "journal.witness"    // says where another replica's journal stood
 )
 
 // The bounds of what a segment holds.
@@ -33,6 +34,7 @@ type journalMember struct {
 	Previous  Head       `json:"previous"`      // where the stream stood before this record
 	Key       string     `json:"key,omitempty"` // that the next checkpoint is signed with; none in the stream of refusals
 	Recovered *Recovered `json:"recovered,omitempty"`
+	Loss      *Loss      `json:"loss,omitempty"`
 }
 
 // Recovered says what a start dropped: the end of a segment that a crash had torn and that was never said to be durable.
@@ -41,6 +43,14 @@ type Recovered struct {
 	Offset  int64  `json:"offset"`
 	Bytes   int64  `json:"dropped_bytes"`
 	SHA256  string `json:"dropped_sha256"` // base64url
+}
+
+// Loss says what a start went on without because it was told to: records that were known outside the journal.
+type Loss struct {
+	Incarnation uint64 `json:"incarnation"` // that was the newest known
+	Known       Head   `json:"known"`       // where it stood
+	KnownAt     string `json:"known_at"`    // and when
+	Found       Head   `json:"found"`       // where the journal ended
 }
 
 // headText is a Head in JSON.

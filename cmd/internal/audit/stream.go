@@ -41,7 +41,7 @@ type streamConfig struct {
 	dir      string
 	name     string // streamMain or streamRefusals
 	identity Identity
-	header   func() (key string, recovered *Recovered) // for a segment's first record
+	header   func() journalMember // what the stream does not know of a segment's first record
 
 	waits        bool          // a group is synced before its callers go on
 	flush        time.Duration // how long lines wait for their write
@@ -315,11 +315,12 @@ func (s *stream) note(event string, members []byte) {
 
 // begin puts the first record of a segment in.
 func (s *stream) begin(event string) {
-	key, recovered := s.cfg.header()
-	member := journalMember{Identity: s.cfg.identity, Previous: s.head, Key: key}
+	member := s.cfg.header()
+	member.Identity, member.Previous = s.cfg.identity, s.head
 	if event == eventStart {
-		member.Recovered = recovered
 		s.head.Chain = s.cfg.identity.genesis(s.cfg.name, s.head)
+	} else {
+		member.Recovered, member.Loss = nil, nil
 	}
 	text, err := json.Marshal(struct {
 		Journal journalMember `json:"journal"`

@@ -221,20 +221,6 @@ func (v *verifier) expect(known []Anchor) error {
 	return nil
 }
 
-// check refuses a head that nobody could have been shown.
-func (a *Anchor) check() error {
-	if a.Checkpoint.Journal != a.Identity.String() {
-		return fmt.Errorf("the checkpoint of %s is another journal's", a.Identity)
-	}
-	if _, ok := parseChain([]byte(a.Checkpoint.Head)); !ok {
-		return fmt.Errorf("the checkpoint of %s is malformed", a.Identity)
-	}
-	if err := a.Checkpoint.Verify(); err != nil {
-		return fmt.Errorf("%s: %w", a.Identity, err)
-	}
-	return nil
-}
-
 func (v *verifier) run() error {
 	for {
 		r, err := v.main.next()
