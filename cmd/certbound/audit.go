@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 
@@ -176,20 +177,29 @@ func age(now, t time.Time) string {
 
 func (c *cli) auditHeadsCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "heads", Short: "Show how far the journal is signed and on the disk", Args: arguments(0, 0),
-		Long: "Show how far the journal is signed and on the disk. Every operator's verb that may see this keeps the newest one in\n" +
-			"heads.json of its profile, where audit verify looks, and warns when the service shows an older one.",
+		Use: "heads", Short: "Show how far the journals are signed and on the disk", Args: arguments(0, 0),
+		Long: "Show how far the journal of the service that answers is signed and on the disk, and where the database knows those of all\n" +
+			"replicas to stand. Every operator's verb that may see this keeps the newest one that is signed in heads.json of its\n" +
+			"profile, where audit verify looks, and warns when the service shows an older one. What -o json prints is what audit\n" +
+			"verify --heads reads, so that the database's heads are of use also where it cannot be reached.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			heads, err := call[admin.AuditHeads](cmd.Context(), c, http.MethodGet, "/audit/heads", nil)
 			if err != nil {
 				return err
 			}
-			return c.print(heads.Heads, func(w io.Writer) {
-				rows := make([][]string, 0, len(heads.Heads))
-				for _, h := range heads.Heads {
-					rows = append(rows, []string{h.Identity.String(), strconv.FormatUint(h.Checkpoint.Seq, 10), stamp(h.Checkpoint.Time), h.Checkpoint.Head})
+			all := slices.Concat(heads.Heads, heads.Known)
+			return c.print(all, func(w io.Writer) {
+				rows := make([][]string, 0, len(all))
+				for i := range all {
+					h := &all[i]
+					seq, head, at := h.Head()
+					by := "signed"
+					if h.Seen != nil {
+						by = visible(h.Seen.By)
+					}
+					rows = append(rows, []string{visible(h.Identity.String()), strconv.FormatUint(seq, 10), by, stamp(at), head})
 				}
-				table(w, "JOURNAL RECORD SIGNED HEAD", rows)
+				table(w, "JOURNAL RECORD BY TIME HEAD", rows)
 			})
 		},
 	}

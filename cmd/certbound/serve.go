@@ -86,6 +86,7 @@ func configFailure(err error) error {
 
 func (c *cli) serveCommand() *cobra.Command {
 	var flags configFlags
+	var acceptLoss uint64
 	cmd := &cobra.Command{
 		Use: "serve", Short: "Run the service; the first start makes everything it needs", Args: arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -95,7 +96,9 @@ func (c *cli) serveCommand() *cobra.Command {
 			}
 			held := prepareRuntime(c.env, cfg.Audit.Sync == "always")
 			defer runtime.KeepAlive(held)
-			err = server.Run(cmd.Context(), cfg, server.Options{Stdout: c.stdout, Logger: logger(cfg.Log, c.stderr), Version: version})
+			err = server.Run(cmd.Context(), cfg, server.Options{
+				Stdout: c.stdout, Logger: logger(cfg.Log, c.stderr), Version: version, AcceptJournalLoss: acceptLoss,
+			})
 			if err != nil {
 				return startFailure(err)
 			}
@@ -103,6 +106,8 @@ func (c *cli) serveCommand() *cobra.Command {
 		},
 	}
 	flags.register(cmd)
+	cmd.Flags().Uint64Var(&acceptLoss, "accept-journal-loss", 0,
+		"go on without the end of the journal up to this record, which a refused start named: the journal then says so")
 	return cmd
 }
 

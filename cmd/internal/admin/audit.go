@@ -26,6 +26,8 @@ type Journal interface {
 	Search(ctx context.Context, q audit.Query) (*audit.Page, error)
 	// Checkpoint returns the newest checkpoint that is durable; false when there is none yet.
 	Checkpoint() (audit.Anchor, bool)
+	// Known returns where the database knows the journals of all replicas to stand.
+	Known(ctx context.Context) ([]audit.Anchor, error)
 }
 
 // AuditPage answers GET /audit: records as the journal has them, oldest first.
@@ -45,6 +47,8 @@ type AuditPage struct {
 // can tell later whether what they cover is still there.
 type AuditHeads struct {
 	Heads []audit.Anchor `json:"heads"`
+	// Known is what the database was told of the journals of all replicas, gone ones too. It is not signed.
+	Known []audit.Anchor `json:"known"`
 }
 
 // eventRead records that somebody looked through the journal, which discloses what concerns persons.
@@ -79,14 +83,19 @@ func (r *reads) begin(key [sha256.Size]byte, now time.Time) {
 	r.last[key] = now
 }
 
-func (a *api) auditHeads(*http.Request) (any, error) {
-	heads := AuditHeads{Heads: []audit.Anchor{}}
+func (a *api) auditHeads(r *http.Request) (any, error) {
+	heads := AuditHeads{Heads: []audit.Anchor{}, Known: []audit.Anchor{}}
 	if a.cfg.Journal == nil {
 		return heads, nil
 	}
 	if head, ok := a.cfg.Journal.Checkpoint(); ok {
 		heads.Heads = append(heads.Heads, head)
 	}
+	known, err := a.cfg.Journal.Known(r.Context())
+	if err != nil {
+		return nil, unavailable(fmt.Errorf("reading the heads of the journals: %w", err))
+	}
+	heads.Known = append(heads.Known, known...)
 	return heads, nil
 }
 

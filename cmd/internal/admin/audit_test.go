@@ -34,6 +34,13 @@ func (s *shelf) Checkpoint() (audit.Anchor, bool) {
 	return audit.Anchor{Identity: audit.Identity{Installation: "i", Replica: "r", Incarnation: 1}, FirstKey: "k", Checkpoint: audit.Checkpoint{Seq: 6}}, true
 }
 
+func (s *shelf) Known(context.Context) ([]audit.Anchor, error) {
+	if s.fails != nil {
+		return nil, s.fails
+	}
+	return []audit.Anchor{{Identity: audit.Identity{Installation: "i", Replica: "other", Incarnation: 2}, Seen: &audit.Sighting{By: audit.ByDatabase}}}, nil
+}
+
 func TestSearchAudit(t *testing.T) {
 	s := &shelf{}
 	b := newBenchWith(t, Config{Journal: s}, New)
@@ -112,12 +119,18 @@ func TestReadingTheJournalIsRecorded(t *testing.T) {
 }
 
 func TestAuditHeads(t *testing.T) {
-	b := newBenchWith(t, Config{Journal: &shelf{}}, New)
+	s := &shelf{}
+	b := newBenchWith(t, Config{Journal: s}, New)
 	var heads AuditHeads
 	b.do(http.MethodGet, "/audit/heads", "", http.StatusOK, &heads)
 	if len(heads.Heads) != 1 || heads.Heads[0].Checkpoint.Seq != 6 || heads.Heads[0].FirstKey != "k" || heads.Heads[0].Replica != "r" {
 		t.Errorf("%+v", heads)
 	}
+	if len(heads.Known) != 1 || heads.Known[0].Replica != "other" || heads.Known[0].Seen == nil {
+		t.Errorf("%+v", heads.Known)
+	}
+	s.fails = errors.New("the database is away")
+	b.refused(http.MethodGet, "/audit/heads", "", http.StatusServiceUnavailable, codeUnavailable, "")
 }
 
 func TestBreakGlassShowsHeads(t *testing.T) {

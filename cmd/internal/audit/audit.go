@@ -135,6 +135,7 @@ type Log struct {
 	removing sync.Mutex // held while segments are removed
 	saidKeys string     // up to which day the journal says that keys are deleted
 
+	loss     *Loss       // that was accepted; guarded by starting
 	starting sync.Mutex  // held while the journal is started
 	starter  *time.Timer // tries again to start it; nil: it is started
 	closed   bool
@@ -398,6 +399,7 @@ func (l *Log) launch(ctx context.Context, main, refusals tail, loss *Loss) error
 		}
 	}
 	if failed == nil {
+		l.loss = loss
 		l.refusals.launch(l.refusalConfig(refusals.recovered), refusals.head)
 	}
 	return failed
@@ -612,6 +614,23 @@ func (l *Log) Checkpoint() (Anchor, bool) {
 		return *a, true
 	}
 	return Anchor{}, false
+}
+
+// Incarnation is the number of this run, 0 before the journal could be started.
+func (l *Log) Incarnation() uint64 {
+	l.starting.Lock()
+	defer l.starting.Unlock()
+	if l.starter != nil {
+		return 0
+	}
+	return l.identity.Incarnation
+}
+
+// Loss is what this run went on without because Config.AcceptLoss said so, or nil.
+func (l *Log) Loss() *Loss {
+	l.starting.Lock()
+	defer l.starting.Unlock()
+	return l.loss
 }
 
 // SignedHead is the record that the newest durable checkpoint covers, and its chain; zero before there is one. Checkpoints of

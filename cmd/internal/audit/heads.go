@@ -34,8 +34,8 @@ type Sighting struct {
 // ByDatabase is who keeps the heads that replicas leave in the database.
 const ByDatabase = "database"
 
-// head is where the journal stood, chain in base64url, and when.
-func (a *Anchor) head() (seq uint64, chain string, at time.Time) {
+// Head is where the journal stood, its chain in base64url, and when.
+func (a *Anchor) Head() (seq uint64, chain string, at time.Time) {
 	if a.Seen != nil {
 		return a.Seen.Head.Seq, chainString(a.Seen.Head.Chain), a.Seen.Time
 	}

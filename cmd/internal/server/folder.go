@@ -105,8 +105,9 @@ func (s *service) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.onClose(journal.Close)
 	s.folder = &folder{store: db, journal: journal}
+	s.onClose(s.closeJournal)
+	s.recordLoss(ctx)
 	db.OnChange(s.forgetErased)
 	if err := s.openOutbox(ctx); err != nil {
 		return err

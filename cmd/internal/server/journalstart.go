@@ -5,8 +5,11 @@ package server
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
+	"fmt"
 	"path/filepath"
+	"strconv"
 
 	"github.com/certbound/certbound/cmd/internal/audit"
 	"github.com/certbound/certbound/cmd/internal/store"
@@ -27,6 +30,7 @@ func (r journalRegister) Last(ctx context.Context, replica string) (audit.Incarn
 	return audit.Incarnation{
 		Identity: audit.Identity{Replica: replica, Incarnation: j.Incarnation}, Key: j.FirstKey,
 		Previous: audit.Head{Seq: j.PreviousSeq, Chain: j.PreviousChain}, Started: j.StartedAt,
+		Head: audit.Head{Seq: j.HeadSeq, Chain: j.HeadChain}, HeadAt: j.HeadAt,
 	}, nil
 }
 
@@ -50,16 +54,44 @@ func (s *service) openJournal(ctx context.Context, db *store.Store) (*audit.Log,
 		InFlight:     s.pace.expected,
 		Fatal:        s.mustEnd,
 		Synced:       s.journalTimes.observe, Logger: s.log,
+		AcceptLoss: s.acceptLoss,
 	}
 	if s.cfg.Audit.Sync == "interval" {
 		cfg.Sync = audit.Interval
 	}
 	journal, err := audit.Open(ctx, cfg)
 	if damage, ok := errors.AsType[*audit.DamageError](err); ok {
-		return nil, &StartError{
-			Message: damage.Error(),
-			Hint:    "nothing was touched: find out who or what changed it (certbound audit verify), and put the segment back from a copy",
-		}
+		return nil, &StartError{Message: damage.Error(), Hint: damageHint(damage)}
 	}
 	return journal, err
+}
+
+// damageHint says what to do about a journal that is not what was written.
+func damageHint(d *audit.DamageError) string {
+	const found = "nothing was touched: find out who or what changed it (certbound audit verify), and "
+	if d.Lost == 0 {
+		return found + "put the segment back from a copy"
+	}
+	return found + fmt.Sprintf("put the newest copy of the folder back; if those records are lost for good, certbound serve --accept-journal-loss %d "+
+		"goes on without them, and the journal says so", d.Lost)
+}
+
+// eventLoss is on record when the service went on without records that its journal had.
+const eventLoss = "audit.loss"
+
+// recordLoss puts a loss that was accepted on record for those who look for it by name; the first record of this run has
+// it as well, which nothing can keep from being there.
+func (s *service) recordLoss(ctx context.Context) {
+	loss := s.folder.journal.Loss()
+	if loss == nil {
+		return
+	}
+	s.record(ctx, audit.Event{Name: eventLoss, Outcome: audit.Granted, Detail: map[string]string{
+		"run":         strconv.FormatUint(loss.Incarnation, 10),
+		"known":       strconv.FormatUint(loss.Known.Seq, 10),
+		"known_at":    loss.KnownAt,
+		"known_chain": base64.RawURLEncoding.EncodeToString(loss.Known.Chain[:]),
+		"found":       strconv.FormatUint(loss.Found.Seq, 10),
+		"found_chain": base64.RawURLEncoding.EncodeToString(loss.Found.Chain[:]),
+	}})
 }

@@ -15,6 +15,7 @@ const maxSearches = 2
 
 // journalView is what operators may look at of the journal.
 type journalView struct {
+	known  func(context.Context) ([]audit.Anchor, error)
 	log    *audit.Log
 	reader audit.Reader
 	slots  chan struct{}
@@ -23,6 +24,7 @@ type journalView struct {
 func (s *service) newJournalView() *journalView {
 	keys := newJournalKeys(s.folder.store, 0) // it only reads them
 	return &journalView{
+		known:  s.knownHeads,
 		log:    s.folder.journal,
 		reader: audit.Reader{Dir: filepath.Join(s.cfg.Data, journalFolder), Opener: audit.NewOpener(keys)},
 		slots:  make(chan struct{}, maxSearches),
@@ -42,3 +44,6 @@ func (v *journalView) Search(ctx context.Context, q audit.Query) (*audit.Page, e
 
 // Checkpoint implements admin.Journal.
 func (v *journalView) Checkpoint() (audit.Anchor, bool) { return v.log.Checkpoint() }
+
+// Known implements admin.Journal.
+func (v *journalView) Known(ctx context.Context) ([]audit.Anchor, error) { return v.known(ctx) }

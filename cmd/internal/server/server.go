@@ -44,6 +44,8 @@ type Options struct {
 	Stdout  io.Writer // gets the one line "ready issuer=… mtls=…"
 	Logger  *slog.Logger
 	Version string
+	// AcceptJournalLoss is the record that a refused start has said to be lost: this one goes on without it. 0: none.
+	AcceptJournalLoss uint64
 
 	reached func(outbox.Point, string) // for tests
 }
@@ -57,7 +59,7 @@ func Run(ctx context.Context, cfg config.Config, opt Options) (err error) {
 	if err := Check(cfg); err != nil {
 		return err
 	}
-	s := &service{cfg: cfg, log: opt.Logger, version: opt.Version, fatal: make(chan error, 1), reached: opt.reached}
+	s := &service{cfg: cfg, log: opt.Logger, version: opt.Version, acceptLoss: opt.AcceptJournalLoss, fatal: make(chan error, 1), reached: opt.reached}
 	defer func() { err = errors.Join(err, s.close()) }()
 	if err := s.open(ctx); err != nil {
 		return err
@@ -74,6 +76,12 @@ type service struct {
 	cfg     config.Config
 	log     *slog.Logger
 	version string
+
+	acceptLoss uint64 // as Options.AcceptJournalLoss
+	head       struct {
+		sync.Mutex
+		left uint64 // the record that the database was told of last
+	}
 
 	journalKeys *journalKeys   // what personal members of its records are sealed under
 	reserve     *audit.Reserve // room on the disk for what takes authority away
@@ -151,6 +159,8 @@ func (s *service) serve(ctx context.Context, stdout io.Writer) error {
 	wg.Go(func() { s.renewOwn(background) })
 	wg.Go(func() { s.trust.Run(background) })
 	wg.Go(func() { s.keepRetention(background) })
+	wg.Go(func() { s.keepHead(background) })
+	wg.Go(func() { s.watchJournals(background) })
 	wg.Go(func() { s.folder.outbox.Run(background) })
 	for _, t := range s.tickets {
 		wg.Go(func() { t.Run(background, ticketLife) })

@@ -54,3 +54,31 @@ func (s *Store) LastJournal(ctx context.Context, replica string) (Journal, error
 	}
 	return j, nil
 }
+
+// AdvanceHead stores where a journal stands now, without a lease to carry it. A head that is not greater than the stored
+// one changes nothing.
+func (s *Store) AdvanceHead(ctx context.Context, replica string, incarnation, seq uint64, chain [32]byte) error {
+	err := s.direct(func() error {
+		_, err := s.write.ExecContext(context.WithoutCancel(ctx), advanceHead, replica, incarnation, seq, chain[:], moment(s.now()))
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("head of journal %d of %q: %w", incarnation, replica, err)
+	}
+	return nil
+}
+
+// JournalHeads lists where the journals of all replicas were last known to stand, one of each replica and its newest that is
+// known: at most limit, those that moved last.
+func (s *Store) JournalHeads(ctx context.Context, limit int) ([]Journal, error) {
+	rows, err := s.read.QueryContext(ctx, queryJournalHeads, limit)
+	heads, err := all(rows, err, func(r row) (j Journal, err error) {
+		err = r.Scan(&j.Replica, &j.Incarnation, &j.FirstKey, &j.PreviousSeq, (*digest)(&j.PreviousChain), (*moment)(&j.StartedAt),
+			&j.HeadSeq, (*digest)(&j.HeadChain), (*moment)(&j.HeadAt))
+		return j, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("heads of the journals: %w", err)
+	}
+	return heads, nil
+}

@@ -186,6 +186,10 @@ const (
 		VALUES ($1, $2, $3, $4, $5, $6, 0)`
 	queryLastJournal = `SELECT incarnation, first_key, previous_seq, previous_chain, started_at, head_seq, head_chain, head_at
 		FROM journals WHERE replica = $1 ORDER BY incarnation DESC LIMIT 1`
+	queryJournalHeads = `SELECT replica, incarnation, first_key, previous_seq, previous_chain, started_at, head_seq, head_chain, head_at
+		FROM journals j WHERE head_seq > 0
+			AND incarnation = (SELECT max(k.incarnation) FROM journals k WHERE k.replica = j.replica AND k.head_seq > 0)
+		ORDER BY head_at DESC, replica LIMIT $1`
 
 	// The newest incarnation of each replica, the one that started last first, and whether it has a lease.
 	queryNewestJournals = `SELECT replica, incarnation, head_seq, head_chain, head_at,
