@@ -9,6 +9,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -65,6 +66,94 @@ func TestStart_JournalIsNotWhatWasWritten(t *testing.T) {
 			}
 		})
 	}
+}
+
+// The database knows where the journal ended: what is gone of it is refused at the next start, and gone on without only by
+// the number that the refusal names, which is on record then.
+func TestStart_JournalLost(t *testing.T) {
+	t.Parallel()
+	for name, lose := range map[string]func(t *testing.T, dir, before string){
+		"put back": func(t *testing.T, dir, before string) {
+			if err := errors.Join(os.RemoveAll(dir), os.CopyFS(dir, os.DirFS(before))); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"newest segment": func(t *testing.T, dir, _ string) {
+			segments, err := filepath.Glob(filepath.Join(dir, "audit-*"))
+			if err != nil || len(segments) != 2 {
+				t.Fatal(segments, err)
+			}
+			if err := os.Remove(segments[1]); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"all": func(t *testing.T, dir, _ string) {
+			if err := os.RemoveAll(dir); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			cfg := testConfig(t, t.TempDir())
+			dir, before := filepath.Join(cfg.Data, journalFolder), t.TempDir()
+			if err := start(t, cfg).stop(); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.CopyFS(before, os.DirFS(dir)); err != nil {
+				t.Fatal(err)
+			}
+			if err := start(t, cfg).stop(); err != nil { // what it wrote, no start has seen
+				t.Fatal(err)
+			}
+			lose(t, dir, before)
+			_, err := tryStart(t, cfg)
+			refusal, ok := errors.AsType[*StartError](err)
+			if !ok || !strings.Contains(refusal.Message, dir) {
+				t.Fatalf("error is %v", err)
+			}
+			const flag = "--accept-journal-loss "
+			_, number, _ := strings.Cut(refusal.Hint, flag)
+			number, _, _ = strings.Cut(number, " ")
+			known, err := strconv.ParseUint(number, 10, 64)
+			if err != nil || !strings.Contains(refusal.Message, number) {
+				t.Fatalf("%q does not name the record of %q", refusal.Hint, refusal.Message)
+			}
+			accept := func(n uint64) error {
+				ctx, stop := context.WithCancel(t.Context())
+				defer stop()
+				return Run(ctx, cfg, Options{Logger: discard(), AcceptJournalLoss: n, Stdout: whenWritten(stop)})
+			}
+			if err := accept(known - 1); err == nil {
+				t.Error("another record's loss was taken for it")
+			}
+			if err := accept(known); err != nil {
+				t.Fatal(err)
+			}
+			var text []byte
+			segments, err := filepath.Glob(filepath.Join(dir, "audit-*"))
+			for _, segment := range segments {
+				b, readErr := os.ReadFile(segment)
+				text, err = append(text, b...), errors.Join(err, readErr)
+			}
+			if err != nil || !bytes.Contains(text, []byte(`"loss":{"incarnation":2,"known":{"seq":`+number)) ||
+				!bytes.Contains(text, []byte(`"event":"audit.loss"`)) || !bytes.Contains(text, []byte(`"known":"`+number+`"`)) {
+				t.Errorf("the loss is not on record: %v", err)
+			}
+			if err := start(t, cfg).stop(); err != nil {
+				t.Error("it is still missed:", err)
+			}
+		})
+	}
+}
+
+// whenWritten is told when the service is ready.
+type whenWritten func()
+
+// Write implements io.Writer.
+func (f whenWritten) Write(p []byte) (int, error) {
+	f()
+	return len(p), nil
 }
 
 // What an operator would alert on is in the metrics.

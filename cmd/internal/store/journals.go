@@ -58,8 +58,8 @@ func (s *Store) LastJournal(ctx context.Context, replica string) (Journal, error
 // AdvanceHead stores where a journal stands now, without a lease to carry it. A head that is not greater than the stored
 // one changes nothing.
 func (s *Store) AdvanceHead(ctx context.Context, replica string, incarnation, seq uint64, chain [32]byte) error {
-	err := s.direct(func() error {
-		_, err := s.write.ExecContext(context.WithoutCancel(ctx), advanceHead, replica, incarnation, seq, chain[:], moment(s.now()))
+	err := s.direct(ctx, func(ctx context.Context, w conn) error {
+		_, err := w.ExecContext(ctx, advanceHead, replica, incarnation, seq, chain[:], moment(s.now()))
 		return err
 	})
 	if err != nil {

@@ -46,6 +46,15 @@ func testJournals(f *fixture) {
 	got, err = f.LastJournal(f.ctx(), "a")
 	ok(f.t, err)
 	same(f.t, got, second)
+	// Whoever writes to the database in another way is held to that too.
+	for _, change := range []string{"head_seq = 7", "head_seq = 0", "head_chain = previous_chain", "head_chain = NULL", "head_seq = 7, head_chain = previous_chain"} {
+		if _, err := f.write.ExecContext(f.ctx(), "UPDATE journals SET "+change+" WHERE replica = 'a' AND incarnation = 2"); err == nil {
+			f.t.Errorf("%s was taken", change)
+		}
+	}
+	if _, err := f.write.ExecContext(f.ctx(), "UPDATE journals SET head_seq = 9, head_chain = previous_chain WHERE replica = 'a' AND incarnation = 2"); err != nil {
+		f.t.Error("a head does not grow:", err)
+	}
 	version, err := f.Version(f.ctx())
 	ok(f.t, err)
 	same(f.t, version, int64(0)) // they decide nothing
