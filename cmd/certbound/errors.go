@@ -92,6 +92,9 @@ func translate(err error) *failure {
 	if kek, ok := errors.AsType[*store.KEKError](err); ok {
 		f.hint = cmp.Or(missingKEK(kek), kek.Hint)
 	}
+	if condition, ok := errors.AsType[*store.ConditionError](err); ok {
+		f.code, f.hint = "not_servable", cmp.Or(f.hint, condition.Hint())
+	}
 	f.hint = cmp.Or(f.hint, causeHint(err))
 	return f
 }
@@ -116,6 +119,10 @@ func causeHint(err error) string {
 		return "put back the key-encryption key that belongs to this database"
 	case errors.Is(err, store.ErrNewerSchema):
 		return "run the newer program, or restore the backup made before the upgrade"
+	case errors.Is(err, store.ErrOlderSchema):
+		return "bring it up to date first: certbound store migrate"
+	case errors.Is(err, store.ErrNotEmpty):
+		return "name an empty database, or a file that is not there yet"
 	case errors.Is(err, store.ErrDamaged):
 		return "put back the file from a backup; what is left of it was not touched"
 	case errors.Is(err, store.ErrForeign):

@@ -19,12 +19,12 @@ import (
 // settingInstallation is the setting that names the installation; who serves writes it.
 const settingInstallation = "journal_installation"
 
-// CopyConfig is what Backup, Move and Fill need besides the databases.
+// CopyConfig is what copies need besides the databases.
 type CopyConfig struct {
 	KEK     []byte // the key-encryption key that the database is sealed under
 	Program string // version of the program
-	// Note, when not nil, is a record that goes into the outbox of the copy under Replica's name.
-	Note    func(Copied) (Entry, error)
+	// Entries go into the copy's outbox, under the name of Replica.
+	Entries []Entry
 	Replica string
 	Now     func() time.Time // nil: time.Now
 }
@@ -54,6 +54,20 @@ func (s *Store) Backup(ctx context.Context, file string, cfg CopyConfig) (Backup
 	return tag, made, nil
 }
 
+// Tag says what a backup made now would be.
+func (s *Store) Tag(ctx context.Context, program string, now time.Time) (BackupTag, error) {
+	tx, err := s.snapshot(ctx)
+	if err != nil {
+		return BackupTag{}, fmt.Errorf("read the state of the database: %w", err)
+	}
+	defer tx.Rollback()
+	tag, err := s.backupTag(ctx, tx, CopyConfig{Program: program, Now: func() time.Time { return now }})
+	if err != nil {
+		return BackupTag{}, fmt.Errorf("read the state of the database: %w", err)
+	}
+	return tag, nil
+}
+
 // backupTag says what a copy is, by the state that was copied.
 func (s *Store) backupTag(ctx context.Context, tx *sql.Tx, cfg CopyConfig) (BackupTag, error) {
 	tag := BackupTag{ID: strings.ToLower(rand.Text()), Program: cfg.Program, MadeAt: asStored(cfg.now())}
@@ -74,6 +88,44 @@ func (s *Store) backupTag(ctx context.Context, tx *sql.Tx, cfg CopyConfig) (Back
 	return tag, err
 }
 
+// settingReplica is the setting by which a file says which replica it belongs to; who serves writes it.
+const settingReplica = "journal_replica"
+
+// CopyInto copies the database into another one, which is empty or a file that is not there yet; see Copy.
+func (s *Store) CopyInto(ctx context.Context, target Config, cfg CopyConfig) (Copied, error) {
+	end := func(ctx context.Context, _, tx *sql.Tx) error { return s.enter(ctx, tx, target, cfg) }
+	if target.URL == "" {
+		return s.CopyToFile(ctx, target.Path, cfg, end)
+	}
+	to, err := Open(ctx, target)
+	if err != nil {
+		return Copied{}, err
+	}
+	made, err := Copy(ctx, s, to, end)
+	return made, errors.Join(err, to.Close())
+}
+
+// enter writes into a copy what it has of its own.
+func (s *Store) enter(ctx context.Context, tx *sql.Tx, target Config, cfg CopyConfig) error {
+	if target.URL != "" || s.Dialect() == postgresKind { // whoever serves says which replica it is
+		if _, err := tx.ExecContext(ctx, deleteSetting, settingReplica); err != nil {
+			return err
+		}
+	}
+	c := &change{ctx: ctx, tx: tx, isUnique: func(error) bool { return false }}
+	for _, e := range cfg.Entries {
+		if err := s.noteAs(c, cfg.Replica, e); err != nil { // both are sealed under the same key
+			return err
+		}
+	}
+	var version int64
+	if err := tx.QueryRowContext(ctx, queryVersion).Scan(&version); err != nil {
+		return err
+	}
+	_, err := tx.ExecContext(ctx, stampQuery("outbox"), version)
+	return err
+}
+
 // CopyToFile copies the database into a file that is not there yet; see Copy. then is done in the copy's transaction.
 func (s *Store) CopyToFile(ctx context.Context, file string, cfg CopyConfig, then Finish) (Copied, error) {
 	if _, err := os.Lstat(file); err == nil {
@@ -89,10 +141,13 @@ func (s *Store) CopyToFile(ctx context.Context, file string, cfg CopyConfig, the
 	if err != nil {
 		return Copied{}, errors.Join(err, removeDatabase(draft))
 	}
-	if err := os.Link(draft, file); err != nil { // unlike a rename it replaces nothing
+	if _, err := os.Lstat(file); err == nil {
+		return Copied{}, errors.Join(&fs.PathError{Op: "create", Path: file, Err: fs.ErrExist}, removeDatabase(draft))
+	}
+	if err := os.Rename(draft, file); err != nil {
 		return Copied{}, errors.Join(err, removeDatabase(draft))
 	}
-	return made, errors.Join(os.Remove(draft), syncFolder(filepath.Dir(file)))
+	return made, syncFolder(filepath.Dir(file))
 }
 
 // fillFile makes a database in a new file and closes it: everything is in that one file then, and on the disk.

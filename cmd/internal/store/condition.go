@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -80,8 +81,11 @@ func (e *ConditionError) Hint() string {
 	case ConditionRestoring:
 		return "run certbound store restore again with the same file: it goes on where it was"
 	case ConditionMoved:
-		return "serve --database " + c.To + "; to come back, move this file away and run: certbound store migrate --database " + c.To +
-			" --to with the path where it was"
+		if strings.HasPrefix(c.To, "postgres") {
+			return "serve --database " + c.To + "; to come back, move this file away and then: certbound store migrate --database " + c.To +
+				" --to FILE, with the name that this file had"
+		}
+		return "serve without --database, on the data folder that has " + c.To + "; to come back: certbound store migrate --to an empty database"
 	}
 	return "use a newer program"
 }

@@ -125,9 +125,9 @@ func (s *Store) checkPresent(ctx context.Context, newest int) error {
 	case err != nil:
 		return err
 	case found < newest:
-		return fmt.Errorf("%w: schema %d, this program's is %d", ErrOlderSchema, found, newest)
+		return &SchemaError{Found: found, Newest: newest, sentinel: ErrOlderSchema}
 	case found > newest:
-		return fmt.Errorf("%w: schema %d, this program's is %d", ErrNewerSchema, found, newest)
+		return &SchemaError{Found: found, Newest: newest, sentinel: ErrNewerSchema}
 	}
 	return nil
 }
@@ -139,11 +139,20 @@ func (s *Store) Schema(ctx context.Context) (int, error) {
 	return found.version, err
 }
 
-// NewestSchema is the version of the schema that this program makes of the database.
-func (s *Store) NewestSchema() (int, error) {
-	steps, err := schemaSteps(s.Dialect())
-	return len(steps), err
+// SchemaError says that a database that is only to be read has another schema than this program's. It is ErrOlderSchema or
+// ErrNewerSchema.
+type SchemaError struct {
+	Found, Newest int // versions: the database's, and this program's
+	sentinel      error
 }
+
+// Error names the versions.
+func (e *SchemaError) Error() string {
+	return fmt.Sprintf("%v: schema %d, this program's is %d", e.sentinel, e.Found, e.Newest)
+}
+
+// Is reports whether target is the sentinel.
+func (e *SchemaError) Is(target error) bool { return target == e.sentinel }
 
 // schemaSteps returns the migrations of a dialect in order; the schema's version is how many of them were applied. The
 // first line of each says which is the oldest schema whose program may run on what the step leaves, as "-- oldest: 1".

@@ -37,7 +37,9 @@ func (s *Store) Note(entries ...Entry) error {
 	})
 }
 
-func (s *Store) note(c *change, e Entry) error {
+func (s *Store) note(c *change, e Entry) error { return s.noteAs(c, s.replica, e) }
+
+func (s *Store) noteAs(c *change, replica string, e Entry) error {
 	if e.ID == "" || len(e.Body) == 0 || len(e.Body) > maxEntry {
 		return fmt.Errorf("an entry needs an id and a body of at most %d bytes", maxEntry)
 	}
@@ -45,7 +47,7 @@ func (s *Store) note(c *change, e Entry) error {
 	if err != nil {
 		return err
 	}
-	_, err = c.exec("outbox", insertNoted, e.ID, s.replica, sealed, moment(s.now()), c.noted)
+	_, err = c.exec("outbox", insertNoted, e.ID, replica, sealed, moment(s.now()), c.noted)
 	c.noted++
 	return err
 }

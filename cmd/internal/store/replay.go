@@ -20,18 +20,19 @@ const restoredAhead = 1 << 32
 // methods do what the records say was done, without judging again whether it may be done, and each is harmless where it
 // was done already. What they are told of that is not there, they report. It is for one goroutine.
 type Replay struct {
-	s      *Store
-	c      *change
-	newest int64
+	s       *Store
+	c       *change
+	newest  int64
+	replica string
 }
 
 // Replay runs f in one transaction and ends the restoring of the database with it: open enrolment codes are void then,
 // requests that waited for an operator are dropped, the version is one that nobody has seen, whoever has anything in
 // memory drops it, and the database may be served. The entries that f returns go into the outbox of the replica that the
-// Store was opened for. With an error nothing is changed. It blocks as long as f does.
+// Store was opened for, or that As names. With an error nothing is changed. It blocks as long as f does.
 func (s *Store) Replay(ctx context.Context, f func(*Replay) ([]Entry, error)) error {
 	err := s.whole(ctx, func(tx *sql.Tx) error {
-		r := &Replay{s: s, c: &change{ctx: ctx, tx: tx, isUnique: s.dialect.isUnique}}
+		r := &Replay{s: s, replica: s.replica, c: &change{ctx: ctx, tx: tx, isUnique: s.dialect.isUnique}}
 		if err := r.Saw(0); err != nil {
 			return err
 		}
@@ -44,6 +45,15 @@ func (s *Store) Replay(ctx context.Context, f func(*Replay) ([]Entry, error)) er
 	if err != nil {
 		return fmt.Errorf("bring the database up to date: %w", err)
 	}
+	return nil
+}
+
+// As names the replica whose outbox takes the entries.
+func (r *Replay) As(replica string) error {
+	if replica == "" {
+		return errors.New("a replica needs a name")
+	}
+	r.replica = replica
 	return nil
 }
 
@@ -65,7 +75,7 @@ func (r *Replay) finish(entries []Entry) error {
 		}
 	}
 	for _, e := range entries {
-		if err := r.s.note(c, e); err != nil {
+		if err := r.s.noteAs(c, r.replica, e); err != nil {
 			return err
 		}
 	}

@@ -1,0 +1,470 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/certbound/certbound/cmd/internal/audit"
+	"github.com/certbound/certbound/cmd/internal/config"
+	"github.com/certbound/certbound/cmd/internal/restore"
+	"github.com/certbound/certbound/cmd/internal/server"
+	"github.com/certbound/certbound/cmd/internal/store"
+)
+
+func (c *cli) storeCommand() *cobra.Command {
+	return group("store", "Move the database, back it up, or restore it",
+		c.storeMigrateCommand(), c.storeCopyCommand(), c.storeBackupCommand(), c.storeRestoreCommand())
+}
+
+// databaseFlags name the database that a verb is about, as serve's do.
+func databaseFlags(cmd *cobra.Command) *configFlags {
+	f := &configFlags{values: make(map[string]*string)}
+	flags := cmd.Flags()
+	flags.StringVar(&f.file, "config", "", "configuration file of the service (else CERTBOUND_CONFIG)")
+	f.values["data"] = flags.String("data", "", "data folder of the service (default ./certbound-data)")
+	f.values["database"] = flags.String("database", "", "its database: postgres://user@host/name (else CERTBOUND_DATABASE; default DATA/certbound.db)")
+	return f
+}
+
+// database is one that a verb works on.
+type database struct {
+	cfg  config.Config
+	at   store.Config
+	lock *store.FolderLock
+}
+
+// openDatabase reads the configuration, and takes the lock of the data folder where somebody could serve with it.
+func (c *cli) openDatabase(cmd *cobra.Command, flags *configFlags, lock bool) (*database, error) {
+	cfg, err := flags.load(c, cmd)
+	if err != nil {
+		return nil, err
+	}
+	d := &database{cfg: cfg}
+	if lock {
+		if _, err := os.Stat(cfg.Data); err != nil { // Lock would make it
+			return nil, failf("name the data folder of the service with --data", "%v", err)
+		}
+		if d.lock, err = store.Lock(cfg.Data); err != nil {
+			return nil, err
+		}
+	}
+	if d.at, err = server.DatabaseConfig(cfg); err != nil {
+		return nil, errors.Join(err, d.close())
+	}
+	return d, nil
+}
+
+func (d *database) close() error {
+	if d.lock == nil {
+		return nil
+	}
+	return d.lock.Unlock()
+}
+
+func (d *database) place() string { return store.Place(d.at) }
+
+// read opens the database for reading: nobody who serves on it is disturbed.
+func (d *database) read(ctx context.Context) (*store.Store, error) {
+	at := d.at
+	at.ReadOnly = true
+	db, err := store.Open(ctx, at)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, failf("name the data folder of the service with --data, or its database with --database", "there is no database %s", d.place())
+	}
+	return db, err
+}
+
+// target reads what --to says.
+func target(from *database, to string) (store.Config, error) {
+	at := store.Config{KEK: from.at.KEK, MaxTokenLife: from.at.MaxTokenLife, MaxConnections: from.cfg.DatabaseConnections}
+	switch {
+	case to == "":
+		return at, usagef("give --to a file, or a URL of the form postgres://user@host/name", "--to is empty")
+	case strings.Contains(to, "://"):
+		at.URL = to
+		if store.Place(at) == "" {
+			return at, usagef("the URL is postgres://user@host/name; the password may come from PGPASSWORD or ~/.pgpass", "--to is no URL of a PostgreSQL database")
+		}
+	default:
+		path, err := filepath.Abs(to)
+		if err != nil {
+			return at, err
+		}
+		at.Path = path
+	}
+	return at, nil
+}
+
+// moved is what copy and migrate print.
+type moved struct {
+	From string `json:"from"`
+	To   string `json:"to"`
+	store.Copied
+	Retired bool `json:"retired"` // the source
+}
+
+func showTables(tables []store.TableCount) string {
+	var parts []string
+	for _, t := range tables {
+		if t.Rows > 0 && t.Table != "state" {
+			parts = append(parts, fmt.Sprintf("%s %d", t.Table, t.Rows))
+		}
+	}
+	return strings.Join(parts, ", ")
+}
+
+func (c *cli) storeCopyCommand() *cobra.Command {
+	var flags *configFlags
+	var to string
+	cmd := &cobra.Command{
+		Use: "copy --to URL|FILE", Short: "Copy the database whole into an empty one, of either kind", Args: arguments(0, 0),
+		Long: "Copy the database whole into an empty one, of either kind: a PostgreSQL database, or a file that is not there yet. The\n" +
+			"copy is one state, written in one transaction, and every table of it is read back before it counts. Private keys stay\n" +
+			"sealed under the same key-encryption key. The service must be stopped. It goes on with the database that it had: the\n" +
+			"copy is for looking at, or for trying an upgrade. To move the service, use store migrate; to keep a copy for bad days,\n" +
+			"store backup, which asks for no stop.",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			done, err := c.copyDatabase(cmd, flags, to, false)
+			if err != nil {
+				return err
+			}
+			return c.print(done, func(w io.Writer) {
+				fields(w, "copied", done.From, "to", done.To, "rows", showTables(done.Tables))
+			})
+		},
+	}
+	flags = databaseFlags(cmd)
+	cmd.Flags().StringVar(&to, "to", "", "where to: postgres://user@host/name, or a file")
+	return cmd
+}
+
+func (c *cli) storeMigrateCommand() *cobra.Command {
+	var flags *configFlags
+	var to string
+	var dry bool
+	cmd := &cobra.Command{
+		Use: "migrate [--to URL|FILE] [--dry-run]", Short: "Move the service to another database, or bring this one up to date", Args: arguments(0, 0),
+		Long: "With --to: copy the database whole into an empty one, of either kind, and put the old one out of service. Identity,\n" +
+			"certificates, tokens and codes stay what they are; the data folder with the journal and the key-encryption key stays\n" +
+			"where it is, and serve --database URL goes on with it. Serving the old database is refused from then on, with the words\n" +
+			"where it moved: what is revoked in the new one is not in the old one. To come back, migrate the other way. The journal\n" +
+			"says so once the service runs again. Further replicas need the same key-encryption key (DATA/kek, or CERTBOUND_KEK).\n\n" +
+			"Without --to: bring the schema of the database up to date, as the next start of serve would. --dry-run says whether\n" +
+			"there is something to do and changes nothing.",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if cmd.Flags().Changed("to") {
+				if dry {
+					return usagef("leave one of the two out", "--dry-run tries the schema, and --to moves the database")
+				}
+				done, err := c.copyDatabase(cmd, flags, to, true)
+				if err != nil {
+					return err
+				}
+				return c.print(done, func(w io.Writer) {
+					fields(w, "moved", done.From, "to", done.To, "rows", showTables(done.Tables), "next", nextStart(done.To))
+				})
+			}
+			return c.upgradeSchema(cmd, flags, dry)
+		},
+	}
+	flags = databaseFlags(cmd)
+	cmd.Flags().StringVar(&to, "to", "", "where to: postgres://user@host/name, or a file")
+	cmd.Flags().BoolVar(&dry, "dry-run", false, "say what would be done to the schema, and do nothing")
+	return cmd
+}
+
+func nextStart(to string) string {
+	if strings.Contains(to, "://") {
+		return "certbound serve --database " + to + ", with the same data folder"
+	}
+	return "certbound serve, with the data folder that " + to + " lies in"
+}
+
+// copyDatabase copies the database, and with retire puts the old one out of service.
+func (c *cli) copyDatabase(cmd *cobra.Command, flags *configFlags, to string, retire bool) (*moved, error) {
+	ctx := cmd.Context()
+	from, err := c.openDatabase(cmd, flags, true)
+	if err != nil {
+		return nil, err
+	}
+	defer from.close()
+	at, err := target(from, to)
+	if err != nil {
+		return nil, err
+	}
+	source, err := from.read(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer source.Close()
+	if from.cfg.PostgreSQL() {
+		if err := restore.Unserved(ctx, source); err != nil {
+			return nil, failf("stop every replica, then run it again", "%v", err)
+		}
+	}
+	done := &moved{From: from.place(), To: store.Place(at)}
+	cfg := store.CopyConfig{KEK: from.at.KEK, Program: version}
+	if retire {
+		if cfg.Replica, err = server.ReplicaOf(from.cfg.Data); err != nil {
+			return nil, err
+		}
+		entry, err := migrated(done)
+		if err != nil {
+			return nil, err
+		}
+		cfg.Entries = []store.Entry{entry}
+	}
+	if done.Copied, err = source.CopyInto(ctx, at, cfg); err != nil {
+		if errors.Is(err, fs.ErrExist) || errors.Is(err, store.ErrNotEmpty) {
+			return nil, failf("name an empty database, or a file that is not there yet", "%v", err)
+		}
+		return nil, err
+	}
+	if !retire {
+		return done, nil
+	}
+	if err := source.Close(); err != nil {
+		return nil, err
+	}
+	if err := c.retire(ctx, from, done.To); err != nil {
+		return nil, failf("do not serve on both: put it away before the new one is served",
+			"everything was copied to %s, but %s could not be put out of service: %v", done.To, done.From, err)
+	}
+	done.Retired = true
+	return done, nil
+}
+
+// migrated is what the journal will say of it.
+func migrated(done *moved) (store.Entry, error) {
+	e := audit.Event{ID: rand.Text(), Time: time.Now(), Name: "store.migrate", Outcome: audit.Granted, Class: audit.Takeaway,
+		Detail: map[string]string{"from": done.From, "to": done.To}}
+	body, err := audit.EncodeEvent(e)
+	return store.Entry{ID: e.ID, Body: body}, err
+}
+
+func (c *cli) retire(ctx context.Context, from *database, to string) error {
+	db, err := store.Open(ctx, from.at)
+	if err != nil {
+		return err
+	}
+	return errors.Join(db.Retire(ctx, to, time.Now()), db.Close())
+}
+
+// upgradeSchema brings the schema up to date.
+func (c *cli) upgradeSchema(cmd *cobra.Command, flags *configFlags, dry bool) error {
+	ctx := cmd.Context()
+	at, err := c.openDatabase(cmd, flags, !dry)
+	if err != nil {
+		return err
+	}
+	defer at.close()
+	result := struct {
+		Database string `json:"database"`
+		Schema   int    `json:"schema"` // that the database has
+		Newest   int    `json:"newest"` // that this program makes of it
+		Changed  bool   `json:"changed"`
+	}{Database: at.place()}
+	db, err := at.read(ctx)
+	older, isOlder := errors.AsType[*store.SchemaError](err)
+	switch {
+	case err == nil:
+		if result.Schema, err = db.Schema(ctx); err != nil {
+			return errors.Join(err, db.Close())
+		}
+		result.Newest = result.Schema
+		if err := db.Close(); err != nil {
+			return err
+		}
+	case isOlder && errors.Is(err, store.ErrOlderSchema):
+		result.Schema, result.Newest = older.Found, older.Newest
+		if dry {
+			break
+		}
+		if db, err = store.Open(ctx, at.at); err != nil {
+			return err
+		}
+		result.Schema, result.Changed = older.Newest, true
+		if err := db.Close(); err != nil {
+			return err
+		}
+	default:
+		return err
+	}
+	return c.print(result, func(w io.Writer) {
+		switch {
+		case result.Changed:
+			fmt.Fprintf(w, "%s has the schema %d now\n", result.Database, result.Schema)
+		case result.Schema < result.Newest:
+			fmt.Fprintf(w, "%s has the schema %d: it would be brought to %d\n", result.Database, result.Schema, result.Newest)
+		default:
+			fmt.Fprintf(w, "%s has the schema %d already: nothing to do\n", result.Database, result.Schema)
+		}
+	})
+}
+
+func (c *cli) storeBackupCommand() *cobra.Command {
+	var flags *configFlags
+	cmd := &cobra.Command{
+		Use: "backup FILE", Short: "Write a backup of the database into one file, while the service runs", Args: arguments(1, 1),
+		Long: "Write a backup of the database into one file, 0600, of either kind of database: it is one state, read back before it\n" +
+			"counts, and on the disk when this ends. The service may run and is not disturbed. An existing file is not replaced.\n\n" +
+			"What is not in it: the key-encryption key (DATA/kek, or where the configuration has it), without which nobody reads the\n" +
+			"private keys in the backup, neither a thief nor you: keep it elsewhere, once. And the journal, DATA/audit of every\n" +
+			"replica: store restore needs it, to do again what was revoked after the backup. Copy that folder as often as you can bear\n" +
+			"to lose revocations; it only grows.",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ctx := cmd.Context()
+			at, err := c.openDatabase(cmd, flags, false)
+			if err != nil {
+				return err
+			}
+			db, err := at.read(ctx)
+			if err != nil {
+				return err
+			}
+			defer db.Close()
+			result := struct {
+				File   string          `json:"file"`
+				Backup store.BackupTag `json:"backup"`
+				store.Copied
+			}{File: args[0]}
+			result.Backup, result.Copied, err = db.Backup(ctx, args[0], store.CopyConfig{KEK: at.at.KEK, Program: version})
+			if errors.Is(err, fs.ErrExist) {
+				return failf("name a file that is not there yet, such as backup-"+time.Now().UTC().Format("20060102-150405"), "%v", err)
+			}
+			if err != nil {
+				return err
+			}
+			return c.print(result, func(w io.Writer) {
+				fields(w, "backup", result.File, "of", at.place(), "made", stamp(result.Backup.MadeAt), "rows", showTables(result.Tables),
+					"not in it", "the key-encryption key and the journal: keep them too, and elsewhere")
+			})
+		},
+	}
+	flags = databaseFlags(cmd)
+	return cmd
+}
+
+func (c *cli) storeRestoreCommand() *cobra.Command {
+	var flags *configFlags
+	var journals []string
+	var heads string
+	var accept, inPlace bool
+	cmd := &cobra.Command{
+		Use: "restore FILE|--in-place [--journal DIR]… [--heads FILE] [--accept-loss]", Short: "Make a database of a backup and of what the journals say happened since",
+		Args: arguments(0, 1),
+		Long: "Make a database of a backup: DATA/certbound.db, which must not be there, or an empty PostgreSQL database. Then do again what\n" +
+			"the journals say was done after the backup: revocations, blocked keys, disabled, removed, added and enabled clients, used\n" +
+			"codes, certificates that were issued or renewed, resources, and foreign CAs that were removed. Open codes and requests\n" +
+			"that waited for an operator are void. The service refuses to serve the database until that is done. Cut short, run it\n" +
+			"again: it goes on where it was.\n\n" +
+			"--journal names the data folder of a replica, or a copy of its folder audit; name each replica's. Without it DATA/audit is\n" +
+			"taken. They are verified first, and held to the heads that the backup and the operator's profile know. What a record does\n" +
+			"not carry is not made up: certificates of clients and of foreign CAs, and personal members sealed on a later day than\n" +
+			"the backup's. Such clients come back disabled, such CAs not at all, and the output names them.\n\n" +
+			"--accept-loss goes on without journals, with one that ends too early, and with one that is not what was written, of which\n" +
+			"only what takes away is done again. Then what was revoked meanwhile may be in force again.\n\n" +
+			"--in-place, with PostgreSQL, is for a database that was recovered to an earlier time, or lost acknowledged changes: no\n" +
+			"backup is read, and the changes after its present version are made again. Do it before anything is served on it.",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if inPlace == (len(args) == 1) {
+				return usagef("give the backup's file, or --in-place", "restore takes a backup's file or --in-place, and one of them")
+			}
+			at, err := c.openDatabase(cmd, flags, true)
+			if err != nil {
+				return err
+			}
+			defer at.close()
+			cfg := restore.Config{Target: at.at, Journals: journals, AcceptLoss: accept, Program: version, Logger: logger(at.cfg.Log, c.stderr)}
+			if len(args) == 1 {
+				cfg.Backup = args[0]
+			}
+			if own := filepath.Join(at.cfg.Data, "audit"); len(journals) == 0 {
+				if entries, err := os.ReadDir(own); err == nil && len(entries) > 0 {
+					cfg.Journals = []string{at.cfg.Data}
+				}
+			}
+			if cfg.Heads, err = c.knownHeads(cmd.Flags().Changed("heads"), heads, at.cfg.Data); err != nil {
+				return err
+			}
+			report, err := restore.Run(cmd.Context(), cfg)
+			if err != nil {
+				return restoreFailure(err, cfg.Backup)
+			}
+			return c.print(report, func(w io.Writer) { showRestored(w, at.place(), report) })
+		},
+	}
+	flags = databaseFlags(cmd)
+	cmd.Flags().StringArrayVar(&journals, "journal", nil, "data folder of a replica, or a copy of its folder audit (repeatable; default DATA)")
+	cmd.Flags().StringVar(&heads, "heads", "", "file of known heads; empty: none (else heads.json of the operator's profile)")
+	cmd.Flags().BoolVar(&accept, "accept-loss", false, "go on where something is known to be lost")
+	cmd.Flags().BoolVar(&inPlace, "in-place", false, "bring a PostgreSQL database up to date that went back by itself")
+	c.profileFlag(cmd, operatorProfile)
+	return cmd
+}
+
+func restoreFailure(err error, backup string) error {
+	loss, lost := errors.AsType[*restore.LossError](err)
+	switch {
+	case lost:
+		return &failure{exit: exitFailed, code: "loss", description: "something would be lost: " + loss.Error(),
+			hint: "name the data folder of every replica, or a copy of its folder audit, with --journal; --accept-loss goes on without what is lost"}
+	case errors.Is(err, restore.ErrNoBackup):
+		return failf("name a file that certbound store backup has written", "%v", err)
+	case errors.Is(err, restore.ErrOtherInstallation):
+		return failf("take the backup and the journals of one installation", "%v", err)
+	case errors.Is(err, store.ErrNotEmpty):
+		return failf("move the database away that is there, or name an empty one", "%v", err)
+	case errors.Is(err, audit.ErrNoJournal):
+		return failf("name the data folder of a replica, or a copy of its folder audit, with --journal", "%v", err)
+	case errors.Is(err, fs.ErrNotExist) && backup != "":
+		if _, missing := os.Stat(backup); missing != nil {
+			return failf("name a file that certbound store backup has written", "there is no backup %s", backup)
+		}
+	}
+	return err
+}
+
+func showRestored(w io.Writer, place string, r *restore.Report) {
+	from := "in place"
+	if b := r.Backup; b != nil {
+		from = fmt.Sprintf("made %s by certbound %s", stamp(b.MadeAt), b.Program)
+	}
+	var done []string
+	for name, n := range r.Done {
+		done = append(done, fmt.Sprintf("%s %d", name, n))
+	}
+	slices.Sort(done)
+	fields(w, "restored", place, "backup", from, "done again", orNone(strings.Join(done, ", ")))
+	for _, j := range r.Journals {
+		fmt.Fprintf(w, "journal: %s of replica %s, %d records, %d of changes after the backup\n", j.Dir, j.Replica, j.Last, j.Changes)
+	}
+	for _, text := range r.Lost {
+		fmt.Fprintf(w, "lost: %s\n", text)
+	}
+	for _, text := range r.Undone {
+		fmt.Fprintf(w, "not done again: %s\n", text)
+	}
+	fmt.Fprintln(w, "open codes are void; invite those again who had not redeemed theirs")
+}
+
+func orNone(s string) string {
+	if s == "" {
+		return "nothing"
+	}
+	return s
+}
