@@ -12,7 +12,7 @@ import (
 )
 
 // The keys under which the journal seals what concerns a person: one a day and one a subject. They decide nothing, so
-// they have no version and tell no listener.
+// they have no version and tell no listener, but for one: that a subject's secret is deleted must reach every replica.
 
 // auditKeySize is the length of such a key.
 const auditKeySize = 32

@@ -68,7 +68,10 @@ func testAuditKeys(f *fixture) {
 	same(f.t, again, keys["sorders"])
 	after, err := f.Version(f.ctx())
 	ok(f.t, err)
-	same(f.t, after, before) // they decide nothing
+	same(f.t, after, before+1) // they decide nothing, but a secret that was deleted is forgotten everywhere
+	changes, err := f.ChangesSince(f.ctx(), before, 10)
+	ok(f.t, err)
+	same(f.t, changes, []Change{{AuditSubjects: []string{"payments"}, Version: after}})
 }
 
 func testAuditKeysRace(f *fixture) {

@@ -111,6 +111,9 @@ func (s *Store) Certificate(ctx context.Context, thumbprint [32]byte) (Certifica
 
 // CertificateBySerial returns a certificate by its decimal serial number, or ErrNotFound.
 func (s *Store) CertificateBySerial(ctx context.Context, serial string) (Certificate, error) {
+	if !storable(serial) {
+		return Certificate{}, fmt.Errorf("certificate: %w", ErrNotFound)
+	}
 	return certificate(s.read.QueryRowContext(ctx, queryCertificateSerial, serial))
 }
 

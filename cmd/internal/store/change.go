@@ -100,7 +100,7 @@ func (s *Store) transact(ctx context.Context, f func(*change) error) error {
 	if len(c.touched) == 0 && !c.wrote {
 		return nil
 	}
-	if len(c.touched) > 0 {
+	if len(c.touched) > 0 || len(c.what.AuditSubjects) > 0 {
 		if err := c.stamp(); err != nil {
 			return err
 		}
@@ -128,12 +128,13 @@ type transaction struct {
 // begin waits until it is this transaction's turn, which obeys ctx, and begins it. done ends it, unless it was committed,
 // and gives the connection back.
 func (s *Store) begin(ctx context.Context) (_ *sql.Conn, _ transaction, done func(), err error) {
-	for began := time.Now(); ; {
+	began := time.Now()
+	for first := true; ; first = false {
 		conn, tx, done, err := s.tryBegin(ctx)
 		if err == nil {
 			return conn, tx, done, nil
 		}
-		if !s.dialect.again(err) || time.Since(began) > patience {
+		if !s.dialect.again(err, first) || time.Since(began) > patience {
 			return nil, transaction{}, nil, err
 		}
 		select {
@@ -192,9 +193,10 @@ func (s *Store) direct(ctx context.Context, f func(ctx context.Context, w conn) 
 }
 
 func (s *Store) alone(ctx context.Context, f func(ctx context.Context, w conn) error) error {
-	for began := time.Now(); ; {
+	began := time.Now()
+	for first := true; ; first = false {
 		err := s.tryAlone(ctx, f)
-		if err == nil || !s.dialect.again(err) || time.Since(began) > patience {
+		if err == nil || !s.dialect.again(err, first) || time.Since(began) > patience {
 			return err
 		}
 		select {

@@ -37,9 +37,25 @@ func (c *change) log() error {
 }
 
 // ChangesSince returns what was changed after a version, in the order of the versions and without a gap, at most limit of
-// them. Where some are not remembered any more it is one change that says Full, with the newest version. None means that
-// version is the newest.
+// them. Where some are not remembered any more it is one change that says Full, for all of them together. None means that
+// there is none newer than version.
 func (s *Store) ChangesSince(ctx context.Context, version int64, limit int) ([]Change, error) {
+	list, err := s.changesSince(ctx, version, limit)
+	if err != nil || len(list) > 0 {
+		return list, err
+	}
+	newest, err := s.Version(ctx)
+	if err != nil || newest <= version {
+		return nil, err
+	}
+	// It was made since, or nothing of it is remembered.
+	if list, err = s.changesSince(ctx, version, limit); err != nil || len(list) > 0 {
+		return list, err
+	}
+	return []Change{{Full: true, Version: newest}}, nil
+}
+
+func (s *Store) changesSince(ctx context.Context, version int64, limit int) ([]Change, error) {
 	rows, err := s.read.QueryContext(ctx, queryChanges, version, limit)
 	list, err := all(rows, err, func(r row) (c Change, err error) {
 		var v int64

@@ -98,6 +98,9 @@ func (client *Client) check() error {
 	if client.ID == "" {
 		return errors.New("a client needs an id")
 	}
+	if !storable(client.ID) {
+		return errors.New("a client's id is UTF-8")
+	}
 	hasSubject := client.SubjectKind != "" && client.SubjectValue != ""
 	switch {
 	case (client.SubjectKind != "" || client.SubjectValue != "") && !hasSubject:
@@ -288,6 +291,9 @@ func ipForm(ip string) string {
 
 // Client returns a client, or ErrNotFound when there is none or it was removed.
 func (s *Store) Client(ctx context.Context, id string) (Client, error) {
+	if !storable(id) {
+		return Client{}, fmt.Errorf("client %q: %w", id, ErrNotFound)
+	}
 	client, err := scanClient(s.read.QueryRowContext(ctx, queryClient, id))
 	if err == nil && !client.RemovedAt.IsZero() {
 		err = ErrNotFound
@@ -332,8 +338,11 @@ func scanClient(r row) (Client, error) {
 	return c, err
 }
 
-// lockClient reads a client, removed or not, and keeps others from changing it until the transaction ends.
+// lockClient reads a client, removed or not, which stays as it is until the transaction ends: one is open at a time.
 func (c *change) lockClient(id string) (Client, error) {
+	if !storable(id) {
+		return Client{}, ErrNotFound
+	}
 	return scanClient(c.tx.QueryRowContext(c.ctx, queryClient, id))
 }
 

@@ -207,6 +207,13 @@ func testStore(t *testing.T, open opener) {
 		{"journals", testJournals},
 		{"parallel keys of the journal", testAuditKeysRace},
 		{"keys of the journal in a transaction", testAuditKeysTransact},
+		{"changes for others", testChangesSince},
+		{"old changes", testChangesPruned},
+		{"leases", testLeases},
+		{"heads of journals", testHeads},
+		{"adopted outbox", testAdoptOutbox},
+		{"odd texts", testOddTexts},
+		{"one order", testOrder},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()

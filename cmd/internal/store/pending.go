@@ -90,6 +90,9 @@ func (s *Store) DropPending(ctx context.Context, id string) (Pending, error) {
 }
 
 func (s *Store) takePending(ctx context.Context, verb, id string, judge func(*change, Pending) error) (Pending, error) {
+	if !storable(id) {
+		return Pending{}, fmt.Errorf("%s request %q: %w", verb, id, ErrNotFound)
+	}
 	var p Pending
 	err := s.change(ctx, func(c *change) error {
 		var err error

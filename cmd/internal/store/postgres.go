@@ -53,6 +53,7 @@ const (
 // The statements that PostgreSQL has for itself. dbNow is the database's clock as a column.
 const (
 	dbNow = `(extract(epoch FROM clock_timestamp()) * 1000000)::bigint`
+	txNow = `(extract(epoch FROM now()) * 1000000)::bigint` // when the transaction began
 
 	// settleSession makes a connection safe whatever the role's defaults are: nobody waits long for a lock, no open
 	// transaction holds one for long, a commit waits for the disk and for the standbys that the server names, and a warning
@@ -84,7 +85,7 @@ const (
 		WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
 			AND NOT EXISTS (SELECT 1 FROM pg_depend d WHERE d.objid = c.oid AND d.classid = 'pg_class'::regclass AND d.deptype = 'e')`
 
-	beginLeaseNow = `INSERT INTO leases (` + leaseColumns + `) VALUES ($1, $2, 0, $3, $4, $5, ` + dbNow + `, ` + dbNow + `)` + takeOver
+	beginLeaseNow = `INSERT INTO leases (` + leaseColumns + `) VALUES ($1, $2, 0, $3, $4, $5, ` + txNow + `, ` + txNow + `)` + takeOver
 	// renewLeaseNow is one write that commits once, and answers who the database is. The timeline is that of the end of the
 	// log: a checkpoint would tell it too late after a promotion.
 	renewLeaseNow = `WITH head AS (UPDATE journals SET head_seq = $4, head_chain = $5, head_at = ` + dbNow + `
@@ -234,9 +235,14 @@ func (p *postgresql) turn(ctx context.Context, tx *sql.Tx) error {
 	return err
 }
 
-// again is true for locks that did not come in time. A transaction in which something was done is never tried again.
-func (p *postgresql) again(err error) bool {
-	return hasCode(err, codeLockNotAvailable, codeDeadlock) && !errors.Is(err, ErrUnknown)
+// again is true for locks that did not come in time, and once for a connection that was lost while nobody used it. A
+// transaction in which something was done is never tried again.
+func (p *postgresql) again(err error, first bool) bool {
+	if errors.Is(err, ErrUnknown) {
+		return false
+	}
+	_, refused := errors.AsType[*pgconn.ConnectError](err)
+	return hasCode(err, codeLockNotAvailable, codeDeadlock) || first && !refused && Unavailable(err)
 }
 
 // forget lets the server reuse the place of what was deleted. Older copies stay in its log until that is recycled, and in

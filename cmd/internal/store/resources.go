@@ -108,6 +108,9 @@ func (c *change) dropServer(id string) error {
 
 // Resource returns a resource, or ErrNotFound.
 func (s *Store) Resource(ctx context.Context, uri string) (Resource, error) {
+	if !storable(uri) {
+		return Resource{}, fmt.Errorf("resource %q: %w", uri, ErrNotFound)
+	}
 	r, err := scanResource(s.read.QueryRowContext(ctx, queryResource, uri))
 	if err != nil {
 		return Resource{}, fmt.Errorf("resource %q: %w", uri, err)

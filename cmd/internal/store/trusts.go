@@ -115,6 +115,9 @@ func (s *Store) checkTrust(c *change, name string) error {
 
 // Trust returns a trust, or ErrNotFound.
 func (s *Store) Trust(ctx context.Context, name string) (Trust, error) {
+	if !storable(name) {
+		return Trust{}, fmt.Errorf("trust %q: %w", name, ErrNotFound)
+	}
 	t, err := scanTrust(s.read.QueryRowContext(ctx, queryTrust, name))
 	if err != nil {
 		return Trust{}, fmt.Errorf("trust %q: %w", name, err)

@@ -8,8 +8,16 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
+	"unicode/utf8"
 )
+
+// storable reports whether a text can be in the database: PostgreSQL takes UTF-8 without zero bytes only. What is not
+// storable is not there.
+func storable(text string) bool {
+	return utf8.ValidString(text) && strings.IndexByte(text, 0) < 0
+}
 
 // moment is a time as a column: microseconds since 1970, NULL for the zero time.
 type moment time.Time
