@@ -1,0 +1,42 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package mtls_test
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"testing"
+
+	"github.com/certbound/certbound/mtls"
+	"github.com/certbound/certbound/mtls/mtlstest"
+)
+
+// A connection that is broken off carries nothing any more, whatever of the answer was written already.
+func TestBreakOff(t *testing.T) {
+	t.Parallel()
+	if mtls.BreakOff(httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/", nil)) {
+		t.Error("broke off a connection that is not there")
+	}
+	ca := mtlstest.NewCA(t, "ca")
+	client, server := mtlstest.NewCA(t, "clients").Issue(t, mtlstest.Leaf{}), ca.Issue(t, mtlstest.ServerLeaf())
+	broken := make(chan bool, 2)
+	running := mtlstest.Server(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.WriteHeader(http.StatusOK)
+		broken <- mtls.BreakOff(r)
+		broken <- mtls.BreakOff(r)
+		_ = http.NewResponseController(w).Flush()
+	}), server, mtls.ClientCertificatesRequested)
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, running.URL, nil) // POST: is not sent twice
+	if err != nil {
+		t.Fatal(err)
+	}
+	res, err := mtlstest.Client(t, ca.Pool(), &client).Do(r)
+	if err == nil {
+		_ = res.Body.Close()
+		t.Errorf("an answer came: %d", res.StatusCode)
+	}
+	if !<-broken || !<-broken {
+		t.Error("could not break off")
+	}
+}
