@@ -4,6 +4,7 @@
 package mtls_test
 
 import (
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"testing"
@@ -18,15 +19,23 @@ func TestBreakOff(t *testing.T) {
 	if mtls.BreakOff(httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/", nil)) {
 		t.Error("broke off a connection that is not there")
 	}
+	// A connection of another listener is not ours to close.
+	server, other := net.Pipe()
+	defer server.Close()
+	defer other.Close()
+	r := httptest.NewRequestWithContext(mtls.ConnContext(t.Context(), server), http.MethodGet, "/", nil)
+	if mtls.BreakOff(r) {
+		t.Error("broke off a connection of another listener")
+	}
 	ca := mtlstest.NewCA(t, "ca")
-	client, server := mtlstest.NewCA(t, "clients").Issue(t, mtlstest.Leaf{}), ca.Issue(t, mtlstest.ServerLeaf())
+	client, cert := mtlstest.NewCA(t, "clients").Issue(t, mtlstest.Leaf{}), ca.Issue(t, mtlstest.ServerLeaf())
 	broken := make(chan bool, 2)
 	running := mtlstest.Server(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusOK)
 		broken <- mtls.BreakOff(r)
 		broken <- mtls.BreakOff(r)
 		_ = http.NewResponseController(w).Flush()
-	}), server, mtls.ClientCertificatesRequested)
+	}), cert, mtls.ClientCertificatesRequested)
 	r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, running.URL, nil) // POST: is not sent twice
 	if err != nil {
 		t.Fatal(err)

@@ -514,3 +514,45 @@ func TestIssueAllocationsWithAGate(t *testing.T) {
 		t.Errorf("Issue allocates %v times with a gate, %v without", with, without)
 	}
 }
+
+// Without a gate, any writer will do, and nothing is written before the handler returns.
+func TestAnswerWithoutAGate(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	cert := s.enrol(t, "feed")
+	w := httptest.NewRecorder()
+	s.serveToken(w, request0(t, ask("feed")), mtlstest.PeerOf(cert))
+	if w.Code != http.StatusOK || w.Flushed || strings.Count(w.Body.String(), "access_token") != 1 {
+		t.Errorf("%d, flushed %v: %s", w.Code, w.Flushed, w.Body)
+	}
+}
+
+// torn is a writer whose flush fails.
+type torn struct{ *httptest.ResponseRecorder }
+
+func (torn) SetWriteDeadline(time.Time) error { return nil }
+func (torn) FlushError() error                { return errDown }
+
+// An answer that could not be written ends its connection, and is not taken for one that was.
+func TestAnswerThatFails(t *testing.T) {
+	t.Parallel()
+	s, g := behind(t)
+	cert := s.enrol(t, "feed")
+	w := torn{httptest.NewRecorder()}
+	if got := caught(func() { s.serveToken(w, request0(t, ask("feed")), mtlstest.PeerOf(cert)) }); got != http.ErrAbortHandler {
+		t.Errorf("panicked with %v", got)
+	}
+	g.want(t, 1, 1)
+}
+
+// RFC 9110, Section 10.2.3: only who cannot answer now says when to come back.
+func TestRetryAfterOnlyWhenUnavailable(t *testing.T) {
+	t.Parallel()
+	for code, want := range map[string]string{tokens.CodeTemporarilyUnavailable: "3", tokens.CodeInvalidClient: "", tokens.CodeServerError: ""} {
+		w := httptest.NewRecorder()
+		WriteError(w, request0(t, ""), "realm", because(refusal(code, "x", ""), closedFor(3*time.Second)))
+		if got := w.Header().Get("Retry-After"); got != want {
+			t.Errorf("%s: Retry-After %q, want %q", code, got, want)
+		}
+	}
+}

@@ -27,7 +27,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gorilla/mux"
@@ -89,13 +89,14 @@ type Config struct {
 	// holds. Nil stands for certbound:admin at every request. NewBreakGlass does not ask.
 	Scopes func(context.Context) []string
 	// StillAuthorized says whether whoever asks may still do so, from the request's context: whether its client and its
-	// certificate are what they were when its token was let in. It is asked before every change, under Changes. Any
-	// error refuses; one that is a *tokens.Error of the service's own failing does so with 503. Nil is not asked, and
+	// certificate are what they were when its token was let in. It is asked before every change, and may answer from memory.
+	// Any error refuses; one that is a *tokens.Error of the service's own failing does so with 503. Nil is not asked, and
 	// NewBreakGlass does not ask.
 	StillAuthorized func(context.Context) error
-	// Changes is held from that question until a change is made and recorded, so that a change through this API comes
-	// either before or after one that takes its caller's authority. New and NewBreakGlass need the same one. Nil: its own.
-	Changes *sync.Mutex
+	// InForce is that question asked of the transaction in which a change is made, and of nothing else: whether the caller's
+	// client and certificate are in force there, as function InForce tells, and which of its scopes it holds there. Errors are
+	// those of StillAuthorized. It must be given where Scopes is. NewBreakGlass does not ask.
+	InForce func(ctx context.Context, tx *store.Store) (scopes []string, err error)
 	// Approvals is how many operators it takes to give scopes of this API, or credentials to who holds them, and to
 	// change a trust: 2, or 0 or 1 for one. Two are asked for from the first change on that finds two clients who can
 	// give scopes of this API, since the first operator has nobody to ask; and then always, since one who may revoke the
@@ -134,8 +135,8 @@ type api struct {
 
 	// onlyOperators limits invitations to clients that hold scopes of the operators' API.
 	onlyOperators bool
-	// paired says that two operators are asked for. It is guarded by Config.Changes.
-	paired bool
+	// paired says that two operators are asked for.
+	paired atomic.Bool
 }
 
 // New returns the API as one handler for the paths below [Prefix]; it answers those alone. It is safe for concurrent use.
@@ -153,6 +154,8 @@ func newAPI(cfg Config) (*api, error) {
 		return nil, errors.New("admin: a store, an authority, a recorder and an actor are required")
 	case cfg.Issuer == "" || cfg.TrustDomain == "":
 		return nil, errors.New("admin: the issuer and the trust domain are required")
+	case (cfg.Scopes == nil) != (cfg.InForce == nil):
+		return nil, errors.New("admin: the caller's scopes must be judged in the transaction too")
 	case cfg.Approvals < 0 || cfg.Approvals > 2:
 		return nil, errors.New("admin: approvals are by one operator or by two")
 	}
@@ -161,9 +164,6 @@ func newAPI(cfg Config) (*api, error) {
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
-	}
-	if cfg.Changes == nil {
-		cfg.Changes = new(sync.Mutex)
 	}
 	rules, err := newRules(cfg)
 	if err != nil {
@@ -182,8 +182,8 @@ type route struct {
 	action       action
 }
 
-// action is what a route does: it shows something, or it changes something. A change is judged and made under
-// Config.Changes, once its body was read.
+// action is what a route does: it shows something, or it changes something. A change is judged and made in one
+// transaction, once its body was read; judge must read from api.db, and may be called several times.
 type action struct {
 	show  func(*http.Request) (any, error)
 	body  func() any // a new empty request body; nil where nothing is changed
@@ -297,25 +297,6 @@ func (a *api) change(w http.ResponseWriter, r *http.Request, rt route) {
 	writeJSON(w, cmp.Or(done.status, http.StatusOK), done.answer)
 }
 
-// alter has a change judged, made and recorded, one at a time: what takes the caller's authority away comes before, and
-// then this is refused, or after.
-func (a *api) alter(r *http.Request, rt route, in any) (*outcome, error) {
-	a.cfg.Changes.Lock()
-	defer a.cfg.Changes.Unlock()
-	if err := a.stillMay(r.Context(), rt.scopes); err != nil {
-		return nil, err
-	}
-	if _, err := a.twoNeeded(r.Context()); err != nil {
-		// What takes authority away is done all the same; what gives it asks again.
-		a.cfg.Logger.ErrorContext(r.Context(), "it is not known whether two operators are needed", "error", err)
-	}
-	d, err := rt.action.judge(r, in)
-	if err != nil {
-		return nil, err
-	}
-	return a.perform(r.Context(), rt.event, d)
-}
-
 // stillMay refuses a caller who lost, since its request was let in, the right to ask.
 func (a *api) stillMay(ctx context.Context, scopes []string) error {
 	if a.cfg.StillAuthorized != nil {
@@ -348,6 +329,7 @@ type outcome struct {
 	status int    // of the answer; 0 is 200
 	name   string // what the record calls it; empty is what it calls the route
 	events []audit.Event
+	before []audit.Event // complete, and recorded before the others
 }
 
 // waits is an answer that can say that the record of what it tells has to wait.
@@ -384,7 +366,7 @@ func (a *api) perform(ctx context.Context, name string, d *deed) (*outcome, erro
 		if done, err = d.do(ctx, tx); err != nil {
 			return nil, err
 		}
-		return a.granted(ctx, cmp.Or(done.name, name), done.events), nil
+		return append(done.before, a.granted(ctx, cmp.Or(done.name, name), done.events)...), nil
 	})
 	if err != nil && pending && !errors.Is(err, outbox.ErrUnsettled) {
 		return nil, unrecorded(err, d.again)

@@ -111,15 +111,17 @@ type bench struct {
 	*testing.T
 	handler http.Handler
 	store   *store.Store
+	path    string // of its database
 	journal *journal
 	box     *outbox.Box
 	// Who asks, and with which scopes.
 	who    string
 	scopes []string
-	// lost is why who asks may not ask any more; changes is what changes are made under.
-	lost    error
-	changes *sync.Mutex
-	cfg     Config
+	// lost is why who asks may not ask any more.
+	lost error
+	// meanwhile is what others do, once, between the judgement of a change and its transaction.
+	meanwhile func()
+	cfg       Config
 }
 
 func newBench(t *testing.T) *bench {
@@ -131,7 +133,8 @@ func newBench(t *testing.T) *bench {
 func newBenchWith(t *testing.T, cfg Config, build func(Config) (http.Handler, error)) *bench {
 	t.Helper()
 	t.Parallel()
-	db, err := store.Open(t.Context(), store.Config{Path: filepath.Join(t.TempDir(), "certbound.db"), KEK: make([]byte, 32)})
+	path := filepath.Join(t.TempDir(), "certbound.db")
+	db, err := store.Open(t.Context(), store.Config{Path: path, KEK: make([]byte, 32)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -140,16 +143,17 @@ func newBenchWith(t *testing.T, cfg Config, build func(Config) (http.Handler, er
 			t.Error(err)
 		}
 	})
-	b := &bench{T: t, store: db, journal: &journal{}, who: "alice", scopes: []string{ScopeAdmin}}
+	b := &bench{T: t, store: db, path: path, journal: &journal{}, who: "alice", scopes: []string{ScopeAdmin}}
 	b.box, err = outbox.New(outbox.Config{Store: db, Journal: b.journal})
 	b.must(err)
-	cfg.Store, cfg.Authority, cfg.Recorder, cfg.Issuer, cfg.Version = db, shop{db}, b.box, testIssuer, "v1"
+	cfg.Store, cfg.Authority, cfg.Recorder, cfg.Issuer, cfg.Version = db, shop{db}, &late{Recorder: b.box, b: b}, testIssuer, "v1"
 	cfg.TrustDomain, cfg.Reserved = testTrustDomain, []string{"auth-alias.example"}
 	cfg.Actor = func(context.Context) (string, string, string, string) { return b.who, "thumb", "192.0.2.1", "corr" }
 	cfg.Scopes = func(context.Context) []string { return b.scopes }
+	if cfg.InForce == nil {
+		cfg.InForce = func(context.Context, *store.Store) ([]string, error) { return b.scopes, nil }
+	}
 	cfg.StillAuthorized = func(context.Context) error { return b.lost }
-	b.changes = new(sync.Mutex)
-	cfg.Changes = b.changes
 	b.cfg = cfg
 	b.handler, err = build(cfg)
 	b.must(err)

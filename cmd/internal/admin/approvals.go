@@ -161,34 +161,50 @@ func (a *api) propose(ctx context.Context, name, target string, body any) (*deed
 // pairedSetting is the setting that says that two operators were there once.
 const pairedSetting = "admin.paired"
 
-// twoNeeded reports whether changes that wait do wait: where they are configured to, once there were two operators.
+// twoNeeded reports whether changes that wait do wait: where they are configured to, once there were two operators. Before
+// a transaction it keeps that there are two; what is judged in one finds it kept.
 func (a *api) twoNeeded(ctx context.Context) (bool, error) {
-	if a.cfg.Approvals < 2 || a.paired {
-		return a.cfg.Approvals > 1, nil
+	paired, found, err := a.foundTwo(ctx)
+	if err != nil || paired || !found {
+		return paired, err
 	}
-	switch _, err := a.cfg.Store.Setting(ctx, pairedSetting); {
-	case err == nil:
-		a.paired = true
+	if isWithin(ctx) {
 		return true, nil
-	case !errors.Is(err, store.ErrNotFound):
-		return false, err
 	}
-	n, err := a.cfg.Store.Grantors(ctx)
-	if err != nil || n < 2 {
-		return false, err
-	}
-	a.paired = true
 	return true, a.pair(ctx)
+}
+
+// foundTwo reports whether two operators are known to have been there, and else whether they are now.
+func (a *api) foundTwo(ctx context.Context) (paired, found bool, err error) {
+	if a.cfg.Approvals < 2 || a.paired.Load() {
+		return a.cfg.Approvals > 1, false, nil
+	}
+	switch _, err := a.db(ctx).Setting(ctx, pairedSetting); {
+	case err == nil:
+		if !isWithin(ctx) { // that may be undone
+			a.paired.Store(true)
+		}
+		return true, false, nil
+	case !errors.Is(err, store.ErrNotFound):
+		return false, false, err
+	}
+	n, err := a.db(ctx).Grantors(ctx)
+	return false, n > 1, err
 }
 
 // pair keeps that two operators were there, for good and on record: from now on one of them alone can do less.
 func (a *api) pair(ctx context.Context) error {
-	now := a.cfg.Now().UTC().Format(time.RFC3339)
-	_, err := a.cfg.Recorder.Change(ctx, audit.Takeaway, func(tx *store.Store) ([]audit.Event, error) {
-		_, err := tx.SetOnce(ctx, pairedSetting, now)
-		return a.granted(ctx, "setting.set", []audit.Event{{Detail: map[string]string{pairedSetting: now}}}), err
-	})
+	_, err := a.cfg.Recorder.Change(ctx, audit.Takeaway, func(tx *store.Store) ([]audit.Event, error) { return a.setPaired(ctx, tx) })
 	return err
+}
+
+// setPaired is pair in the transaction tx. It returns no events when somebody else has kept it.
+func (a *api) setPaired(ctx context.Context, tx *store.Store) ([]audit.Event, error) {
+	now := a.cfg.Now().UTC().Format(time.RFC3339)
+	if kept, err := tx.SetOnce(ctx, pairedSetting, now); err != nil || kept != now {
+		return nil, err
+	}
+	return a.granted(ctx, "setting.set", []audit.Event{{Detail: map[string]string{pairedSetting: now}}}), nil
 }
 
 // wait is to keep a change until a second operator confirms it.
@@ -264,7 +280,7 @@ func payloadOf(row store.Pending) (waiting, error) {
 }
 
 func (a *api) listApprovals(r *http.Request) (any, error) {
-	rows, err := a.cfg.Store.Pending(r.Context())
+	rows, err := a.db(r.Context()).Pending(r.Context())
 	if err != nil {
 		return nil, unavailable(err)
 	}
@@ -281,7 +297,7 @@ func (a *api) listApprovals(r *http.Request) (any, error) {
 
 // waitingRow finds a request that waits.
 func (a *api) waitingRow(ctx context.Context, id string) (store.Pending, waiting, error) {
-	rows, err := a.cfg.Store.Pending(ctx)
+	rows, err := a.db(ctx).Pending(ctx)
 	if err != nil {
 		return store.Pending{}, waiting{}, unavailable(err)
 	}

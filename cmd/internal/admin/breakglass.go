@@ -22,7 +22,7 @@ func NewBreakGlass(cfg Config) (http.Handler, error) {
 		return nil, errors.New("admin: break-glass needs a way to reset the session tickets")
 	}
 	// Who can open the socket can read the database: there is no scope to be short of, and nobody else to wait for.
-	cfg.Scopes, cfg.StillAuthorized, cfg.Approvals = nil, nil, 0
+	cfg.Scopes, cfg.StillAuthorized, cfg.InForce, cfg.Approvals = nil, nil, nil, 0
 	a, err := newAPI(cfg)
 	if err != nil {
 		return nil, err

@@ -25,11 +25,11 @@ func (a *api) listCertificates(r *http.Request) (any, error) {
 	}
 	client := r.URL.Query().Get("client_id")
 	if client != "" {
-		if _, err := a.cfg.Store.Client(r.Context(), client); err != nil {
+		if _, err := a.db(r.Context()).Client(r.Context(), client); err != nil {
 			return nil, clientError(client, err)
 		}
 	}
-	rows, err := a.cfg.Store.Certificates(r.Context(), client, after, limit)
+	rows, err := a.db(r.Context()).Certificates(r.Context(), client, after, limit)
 	if err != nil {
 		return nil, unavailable(err)
 	}
@@ -170,7 +170,7 @@ func certificateView(c store.Certificate, now time.Time) Certificate {
 }
 
 func (a *api) status(r *http.Request) (any, error) {
-	stats, err := a.cfg.Store.Stats(r.Context())
+	stats, err := a.db(r.Context()).Stats(r.Context())
 	if err != nil {
 		return nil, unavailable(err)
 	}

@@ -24,7 +24,7 @@ import (
 // addClient registers a client, with its first enrolment code where our own CA vouches for it. Nobody has the code before
 // the answer leaves: a registration whose record has to wait gives nothing yet.
 func (a *api) addClient(ctx context.Context, _ string, req *ClientRequest) (*proposal, error) {
-	resources, err := a.cfg.Store.Resources(ctx)
+	resources, err := a.db(ctx).Resources(ctx)
 	if err != nil {
 		return nil, unavailable(err)
 	}
@@ -49,7 +49,7 @@ func (a *api) addClient(ctx context.Context, _ string, req *ClientRequest) (*pro
 		p.insisting()
 	}
 	if client.Trust != "" {
-		trust, err := a.cfg.Store.Trust(ctx, client.Trust)
+		trust, err := a.db(ctx).Trust(ctx, client.Trust)
 		switch {
 		case err == nil:
 			p.shown.Present = digest(trust)
@@ -60,30 +60,13 @@ func (a *api) addClient(ctx context.Context, _ string, req *ClientRequest) (*pro
 	return p, nil
 }
 
-// checkNew refuses a client that exists, and one whose name in a certificate of our CA would be that by which another one,
-// of a foreign CA, is recognised, or the other way round.
+// checkNew refuses a client that exists, and one whose names another one's are. The store judges it again; here it keeps
+// what cannot be done from waiting for a second operator.
 func (a *api) checkNew(ctx context.Context, client store.Client) error {
-	if _, err := a.cfg.Store.Client(ctx, client.ID); !errors.Is(err, store.ErrNotFound) {
+	if _, err := a.db(ctx).Client(ctx, client.ID); !errors.Is(err, store.ErrNotFound) {
 		return cmp.Or(err, store.ErrExists)
 	}
-	if client.Trust == "" && len(client.DNS)+len(client.IPs)+len(client.URIs) == 0 {
-		return nil
-	}
-	for after := ""; ; {
-		others, err := a.cfg.Store.Clients(ctx, after, maxPage)
-		if err != nil {
-			return err
-		}
-		for _, other := range others {
-			if name := collides(client, other); name != "" {
-				return &store.NameTakenError{Name: name, ClientID: other.ID}
-			}
-			after = other.ID
-		}
-		if len(others) < maxPage {
-			return nil
-		}
-	}
+	return a.db(ctx).FreeNames(ctx, client)
 }
 
 func (a *api) register(ctx context.Context, tx *store.Store, client store.Client) (*outcome, error) {
@@ -163,7 +146,7 @@ func invitation(c store.Client, text string, expires time.Time) *Invitation {
 // operator, so it takes the scope to make operators.
 func (a *api) inviteClient(ctx context.Context, id string, _ *none) (*proposal, error) {
 	if a.onlyOperators && id == a.cfg.FirstOperator.ID {
-		grantors, err := a.cfg.Store.Grantors(ctx)
+		grantors, err := a.db(ctx).Grantors(ctx)
 		if err != nil {
 			return nil, unavailable(err)
 		}
@@ -171,7 +154,7 @@ func (a *api) inviteClient(ctx context.Context, id string, _ *none) (*proposal, 
 			return a.restoreOperator(id), nil
 		}
 	}
-	client, err := a.cfg.Store.Client(ctx, id)
+	client, err := a.db(ctx).Client(ctx, id)
 	if err != nil {
 		return nil, clientError(id, err)
 	}
@@ -207,7 +190,7 @@ func (a *api) concerning(client store.Client, scope string) *proposal {
 // setCertificates replaces the certificates of a client that registered its own: whoever has the key of a new one is that
 // client from then on. To take some away and add none needs less, and waits for nobody.
 func (a *api) setCertificates(ctx context.Context, id string, req *CertificatesRequest) (*proposal, error) {
-	client, err := a.cfg.Store.Client(ctx, id)
+	client, err := a.db(ctx).Client(ctx, id)
 	if err != nil {
 		return nil, clientError(id, err)
 	}
@@ -258,7 +241,7 @@ func (a *api) disableClient(r *http.Request, _ *none) (*deed, error) {
 
 // removeClient takes, for an operator, more than to register: who only registers locks no operator out.
 func (a *api) removeClient(r *http.Request, _ *none) (*deed, error) {
-	client, err := a.cfg.Store.Client(r.Context(), pathID(r))
+	client, err := a.db(r.Context()).Client(r.Context(), pathID(r))
 	if err != nil {
 		return nil, clientError(pathID(r), err)
 	}
@@ -282,7 +265,7 @@ func takeAway(r *http.Request, done string, f func(*store.Store, context.Context
 }
 
 func (a *api) enableClient(ctx context.Context, id string, _ *none) (*proposal, error) {
-	client, err := a.cfg.Store.Client(ctx, id)
+	client, err := a.db(ctx).Client(ctx, id)
 	if err != nil {
 		return nil, clientError(id, err)
 	}
@@ -298,7 +281,7 @@ func (a *api) enableClient(ctx context.Context, id string, _ *none) (*proposal, 
 
 func (a *api) showClient(r *http.Request) (any, error) {
 	id := pathID(r)
-	client, err := a.cfg.Store.Client(r.Context(), id)
+	client, err := a.db(r.Context()).Client(r.Context(), id)
 	if err != nil {
 		return nil, clientError(id, err)
 	}
@@ -310,7 +293,7 @@ func (a *api) listClients(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	rows, err := a.cfg.Store.Clients(r.Context(), after, limit)
+	rows, err := a.db(r.Context()).Clients(r.Context(), after, limit)
 	if err != nil {
 		return nil, unavailable(err)
 	}

@@ -22,7 +22,7 @@ func (a *api) eraseSubject(ctx context.Context, id string, _ *none) (*proposal, 
 	if id == "" || len(id) > maxSubject {
 		return nil, notFound("nobody of that name", "give a client's id")
 	}
-	if _, err := a.cfg.Store.StoredAuditSubject(ctx, id); err != nil {
+	if _, err := a.db(ctx).StoredAuditSubject(ctx, id); err != nil {
 		return nil, eraseError(id, err)
 	}
 	p := &proposal{event: audit.Event{Client: id}, needs: []string{ScopeKeys}, waits: true}

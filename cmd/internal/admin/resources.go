@@ -38,7 +38,7 @@ func (a *api) addResource(r *http.Request, req *ResourceRequest) (*deed, error) 
 
 // checkServer demands that a resource server is a client already: whoever got a free id later would inherit its rights.
 func (a *api) checkServer(ctx context.Context, id string) error {
-	_, err := a.cfg.Store.Client(ctx, id)
+	_, err := a.db(ctx).Client(ctx, id)
 	if errors.Is(err, store.ErrNotFound) {
 		return invalidMetadata("certbound client add "+shellWord(id)+" --usage both", "no client '%s' to run this resource server", printable(id))
 	}
@@ -70,7 +70,7 @@ func (a *api) listResources(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	rows, err := a.cfg.Store.Resources(r.Context())
+	rows, err := a.db(r.Context()).Resources(r.Context())
 	if err != nil {
 		return nil, unavailable(err)
 	}

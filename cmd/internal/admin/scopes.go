@@ -28,8 +28,11 @@ func Scopes() []string {
 	return []string{ScopeAdmin, ScopeRead, ScopeEnroll, ScopeRevoke, ScopeRegistry, ScopeTrust, ScopeKeys, ScopeGrant}
 }
 
-// scopes are those of the caller.
+// scopes are those of the caller; in the transaction of a change, those that it holds there.
 func (a *api) scopes(ctx context.Context) []string {
+	if w, ok := ctx.Value(withinKey{}).(*within); ok {
+		return w.scopes
+	}
 	if a.cfg.Scopes == nil {
 		return []string{ScopeAdmin}
 	}

@@ -35,7 +35,7 @@ func (a *api) replaceTrust(ctx context.Context, name string, req *TrustRequest) 
 	if req.Name != "" && req.Name != name {
 		return nil, invalidRequest("the body names another trust than the path", "leave the name out of the body", nil)
 	}
-	before, err := a.cfg.Store.Trust(ctx, name)
+	before, err := a.db(ctx).Trust(ctx, name)
 	if err != nil {
 		return nil, trustError(name, err)
 	}
@@ -61,7 +61,7 @@ func (a *api) replaceTrust(ctx context.Context, name string, req *TrustRequest) 
 }
 
 func (a *api) removeTrust(ctx context.Context, name string, _ *none) (*proposal, error) {
-	row, err := a.cfg.Store.Trust(ctx, name)
+	row, err := a.db(ctx).Trust(ctx, name)
 	if err != nil {
 		return nil, trustError(name, err)
 	}
@@ -92,7 +92,7 @@ func (a *api) showTrust(r *http.Request) (any, error) {
 	if slices.Contains(a.cfg.FileTrusts, name) {
 		return a.fileTrust(name, a.trustHealth()), nil
 	}
-	row, err := a.cfg.Store.Trust(r.Context(), name)
+	row, err := a.db(r.Context()).Trust(r.Context(), name)
 	if err != nil {
 		return nil, trustError(name, err)
 	}
@@ -100,7 +100,7 @@ func (a *api) showTrust(r *http.Request) (any, error) {
 }
 
 func (a *api) listTrusts(r *http.Request) (any, error) {
-	rows, err := a.cfg.Store.Trusts(r.Context())
+	rows, err := a.db(r.Context()).Trusts(r.Context())
 	if err != nil {
 		return nil, unavailable(err)
 	}

@@ -9,7 +9,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"net/http"
-	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
@@ -396,47 +395,6 @@ func certificateSummary(der []byte) PinnedCertificate {
 		Thumbprint: mtls.ThumbprintOf(cert).String(), Subject: cert.Subject.String(),
 		NotBefore: cert.NotBefore.UTC(), NotAfter: cert.NotAfter.UTC(),
 	}
-}
-
-// collides returns the name that our CA would certify for one of two clients although it is what the other one, of a
-// foreign CA, is recognised by. Empty: none.
-func collides(x, y store.Client) string {
-	if name := certifies(x, y); name != "" {
-		return name
-	}
-	return certifies(y, x)
-}
-
-// certifies returns the name in issued's certificate that equals the one by which foreign is recognised. The SPIFFE ids
-// of our own clients are nobody else's: no registration takes one.
-func certifies(issued, foreign store.Client) string {
-	var names []string
-	switch mtls.SubjectKind(foreign.SubjectKind) {
-	case mtls.SANDNS:
-		names = issued.DNS
-	case mtls.SANURI:
-		names = issued.URIs
-	case mtls.SANIP:
-		names = issued.IPs
-	}
-	for _, name := range names {
-		if sameName(foreign.SubjectKind, name, foreign.SubjectValue) {
-			return name
-		}
-	}
-	return ""
-}
-
-func sameName(kind, x, y string) bool {
-	switch mtls.SubjectKind(kind) {
-	case mtls.SANDNS:
-		return strings.EqualFold(strings.TrimSuffix(x, "."), strings.TrimSuffix(y, "."))
-	case mtls.SANIP:
-		a, errA := netip.ParseAddr(x)
-		b, errB := netip.ParseAddr(y)
-		return errA == nil && errB == nil && a == b
-	}
-	return x == y
 }
 
 // operator reports whether a client holds a scope of the operators' API.

@@ -153,7 +153,7 @@ func (s *service) adminHandler() (http.Handler, error) {
 	}
 	cfg := s.adminConfig()
 	cfg.Actor, cfg.Scopes, cfg.Approvals = actor, s.operatorScopes, s.cfg.Admin.Approvals
-	cfg.StillAuthorized = s.stillAuthorized
+	cfg.StillAuthorized, cfg.InForce = s.stillAuthorized, operatorInForce
 	api, err := admin.New(cfg)
 	if err != nil {
 		return nil, err
@@ -180,7 +180,7 @@ func (s *service) adminConfig() admin.Config {
 		OwnCAs: []*x509.Certificate{s.root, s.issuing}, FileTrusts: s.fileTrusts(), TrustHealth: s.trust.Health,
 		FirstOperator: s.firstOperator(),
 		Journal:       s.newJournalView(),
-		ResetTickets:  s.resetTickets, Changes: &s.operatorChanges,
+		ResetTickets:  s.resetTickets,
 	}
 }
 
@@ -244,6 +244,20 @@ func (s *service) stillAuthorized(ctx context.Context) error {
 	}
 	peer, _ := ctx.Value(peerKey{}).(*mtls.Peer)
 	return s.authorizeOperator(ctx, claims, peer)
+}
+
+// operatorInForce is stillAuthorized and operatorScopes for the transaction in which a change is made: caches follow what
+// other replicas do a moment later.
+func operatorInForce(ctx context.Context, tx *store.Store) ([]string, error) {
+	claims, ok := resource.Claims(ctx)
+	if !ok {
+		return nil, &tokens.Error{Code: tokens.CodeInvalidToken, Reason: "no_token"}
+	}
+	client, err := admin.InForce(ctx, tx, claims.ClientID, claims.Thumbprint, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(client.Scopes, func(scope string) bool { return !claims.HasScope(scope) }), nil
 }
 
 // operatorScopes is what the caller of the operators' API may do: what its token says, as far as the client still

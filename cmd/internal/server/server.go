@@ -105,8 +105,6 @@ type service struct {
 	limits                *admission.Limiter
 	own                   *mtls.KeyPair // our own server certificate
 
-	operatorChanges sync.Mutex // orders the operators' changes, whichever way they come
-
 	operatorDir string    // below the data folder; empty: the operator's profile is not ours to keep
 	operatorDue time.Time // when that profile wants a new certificate
 

@@ -35,6 +35,7 @@ const (
 const (
 	refScope    = "scope"
 	refResource = "resource"
+	refSubject  = "subject" // a name by which certificates of a foreign CA are recognised, in the form of nameRef
 )
 
 // AddClient registers a client, with its first enrolment code unless code is nil, whose ClientID and Generation are
@@ -66,6 +67,9 @@ func (s *Store) AddClient(ctx context.Context, client Client, code *Code) (Clien
 			}
 		}
 		if err := s.checkTrust(c, client.Trust); err != nil {
+			return err
+		}
+		if err := freeNames(c.ctx, c.tx, client); err != nil {
 			return err
 		}
 		client = s.newClient(client, previous.Generation+1)
@@ -205,17 +209,20 @@ func (c *change) writeClient(client Client) error {
 	return nil
 }
 
+// kindOfNames are names that our CA certifies for a client, and the form in which they are compared.
+type kindOfNames struct {
+	kind   string
+	values []string
+	form   func(string) string
+}
+
+func (client *Client) names() []kindOfNames {
+	return []kindOfNames{{"dns", client.DNS, dnsForm}, {"ip", client.IPs, ipForm}, {"uri", client.URIs, strings.Clone}}
+}
+
 // claimNames takes the client's names; each belongs to one client only.
 func (c *change) claimNames(client Client) error {
-	for _, names := range []struct {
-		kind   string
-		values []string
-		form   func(string) string
-	}{
-		{"dns", client.DNS, dnsForm},
-		{"ip", client.IPs, ipForm},
-		{"uri", client.URIs, strings.Clone},
-	} {
+	for _, names := range client.names() {
 		for _, value := range names.values {
 			if err := c.claimName(names.kind, names.form(value), value, client.ID); err != nil {
 				return err
@@ -236,11 +243,67 @@ func (c *change) claimSubject(client Client) error {
 	if client.SubjectKind == "" {
 		return nil
 	}
+	if kind, form, ok := recognisedBy(client); ok {
+		if _, err := c.link(insertRef, client.ID, refSubject, nameRef(kind, form)); err != nil {
+			return err
+		}
+	}
 	form, err := json.Marshal([]string{client.Trust, client.SubjectKind, subjectForm(client.SubjectKind, client.SubjectValue)})
 	if err != nil {
 		return err
 	}
 	return c.claimName("subject", string(form), client.SubjectValue, client.ID)
+}
+
+// recognisedBy returns the name by which certificates of a foreign CA are recognised as the client's, as claimNames would
+// claim it if our CA certified it. Our own CA certifies no distinguished name and no e-mail address of a client's choice.
+func recognisedBy(client Client) (kind, form string, ok bool) {
+	if client.Trust == "" {
+		return "", "", false
+	}
+	switch mtls.SubjectKind(client.SubjectKind) {
+	case mtls.SANDNS:
+		return "dns", dnsForm(client.SubjectValue), true
+	case mtls.SANIP:
+		return "ip", ipForm(client.SubjectValue), true
+	case mtls.SANURI:
+		return "uri", client.SubjectValue, true
+	}
+	return "", "", false
+}
+
+func nameRef(kind, form string) string { return kind + ":" + form }
+
+// FreeNames refuses a client whose name in a certificate of our CA would be that by which another one, of a foreign CA, is
+// recognised, or the other way round: whoever trusts both could take the one for the other. It is a NameTakenError.
+// AddClient judges it too; this is for whoever wants to know before.
+func (s *Store) FreeNames(ctx context.Context, client Client) error {
+	return freeNames(ctx, s.read, client)
+}
+
+func freeNames(ctx context.Context, db conn, client Client) error {
+	taken := func(name, query, kind, form string) error {
+		var user string
+		err := db.QueryRowContext(ctx, query, kind, form).Scan(&user)
+		if errors.Is(err, sql.ErrNoRows) || err == nil && user == client.ID {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		return &NameTakenError{Name: name, ClientID: user}
+	}
+	if kind, form, ok := recognisedBy(client); ok {
+		return taken(client.SubjectValue, queryNameUser, kind, form)
+	}
+	for _, names := range client.names() {
+		for _, value := range names.values {
+			if err := taken(value, queryRefUser, refSubject, nameRef(names.kind, names.form(value))); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // subjectForm makes spellings of one subject equal, as far as mtls.Subject compares them so.

@@ -77,6 +77,7 @@ const (
 
 	insertRef     = `INSERT INTO client_refs (client_id, kind, value) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`
 	queryRefUsers = `SELECT client_id FROM client_refs WHERE kind = $1 AND value = $2 ORDER BY client_id LIMIT 10`
+	queryRefUser  = `SELECT client_id FROM client_refs WHERE kind = $1 AND value = $2 ORDER BY client_id LIMIT 1`
 	deleteRefs    = `DELETE FROM client_refs WHERE client_id = $1`
 
 	codeColumns = `id, client_id, generation, public_key, created_at, expires_at, used_at, used_key, certificate,
