@@ -67,8 +67,9 @@ func copiedTables() []table {
 // leftOut are the tables that belong to a database as it runs, and why a copy of it has no use for them.
 func leftOut() map[string]string {
 	return map[string]string{
-		"schema_version": "the copy's own",
-		"leases":         "who is serving there does not serve here",
-		"changes":        "nobody has applied any version of the copy: whoever follows drops everything",
+		"schema_version":  "the copy's own",
+		"leases":          "who is serving there does not serve here",
+		"revocation_list": "it is signed anew, with the next number",
+		"changes":         "nobody has applied any version of the copy: whoever follows drops everything",
 	}
 }

@@ -13,7 +13,8 @@ const (
 	insertState   = `INSERT INTO state (id, version, crl_number, kek_check) VALUES (1, 0, 0, $1)`
 	queryKEKCheck = `SELECT kek_check FROM state WHERE id = 1`
 	queryVersion  = `SELECT version FROM state WHERE id = 1`
-	setVersion    = `UPDATE state SET version = $1 WHERE id = 1`
+	// A restored database gives no version and no number of a revocation list a second time.
+	setAhead      = `UPDATE state SET version = $1, crl_number = crl_number + $2 WHERE id = 1`
 	bumpVersion   = `UPDATE state SET version = version + 1 WHERE id = 1 RETURNING version`
 	bumpCRLNumber = `UPDATE state SET crl_number = crl_number + 1 WHERE id = 1 RETURNING crl_number`
 
@@ -82,12 +83,13 @@ const (
 
 	codeColumns = `id, client_id, generation, public_key, created_at, expires_at, used_at, used_key, certificate,
 		used_from, void`
-	queryCode        = `SELECT ` + codeColumns + ` FROM codes WHERE id = $1`
-	insertCode       = `INSERT INTO codes (` + codeColumns + `) VALUES ($1, $2, $3, $4, $5, $6, NULL, NULL, NULL, NULL, FALSE)`
-	voidAllCodes     = `UPDATE codes SET void = TRUE, version = NULL WHERE used_at IS NULL AND NOT void`
-	deleteAllPending = `DELETE FROM pending_requests`
-	voidCodes        = `UPDATE codes SET void = TRUE, version = NULL WHERE client_id = $1 AND used_at IS NULL AND NOT void`
-	useCode          = `UPDATE codes SET used_at = $2, used_key = $3, certificate = $4, used_from = $5, version = NULL
+	queryCode            = `SELECT ` + codeColumns + ` FROM codes WHERE id = $1`
+	insertCode           = `INSERT INTO codes (` + codeColumns + `) VALUES ($1, $2, $3, $4, $5, $6, NULL, NULL, NULL, NULL, FALSE)`
+	voidAllCodes         = `UPDATE codes SET void = TRUE, version = NULL WHERE used_at IS NULL AND NOT void`
+	deleteRevocationList = `DELETE FROM revocation_list`
+	deleteAllPending     = `DELETE FROM pending_requests`
+	voidCodes            = `UPDATE codes SET void = TRUE, version = NULL WHERE client_id = $1 AND used_at IS NULL AND NOT void`
+	useCode              = `UPDATE codes SET used_at = $2, used_key = $3, certificate = $4, used_from = $5, version = NULL
 		WHERE id = $1 AND used_at IS NULL AND NOT void`
 
 	certificateColumns = `thumbprint, serial, client_id, generation, not_before, not_after, key_hash, der, renewed_from,

@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// restoredAhead is how far the version of a restored database is put before every version that is known to have been:
-// changes that no record speaks of have bumped it too.
+// restoredAhead is how far the version of a restored database is put before every version that is known to have been, for
+// changes that no record speaks of have bumped it too; and how far the number of its revocation list is.
 const restoredAhead = 1 << 32
 
 // Replay is the transaction that brings a restored database up to date with the records of what happened since. Its
@@ -69,7 +69,7 @@ func (r *Replay) Saw(version int64) error {
 
 func (r *Replay) finish(entries []Entry) error {
 	c := r.c
-	for _, query := range []string{voidAllCodes, deleteAllPending} {
+	for _, query := range []string{voidAllCodes, deleteAllPending, deleteRevocationList} {
 		if _, err := c.tx.ExecContext(c.ctx, query); err != nil {
 			return err
 		}
@@ -85,7 +85,7 @@ func (r *Replay) finish(entries []Entry) error {
 	// Touched or not: rows of the backup itself may have none.
 	c.touched = []string{"sealed_keys", "clients", "codes", "certificates", "blocked_keys", "resources", "trusts", "pending_requests", "outbox"}
 	c.what = Change{Full: true}
-	if _, err := c.tx.ExecContext(c.ctx, setVersion, r.newest+restoredAhead-1); err != nil {
+	if _, err := c.tx.ExecContext(c.ctx, setAhead, r.newest+restoredAhead-1, int64(restoredAhead)); err != nil {
 		return err
 	}
 	return c.stamp()
