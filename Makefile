@@ -80,8 +80,9 @@ scale: build
 	$(GO) build -o bin/scale ./cmd/internal/scale
 	bin/bench scale -certbound ./certbound -builder bin/scale $(SCALEFLAGS)
 
-# Kills the program under load, fills its disk, copies and damages its journal, and holds it to what it told its callers.
-# Linux with user namespaces; minutes, unless FAULTSFLAGS=-short.
+# Kills the program under load, fills its disk, copies and damages its journal, and holds it to what it told its callers;
+# then the same of three replicas whose PostgreSQL is killed, cut off and fails over. Linux with user namespaces and
+# PostgreSQL's programs; a quarter of an hour and more, unless FAULTSFLAGS=-short. FAULTSFLAGS=-replicas is the second part alone.
 faults: build
 	$(GO) build -o bin/faults ./scripts/faults
 	bin/faults -certbound ./certbound $(FAULTSFLAGS)

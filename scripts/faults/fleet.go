@@ -39,6 +39,7 @@ type fleet struct {
 	password string
 
 	primary, standby *postgres.Cluster // standby is nil unless there is one
+	stream           *relay            // by which it follows
 	generation       int               // of standbys
 }
 
@@ -104,7 +105,13 @@ func (f *fleet) database(ctx context.Context, standby bool) (err error) {
 func (f *fleet) follow(ctx context.Context) (err error) {
 	f.generation++
 	name := fmt.Sprintf("standby_%d", f.generation)
-	if f.standby, err = f.primary.Standby(ctx, name, ""); err != nil {
+	if f.stream != nil {
+		f.stream.close()
+	}
+	if f.stream, err = newRelay(f.primary.Address()); err != nil {
+		return err
+	}
+	if f.standby, err = f.primary.Standby(ctx, name, f.stream.address); err != nil {
 		return err
 	}
 	return f.primary.Synchronous(ctx, name)
@@ -152,7 +159,7 @@ func (f *fleet) end() {
 	for _, s := range f.replicas {
 		s.end()
 	}
-	for _, r := range append(f.lines, f.balancer[:]...) {
+	for _, r := range append(f.lines, f.stream, f.balancer[0], f.balancer[1]) {
 		if r != nil {
 			r.close()
 		}

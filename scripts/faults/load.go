@@ -289,6 +289,9 @@ func (l *load) life(ctx context.Context, o *operator, client string, n int) erro
 	switch n % 4 {
 	case 0:
 		request := map[string]string{"serial": first.pair.Current().Leaf.SerialNumber.String(), "reason": "superseded"}
+		if n%8 == 4 {
+			request = map[string]string{"client_id": client}
+		}
 		// A revocation that is repeated finds nothing left to do, and is done all the same.
 		if err := o.done(ctx, revokeEvent, http.MethodPost, "/certificates/revoke", request, client, "enabled"); err != nil {
 			return err
@@ -336,8 +339,12 @@ func (l *load) certified(ctx context.Context, client, code string) (first, secon
 	if err != nil {
 		return nil, nil, err
 	}
+	at := l.service
+	if len(l.around) > 1 {
+		at = l.beside().service
+	}
 	a, err := l.insistOnChange(ctx, func() (answer, error) {
-		return first.postJSON(ctx, l.service.mtlsURL()+"/pki/renew", "", pki.NewRenewRequest(csr))
+		return first.postJSON(ctx, at.mtlsURL()+"/pki/renew", "", pki.NewRenewRequest(csr))
 	})
 	if err != nil {
 		return nil, nil, err

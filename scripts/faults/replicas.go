@@ -33,6 +33,7 @@ const (
 type doses struct {
 	kills    int // of a replica, of a backend or of the whole of PostgreSQL
 	cuts     int // of the line between a replica and the database
+	alone    int // of the line between the primary and its standby
 	pauses   int // of a replica, by SIGSTOP
 	restarts int // of PostgreSQL
 	failover int // promotions of the standby
@@ -116,7 +117,10 @@ func (h *harmer) tell(took time.Duration) {
 
 // all does every harm as often as is wished for, in random order.
 func (h *harmer) all(ctx context.Context, d doses) error {
-	kinds := []harm{{d.kills, (*harmer).kill}, {d.cuts, (*harmer).cut}, {d.pauses, (*harmer).pause}, {d.restarts, (*harmer).restart}, {d.failover, (*harmer).failover}}
+	kinds := []harm{
+		{d.kills, (*harmer).kill}, {d.cuts, (*harmer).cut}, {d.alone, (*harmer).alone},
+		{d.pauses, (*harmer).pause}, {d.restarts, (*harmer).restart}, {d.failover, (*harmer).failover},
+	}
 	var plan []harm
 	for _, kind := range kinds {
 		for range kind.share {
@@ -208,6 +212,21 @@ func (h *harmer) cut(ctx context.Context) (string, error) {
 	}
 	pause(ctx, h.upTo(3*time.Second))
 	return name, ctx.Err()
+}
+
+// alone cuts the primary off from its standby for a while, so that no commit is acknowledged and no lease renewed.
+func (h *harmer) alone(ctx context.Context) (string, error) {
+	const kind = "the standby cut off"
+	begin := time.Now()
+	h.fleet.stream.cut([]fault{stalled, dropped}[h.chance.IntN(2)], 0)
+	defer h.fleet.stream.heal()
+	if h.chance.IntN(3) == 0 {
+		pause(ctx, h.upTo(3*time.Second))
+		return kind, ctx.Err()
+	}
+	err := h.darkness(ctx, h.fleet.replicas[h.chance.IntN(len(h.fleet.replicas))], begin)
+	pause(ctx, h.upTo(2*time.Second))
+	return kind, err
 }
 
 // darkness requires that a replica, cut off at begin, gives no token when its lease is over, says when to ask again, and
