@@ -21,6 +21,7 @@ import (
 	"github.com/certbound/certbound/cmd/internal/audit"
 	"github.com/certbound/certbound/cmd/internal/authority"
 	"github.com/certbound/certbound/cmd/internal/fetch"
+	"github.com/certbound/certbound/cmd/internal/outbox"
 	"github.com/certbound/certbound/cmd/internal/store"
 	"github.com/certbound/certbound/cmd/internal/trust"
 	"github.com/certbound/certbound/mtls"
@@ -121,7 +122,7 @@ func (s *service) buildIssuer(ctx context.Context) error {
 	cfg := issuer.Config{
 		Issuer: s.identity.issuer, MTLSURL: s.identity.mtlsURL,
 		Registry: reg, KeyBlocked: reg.keyBlocked, Keys: s.keys, Recorder: tokenRecorder{s.folder.journal, s.limits, s.adminResource()}, Events: s.metrics,
-		Lifetime: s.cfg.Token.Lifetime, MaxLifetime: s.cfg.Token.MaxLifetime,
+		Lifetime: s.cfg.Token.Lifetime, MaxLifetime: s.cfg.Token.MaxLifetime, Gate: s.gate(),
 		Scopes: reg.scopes, Logger: s.log,
 	}
 	var err error
@@ -173,7 +174,8 @@ func (s *service) fileTrusts() []string {
 // adminConfig is what the operators' API and the break-glass socket have in common.
 func (s *service) adminConfig() admin.Config {
 	return admin.Config{
-		Store: s.folder.store, Authority: s.authority, Recorder: s.folder.outbox,
+		Store: s.folder.store, Authority: s.authority, Recorder: outbox.Courteous{Box: s.folder.outbox},
+		Durability: s.durability, Cluster: s.cluster,
 		Issuer: s.identity.issuer, TrustDomain: s.identity.trustDomain,
 		Reserved:  append(s.ownNames(), operatorID),
 		Endpoints: s.endpoints(), Version: s.version, Logger: s.log,

@@ -78,19 +78,29 @@ func (s *service) open(ctx context.Context) error {
 	}
 	at := store.Config{Path: filepath.Join(data, "certbound.db")}
 	source := kekSource(s.cfg)
-	if s.cfg.PostgreSQL() {
+	if s.shares() {
 		at = store.Config{URL: s.cfg.Database, MaxConnections: s.cfg.DatabaseConnections}
 		source.Found = func() (bool, error) { return store.Exists(ctx, at) }
-	} else if err := checkNotLost(data, at.Path); err != nil {
+	}
+	if err := checkNotLost(ctx, data, at); err != nil {
 		return err
 	}
 	database := store.Place(at)
-	at.KEK, err = store.LoadKEK(data, database, source)
-	if err != nil {
+	kekFile := filepath.Join(data, "kek")
+	_, err = os.Stat(kekFile)
+	isNew := errors.Is(err, os.ErrNotExist)
+	if at.KEK, err = store.LoadKEK(data, database, source); err != nil {
 		return err
 	}
 	at.MaxTokenLife, at.FileTrusts, at.Fatal, at.Logger = s.cfg.Token.MaxLifetime, s.fileTrusts(), s.mustEnd, s.log
 	db, err := s.openStore(ctx, at)
+	if errors.Is(err, store.ErrWrongKEK) && isNew && source.Value == "" && source.File == "" {
+		// Another replica made the database since we looked. What was made for it here is nobody's.
+		return errors.Join(&StartError{
+			Message: fmt.Sprintf("another replica has just made the database %s, with a key-encryption key of its own", database),
+			Hint:    "copy its key-encryption key to " + kekFile + ", or give both the same one in CERTBOUND_KEK, and start again",
+		}, os.Remove(kekFile))
+	}
 	if errors.Is(err, store.ErrWrongKEK) {
 		return &StartError{
 			Message: fmt.Sprintf("the key-encryption key in %s does not open %s", cmp.Or(s.cfg.KEKFile, filepath.Join(data, "kek")), database),
@@ -109,10 +119,13 @@ func (s *service) open(ctx context.Context) error {
 	s.onClose(s.closeJournal)
 	s.recordLoss(ctx)
 	db.OnChange(s.forgetErased)
-	if err := s.openOutbox(ctx); err != nil {
+	if err := s.bind(ctx); err != nil {
 		return err
 	}
-	if err := s.bind(ctx); err != nil {
+	if err := s.join(ctx); err != nil {
+		return err
+	}
+	if err := s.openOutbox(ctx); err != nil {
 		return err
 	}
 	return s.identify(ctx)
@@ -120,10 +133,11 @@ func (s *service) open(ctx context.Context) error {
 
 // checkNotLost refuses to begin anew where an installation has been: without its database, everything that is out there
 // would be of another CA. The folders it looks for are made after the database, so a first start that died has none.
-func checkNotLost(data, database string) error {
-	if _, err := os.Stat(database); !errors.Is(err, os.ErrNotExist) {
-		return nil
+func checkNotLost(ctx context.Context, data string, at store.Config) error {
+	if found, err := store.Exists(ctx, at); err != nil || found {
+		return err
 	}
+	database := store.Place(at)
 	for _, name := range []string{replicaFile, "ca", "audit", "admin"} {
 		if _, err := os.Stat(filepath.Join(data, name)); err == nil {
 			return &StartError{

@@ -21,12 +21,18 @@ import (
 func (s *service) openOutbox(ctx context.Context) error {
 	box, err := outbox.New(outbox.Config{
 		Store: s.folder.store, Journal: s.folder.journal, Known: outbox.Known(filepath.Join(s.cfg.Data, "audit")),
+		Effective: s.effective(), Adopt: s.shares(),
 		MakeRoom: s.folder.journal.MakeRoom, NoteFull: s.reserve.NoteFull, Sync: s.folder.journal.Durable, Reached: s.reached, Logger: s.log,
 	})
 	if err != nil {
 		return err
 	}
 	s.folder.outbox = box
+	if s.shares() {
+		if err := box.AdoptLeft(ctx); err != nil {
+			return fmt.Errorf("taking over what other replicas left: %w", err)
+		}
+	}
 	s.onClose(func() error {
 		if err := box.Close(); err != nil {
 			s.log.Warn("the next start will look for records that are written already", "error", err)

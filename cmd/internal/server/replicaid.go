@@ -204,11 +204,13 @@ func (s *service) checkIdentity(ctx context.Context, db *store.Store) error {
 	return nil
 }
 
-// shares reports whether other replicas may use the database.
-func (s *service) shares() bool { return false }
-
 // databaseName is what the database is called in messages: never with a password.
-func (s *service) databaseName() string { return filepath.Join(s.cfg.Data, "certbound.db") }
+func (s *service) databaseName() string {
+	if s.shares() {
+		return store.Place(store.Config{URL: s.cfg.Database})
+	}
+	return filepath.Join(s.cfg.Data, "certbound.db")
+}
 
 // ofReplica is the name of a setting that each replica has for itself.
 func (s *service) ofReplica(setting string) string { return setting + "@" + s.replica.Replica }

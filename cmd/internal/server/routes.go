@@ -112,6 +112,9 @@ func handle(r *mux.Router, path, name string, h http.Handler, methods ...string)
 func (s *service) enroll(w http.ResponseWriter, r *http.Request) {
 	var req pki.EnrollRequest
 	s.certify(w, r, &req, "enroll", func(ctx context.Context, from authority.Caller) (*pki.EnrollResponse, error) {
+		if err := s.live(); err != nil {
+			return nil, err
+		}
 		return s.authority.Enroll(ctx, req, from)
 	})
 }
@@ -200,6 +203,12 @@ func (s *service) ready(w http.ResponseWriter, r *http.Request) {
 	}
 	if _, err := s.folder.store.Version(ctx); err != nil {
 		fail("database", "unreachable")
+	}
+	if s.member != nil {
+		checks["lease"] = "ok"
+		if err := s.member.Live(); err != nil {
+			fail("lease", err.Error())
+		}
 	}
 	switch err := s.folder.journal.Err(); {
 	case errors.Is(err, audit.ErrFull):

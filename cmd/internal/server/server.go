@@ -87,6 +87,7 @@ type service struct {
 	reserve     *audit.Reserve // room on the disk for what takes authority away
 	folder      *folder        // what lies on disk: lock, database, journal
 	replica     replicaID      // which of those who share the database
+	member      *member        // nil where nobody else can share it
 	identity    identity       // who we are: issuer, trust domain, addresses
 	sockets     sockets
 
@@ -154,6 +155,21 @@ func (s *service) serve(ctx context.Context, stdout io.Writer) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer stopBackground()
+	if s.member != nil {
+		s.member.running = true
+		// The lease ends last, when every answer has left, so that nobody waits for it in vain.
+		following, stopFollowing := context.WithCancel(context.WithoutCancel(ctx))
+		followed := make(chan struct{})
+		go func() {
+			defer close(followed)
+			s.follow(following)
+		}()
+		defer func() {
+			_ = s.folder.outbox.Close() // else another replica would take over what is recorded already
+			stopFollowing()
+			<-followed
+		}()
+	}
 	wg.Go(func() { s.renewOwn(background) })
 	wg.Go(func() { s.trust.Run(background) })
 	wg.Go(func() { s.keepRetention(background) })
@@ -168,6 +184,7 @@ func (s *service) serve(ctx context.Context, stdout io.Writer) error {
 	for _, r := range servers {
 		go func() { failed <- r.run() }()
 	}
+	s.awaitLease(ctx)
 	if err := s.announce(stdout); err != nil {
 		return errors.Join(err, s.drain(servers))
 	}

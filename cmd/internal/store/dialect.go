@@ -46,6 +46,8 @@ type dialect interface {
 	renewLease(ctx context.Context, w conn, r LeaseRenewal, now time.Time) (Renewed, error)
 	durability(ctx context.Context, w conn) (Durability, error)
 	listen(ctx context.Context, s *Store, f func())
+	// reconnect has no statement begun from now on use a connection of before.
+	reconnect()
 }
 
 // pools are the connections of a Store. Two of them may be the same.

@@ -120,8 +120,13 @@ func LoadKEK(dir, dbPath string, src KEKSource) ([]byte, error) {
 		return nil, lookErr
 	}
 	if found {
+		hint := "put back the key that belongs to this database: without it no stored private key can be read"
+		if src.Found != nil {
+			hint = "every replica needs the same one: copy the file kek from the data folder of another replica to " + name +
+				", or set CERTBOUND_KEK to what it holds"
+		}
 		return nil, &KEKError{fmt.Errorf("the key-encryption key %s is missing, but the database %s is there", name, dbPath),
-			"put back the key that belongs to this database: without it no stored private key can be read"}
+			hint}
 	}
 	return makeKEK(dir, name)
 }

@@ -34,8 +34,9 @@ import (
 // postgresql is the dialect of a PostgreSQL database, which several replicas may use at once.
 type postgresql struct {
 	config *pgx.ConnConfig
-	where  string // without the password
-	max    int    // connections
+	where  string        // without the password
+	max    int           // connections
+	life   atomic.Uint64 // counts how often connections of before were given up
 }
 
 const (
@@ -161,7 +162,8 @@ func (p *postgresql) place() string { return p.where }
 func (p *postgresql) limit() time.Duration { return 20 * time.Second }
 
 func (p *postgresql) open(n int) *sql.DB {
-	db := stdlib.OpenDB(*p.config, stdlib.OptionAfterConnect(settle))
+	db := stdlib.OpenDB(*p.config, stdlib.OptionBeforeConnect(p.mark), stdlib.OptionAfterConnect(settle),
+		stdlib.OptionResetSession(p.sameLife))
 	db.SetMaxOpenConns(n)
 	db.SetMaxIdleConns(n)
 	db.SetConnMaxLifetime(connectionLife)
@@ -174,6 +176,29 @@ func (p *postgresql) connect() (pools, error) {
 		reader: p.open(p.max - 1 - sideConnections - callers - 1), // one listens
 	}, nil
 }
+
+// lifeKey is where a connection has the number of the database's life in which it was begun.
+const lifeKey = "certbound.life"
+
+// mark notes in which life a connection is begun: before that, since the server may change while it is made.
+func (p *postgresql) mark(_ context.Context, c *pgx.ConnConfig) error {
+	life := p.life.Load()
+	c.AfterConnect = func(_ context.Context, made *pgconn.PgConn) error {
+		made.CustomData()[lifeKey] = life
+		return nil
+	}
+	return nil
+}
+
+// sameLife gives up a connection of a former life of the database, before it is used once more.
+func (p *postgresql) sameLife(_ context.Context, c *pgx.Conn) error {
+	if c.PgConn().CustomData()[lifeKey] != p.life.Load() {
+		return driver.ErrBadConn
+	}
+	return nil
+}
+
+func (p *postgresql) reconnect() { p.life.Add(1) }
 
 // doubtKey is where a connection notes that the server has warned.
 const doubtKey = "certbound.doubt"

@@ -393,3 +393,5 @@ func (f *sqliteFile) durability(context.Context, conn) (Durability, error) { ret
 
 // listen has nobody to listen to: one process uses the file.
 func (f *sqliteFile) listen(ctx context.Context, _ *Store, _ func()) { <-ctx.Done() }
+
+func (f *sqliteFile) reconnect() {}

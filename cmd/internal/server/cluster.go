@@ -1,0 +1,226 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"time"
+
+	"github.com/certbound/certbound/cmd/internal/admin"
+	"github.com/certbound/certbound/cmd/internal/outbox"
+	"github.com/certbound/certbound/cmd/internal/replica"
+	"github.com/certbound/certbound/cmd/internal/store"
+	"github.com/certbound/certbound/tokens"
+	"github.com/certbound/certbound/tokens/issuer"
+)
+
+// shares reports whether other replicas may use the database. A database in the data folder is this process' alone.
+func (s *service) shares() bool { return s.cfg.PostgreSQL() }
+
+// member is this process among the replicas that share a database.
+type member struct {
+	*replica.Replica
+	hints   chan struct{}
+	running bool // from then on its row is its own business
+}
+
+// join makes this replica known, before anything is loaded that others may change: from now on they wait for it.
+func (s *service) join(ctx context.Context) error {
+	if !s.shares() {
+		return nil
+	}
+	db, journal := s.folder.store, s.folder.journal
+	last, err := db.LastJournal(ctx, s.replica.Replica)
+	if err != nil {
+		return fmt.Errorf("reading the number of this start: %w", err)
+	}
+	m := &member{hints: make(chan struct{}, 1)}
+	m.Replica, err = replica.New(replica.Config{
+		Database: db, Name: s.replica.Replica, Incarnation: last.Incarnation, Program: s.version, Address: s.address(),
+		Hints: m.hints,
+		Head: func() (uint64, [32]byte) {
+			head := journal.Head()
+			return head.Seq, head.Chain
+		},
+		Durable: func(ctx context.Context) (bool, error) {
+			d, err := db.Durability(ctx)
+			return d == store.Quorum, err
+		},
+		Moved:  func(store.SystemID) { db.Reconnect() },
+		Logger: s.log,
+	})
+	if err != nil {
+		return err
+	}
+	if err := m.Begin(ctx); err != nil {
+		return s.beginError(err)
+	}
+	s.onClose(func() error {
+		if m.running {
+			return nil
+		}
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+		defer cancel()
+		return db.EndLease(ctx, s.replica.Replica, last.Incarnation) // it never served
+	})
+	s.member = m
+	s.forgetErased(store.Change{Full: true}) // what the journal has read so far may have changed
+	return nil
+}
+
+// beginError says what to do when another process serves as this replica.
+func (s *service) beginError(err error) error {
+	if !errors.Is(err, store.ErrLeaseLost) {
+		return err
+	}
+	return &StartError{
+		Message: fmt.Sprintf("another process serves as the replica %s of this installation", s.replica.Replica),
+		Hint: "a copy of a data folder is no second replica: start that with an empty folder, which needs the same key-encryption key " +
+			"and nothing else",
+	}
+}
+
+// address is where this replica serves, for other operators to see.
+func (s *service) address() string {
+	if s.sockets.mtls == nil {
+		return ""
+	}
+	host, port, err := net.SplitHostPort(s.sockets.mtls.Addr().String())
+	if err != nil {
+		return s.sockets.mtls.Addr().String()
+	}
+	if ip := net.ParseIP(host); ip != nil && ip.IsUnspecified() {
+		if name, err := os.Hostname(); err == nil {
+			host = name
+		}
+	}
+	return net.JoinHostPort(host, port)
+}
+
+// follow keeps the lease and what is in memory up to date until ctx ends. When the lease is lost for good the process must
+// end, for nothing that it remembers may be believed any more.
+func (s *service) follow(ctx context.Context) {
+	if s.member == nil {
+		return
+	}
+	listening, stop := context.WithCancel(ctx)
+	heard := make(chan struct{})
+	go func() {
+		defer close(heard)
+		s.folder.store.Listen(listening, func() {
+			select {
+			case s.member.hints <- struct{}{}:
+			default: // one hint is as good as two
+			}
+		})
+	}()
+	err := s.member.Run(ctx)
+	stop()
+	<-heard
+	if err != nil {
+		s.mustEnd(fmt.Errorf("this replica cannot serve any more: %w", err))
+	}
+}
+
+// awaitLease waits a little for the first lease, so that whoever waits for this replica to be ready is not refused at once.
+func (s *service) awaitLease(ctx context.Context) {
+	if s.member == nil {
+		return
+	}
+	const atMost, pause = 5 * time.Second, 5 * time.Millisecond
+	for end := time.Now().Add(atMost); s.member.Live() != nil && ctx.Err() == nil && time.Now().Before(end); {
+		time.Sleep(pause)
+	}
+}
+
+// gate is what token requests must pass; nil where no other replica can have taken away what they would get.
+func (s *service) gate() issuer.Gate {
+	if s.member == nil {
+		return nil
+	}
+	return s.member
+}
+
+// live refuses what is decided without the token service while there is no lease.
+func (s *service) live() error {
+	if s.member == nil {
+		return nil
+	}
+	if err := s.member.Live(); err != nil {
+		return &tokens.Error{Code: tokens.CodeTemporarilyUnavailable, Reason: "no_lease", Err: err,
+			Description: "the request could not be completed now: try again"}
+	}
+	return nil
+}
+
+// effective waits until a version is in force at every replica; nil where there is but one.
+func (s *service) effective() func(context.Context, int64) error {
+	if s.member == nil {
+		return nil
+	}
+	return func(ctx context.Context, version int64) error {
+		_, err := s.member.Effective(ctx, version)
+		if pending, ok := errors.AsType[*replica.PendingError](err); ok {
+			return &outbox.UnsettledError{By: pending.By, Err: err}
+		}
+		return err
+	}
+}
+
+// durability is what a revocation's answer says of the database, where it is less than one could want.
+func (s *service) durability() string {
+	if s.member == nil || s.member.Status().Durable {
+		return ""
+	}
+	return string(store.SingleNode)
+}
+
+// cluster describes the database and the replicas that share it.
+func (s *service) cluster(ctx context.Context) (admin.Cluster, error) {
+	db := s.folder.store
+	c := admin.Cluster{Replicas: []admin.Replica{}}
+	var err error
+	if c.Database.Kind, c.Database.Version, err = db.Server(ctx); err != nil {
+		return c, err
+	}
+	if c.StateVersion, err = db.Version(ctx); err != nil || s.member == nil {
+		return c, err
+	}
+	status := s.member.Status()
+	c.Database.Durability = string(store.SingleNode)
+	if status.Durable {
+		c.Database.Durability = string(store.Quorum)
+	}
+	leases, err := db.Leases(ctx)
+	if err != nil {
+		return c, err
+	}
+	now := time.Now().Add(status.DatabaseLead) // the database's
+	for _, l := range leases {
+		r := admin.Replica{
+			Replica: l.Replica, This: l.Replica == s.replica.Replica, Incarnation: l.Incarnation, Address: l.Address,
+			Version: l.Program, StartedAt: l.StartedAt.UTC(), RenewedAt: l.RenewedAt.UTC(),
+			RenewedSecondsAgo: max(0, now.Sub(l.RenewedAt).Seconds()),
+			Applied:           l.Applied, Lag: max(0, c.StateVersion-l.Applied), Lease: "live",
+		}
+		if now.Sub(l.RenewedAt) > replica.Term {
+			r.Lease = "lapsed"
+		}
+		if r.This && status.Remaining <= 0 {
+			r.Lease, r.Trouble = "lapsed", status.Reason
+		}
+		switch journal, err := db.LastJournal(ctx, l.Replica); {
+		case err == nil:
+			r.HeadSeq = journal.HeadSeq
+		case !isNotFound(err):
+			return c, err
+		}
+		c.Replicas = append(c.Replicas, r)
+	}
+	return c, nil
+}

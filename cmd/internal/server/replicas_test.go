@@ -1,0 +1,357 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"crypto/rand"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/certbound/certbound/cmd/internal/admin"
+	"github.com/certbound/certbound/cmd/internal/config"
+	"github.com/certbound/certbound/cmd/internal/store"
+	"github.com/certbound/certbound/pki"
+	"github.com/certbound/certbound/scripts/postgres"
+)
+
+// installation is a database of PostgreSQL and the key-encryption key that its replicas share.
+type installation struct {
+	tb  testing.TB
+	url string
+	kek string // a file
+}
+
+func newInstallation(tb testing.TB) *installation {
+	tb.Helper()
+	key := make([]byte, 32)
+	rand.Read(key)
+	i := &installation{tb: tb, url: postgres.ForTest(tb).Database(tb), kek: filepath.Join(tb.TempDir(), "shared.kek")}
+	if err := os.WriteFile(i.kek, []byte(base64.StdEncoding.EncodeToString(key)), 0o600); err != nil {
+		tb.Fatal(err)
+	}
+	return i
+}
+
+// config is that of a replica with a data folder of its own.
+func (i *installation) config() config.Config {
+	i.tb.Helper()
+	return i.configAt(i.tb.TempDir(), i.url)
+}
+
+func (i *installation) configAt(data, url string) config.Config {
+	i.tb.Helper()
+	port := "127.0.0.1:0"
+	cfg, err := config.Load("", nil, config.Overrides{Data: &data, Public: &port, MTLS: &port, Debug: &port, Database: &url})
+	if err != nil {
+		i.tb.Fatal(err)
+	}
+	cfg.KEKFile, cfg.DatabaseConnections = i.kek, 8
+	return cfg
+}
+
+// public is the base of the instance's own public listener, whatever the issuer says.
+func (in *instance) public() string {
+	in.tb.Helper()
+	doc, err := os.ReadFile(filepath.Join(in.data, "serve.json"))
+	if err != nil {
+		in.tb.Fatal(err)
+	}
+	var about struct{ Public string }
+	if err := json.Unmarshal(doc, &about); err != nil {
+		in.tb.Fatal(err)
+	}
+	return "https://" + about.Public
+}
+
+func (in *instance) status() (s admin.Status) {
+	in.tb.Helper()
+	in.mustOperate(http.MethodGet, "/status", nil, &s)
+	return s
+}
+
+// readyz is what the instance says of itself to whoever sends requests to it.
+func (in *instance) readyz() (status int, checks map[string]string) {
+	in.tb.Helper()
+	res, err := http.Get("http://" + in.debug + "/readyz")
+	if err != nil {
+		in.tb.Fatal(err)
+	}
+	defer res.Body.Close()
+	if err := json.NewDecoder(res.Body).Decode(&checks); err != nil {
+		in.tb.Fatal(err)
+	}
+	return res.StatusCode, checks
+}
+
+// eventually waits for something that comes by itself.
+func eventually(tb testing.TB, within time.Duration, what string, f func() bool) {
+	tb.Helper()
+	for end := time.Now().Add(within); !f(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			tb.Fatalf("not within %s: %s", within, what)
+		}
+	}
+}
+
+// Two replicas serve one installation: what one gives the other knows, and what one takes away is refused at the other
+// when the answer is there.
+func TestReplicas(t *testing.T) {
+	t.Parallel()
+	i := newInstallation(t)
+	one := start(t, i.config())
+	two := start(t, i.config())
+	if _, err := os.Stat(filepath.Join(two.data, "admin")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a later replica has an operator's profile: %v", err)
+	}
+	one.addLedger()
+	cert := one.enrolled("payments")
+	for name, in := range map[string]*instance{"one": one, "two": two} {
+		if status, checks := in.readyz(); status != http.StatusOK || checks["lease"] != "ok" {
+			t.Errorf("%s is not ready: %v", name, checks)
+		}
+	}
+	connections := make(map[*instance]*http.Client)
+	for _, in := range []*instance{one, two} {
+		connections[in] = in.client(&cert)
+		wantToken(t, in.token(connections[in], "payments"))
+	}
+	s := one.status()
+	if s.Database.Kind != "postgresql" || s.Database.Version == "" || s.Database.Durability != "single node" || len(s.Replicas) != 2 {
+		t.Errorf("the status: %+v", s.Cluster)
+	}
+	for _, r := range s.Replicas {
+		if r.Lease != "live" || r.Incarnation != 1 || r.Version != "test" || r.RenewedSecondsAgo > 3 ||
+			r.This != strings.HasSuffix(one.mtls, r.Address[strings.LastIndexByte(r.Address, ':'):]) {
+			t.Errorf("a replica: %+v", r)
+		}
+	}
+	var done admin.Revocation
+	began := time.Now()
+	one.mustOperate(http.MethodPost, "/certificates/revoke", map[string]any{"client_id": "payments"}, &done)
+	took := time.Since(began)
+	wantRefused(t, two.token(connections[two], "payments"))
+	wantRefused(t, one.token(connections[one], "payments"))
+	if done.Durability != "single node" || len(done.Revoked) != 1 {
+		t.Errorf("the answer: %+v", done)
+	}
+	if took > 2*time.Second {
+		t.Errorf("the revocation took %s with two live replicas", took)
+	}
+	t.Logf("the revocation took %s", took)
+	// Both stop cleanly, and leave no row that others would wait for.
+	if err := two.stop(); err != nil {
+		t.Fatal(err)
+	}
+	if s := one.status(); len(s.Replicas) != 1 || !s.Replicas[0].This {
+		t.Errorf("after one has stopped: %+v", s.Replicas)
+	}
+}
+
+// A code is redeemed once, at whichever replica.
+func TestReplicas_OneCode(t *testing.T) {
+	t.Parallel()
+	i := newInstallation(t)
+	both := []*instance{start(t, i.config()), start(t, i.config())}
+	both[0].addLedger()
+	for n := range 3 {
+		code := both[0].addClient("payments-" + string(rune('a'+n)))
+		statuses := make([]int, len(both))
+		answers := make([]pki.EnrollResponse, len(both))
+		var wg sync.WaitGroup
+		for k, in := range both {
+			c, request := in.client(nil), pki.NewEnrollRequest(code, in.issuer, newCSR(t, newKey(t)))
+			wg.Go(func() { statuses[k], answers[k] = in.certify(c, in.public()+pathEnroll, request) })
+		}
+		wg.Wait()
+		if (statuses[0] == http.StatusOK) == (statuses[1] == http.StatusOK) {
+			t.Errorf("two keys with one code at two replicas: %v", statuses)
+		}
+	}
+}
+
+// Two first starts at the same moment make one installation.
+func TestReplicas_FirstStartRace(t *testing.T) {
+	t.Parallel()
+	i := newInstallation(t)
+	configs := []config.Config{i.config(), i.config(), i.config()}
+	instances := make([]*instance, len(configs))
+	failed := make([]error, len(configs))
+	var wg sync.WaitGroup
+	for k, cfg := range configs {
+		wg.Go(func() { instances[k], failed[k] = tryStart(t, cfg) })
+	}
+	wg.Wait()
+	if err := errors.Join(failed...); err != nil {
+		t.Fatal(err)
+	}
+	profiles := 0
+	var operator *instance
+	for _, in := range instances {
+		if _, err := os.Stat(filepath.Join(in.data, "admin")); err == nil {
+			profiles++
+			operator = in
+		}
+		if in.issuer != instances[0].issuer {
+			t.Errorf("two issuers: %s and %s", in.issuer, instances[0].issuer)
+		}
+	}
+	if profiles != 1 {
+		t.Fatalf("%d operator's profiles, want 1", profiles)
+	}
+	operator.addLedger()
+	cert := operator.enrolled("payments")
+	for _, in := range instances {
+		wantToken(t, in.token(in.client(&cert), "payments"))
+	}
+	db := i.open()
+	for _, purpose := range []string{purposeIssuing, purposeRoot, purposeSigning} {
+		if keys, err := db.Keys(t.Context(), purpose); err != nil || len(keys) != 1 {
+			t.Errorf("%d keys for %s, %v", len(keys), purpose, err)
+		}
+	}
+	if keys, err := db.Keys(t.Context(), purposeServer); err != nil || len(keys) != len(instances) {
+		t.Errorf("%d certificates for %d replicas, %v", len(keys), len(instances), err)
+	}
+}
+
+// open opens the database past the replicas.
+func (i *installation) open() *store.Store {
+	i.tb.Helper()
+	kek, err := store.LoadKEK("", "", store.KEKSource{File: i.kek})
+	if err != nil {
+		i.tb.Fatal(err)
+	}
+	db, err := store.Open(i.tb.Context(), store.Config{URL: i.url, KEK: kek, Replica: "test"})
+	if err != nil {
+		i.tb.Fatal(err)
+	}
+	i.tb.Cleanup(func() {
+		if err := db.Close(); err != nil {
+			i.tb.Error(err)
+		}
+	})
+	return db
+}
+
+// A replica without the installation's key, with another one, of another installation or with another identity is refused,
+// told what to do, and leaves nothing behind.
+func TestReplicas_Refused(t *testing.T) {
+	t.Parallel()
+	i, other := newInstallation(t), newInstallation(t)
+	one := start(t, i.config())
+	foreign := start(t, other.config())
+	if err := foreign.stop(); err != nil {
+		t.Fatal(err)
+	}
+	db := i.open()
+	for name, tc := range map[string]struct {
+		cfg  func() config.Config
+		want []string // of message and hint
+		kept []string // patterns of files that may be there
+	}{
+		"no key": {func() config.Config {
+			cfg := i.config()
+			cfg.KEKFile = ""
+			return cfg
+		}, []string{"CERTBOUND_KEK", "copy"}, nil},
+		"another key": {func() config.Config {
+			cfg := i.config()
+			cfg.KEKFile = other.kek
+			return cfg
+		}, []string{"key-encryption key"}, nil},
+		"another installation's folder": {func() config.Config {
+			return i.configAt(foreign.data, i.url)
+		}, []string{"installation", foreign.data}, []string{"*"}},
+		"another issuer": {func() config.Config {
+			cfg := i.config()
+			issuer := "https://other.example"
+			again, err := config.Load("", nil, config.Overrides{Data: &cfg.Data, Issuer: &issuer, Public: &cfg.Public, MTLS: &cfg.MTLS, Database: &i.url})
+			if err != nil {
+				t.Fatal(err)
+			}
+			again.KEKFile = i.kek
+			return again
+		}, []string{"issuer", "other.example"}, nil},
+		"another trust domain": {func() config.Config {
+			cfg := i.config()
+			cfg.TrustDomain = "other.example"
+			return cfg
+		}, []string{"trust domain", "other.example"}, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := tc.cfg()
+			before, err := db.Version(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			files := folderContents(t, cfg.Data)
+			_, err = tryStart(t, cfg)
+			text := ""
+			if refused, ok := errors.AsType[*StartError](err); ok {
+				text = refused.Message + "\n" + refused.Hint
+			} else if refused, ok := errors.AsType[*store.KEKError](err); ok {
+				text = refused.Error() + "\n" + refused.Hint
+			}
+			for _, want := range tc.want {
+				if !strings.Contains(text, want) {
+					t.Errorf("it does not say %q: %v\n%s", want, err, text)
+				}
+			}
+			if after := folderContents(t, cfg.Data); len(after) != len(files) {
+				t.Errorf("it left %d files where %d were", len(after), len(files))
+			}
+			if after, err := db.Version(t.Context()); err != nil || after != before {
+				t.Errorf("the database went from version %d to %d, %v", before, after, err)
+			}
+		})
+	}
+	if s := one.status(); len(s.Replicas) != 1 {
+		t.Errorf("a refused replica is known: %+v", s.Replicas)
+	}
+	// A folder that lost its database to another, empty one is not made a new installation.
+	empty := postgres.ForTest(t).Database(t)
+	if _, err := tryStart(t, i.configAt(foreign.data, empty)); err == nil || !strings.Contains(err.Error(), "missing") {
+		t.Errorf("an empty database for a folder with an installation: %v", err)
+	}
+}
+
+// A copy of a data folder takes over, and the process that had it before ends with an error that says why: two never serve
+// as one.
+func TestReplicas_CopiedFolder(t *testing.T) {
+	t.Parallel()
+	i := newInstallation(t)
+	cfg := i.config()
+	one := start(t, cfg)
+	data := filepath.Join(t.TempDir(), "copy")
+	if out, err := exec.CommandContext(t.Context(), "cp", "-a", cfg.Data, data).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	// The copy remembers the ports of the first one, which are taken here and would not be on another machine.
+	again := i.configAt(data, i.url)
+	again.Public, again.MTLS, again.Debug = "127.0.0.2:0", "127.0.0.2:0", "127.0.0.2:0"
+	two := start(t, again)
+	eventually(t, 10*time.Second, "the former process ends", func() bool {
+		res, err := http.Get("http://" + one.debug + "/readyz")
+		if err == nil {
+			res.Body.Close()
+		}
+		return err != nil
+	})
+	if err := one.stop(); !errors.Is(err, store.ErrLeaseLost) {
+		t.Errorf("the former process ended with %v", err)
+	}
+	one.stop = func() error { return nil }
+	if status, checks := two.readyz(); status != http.StatusOK {
+		t.Errorf("the later one is not ready: %v", checks)
+	}
+}
