@@ -35,18 +35,12 @@ func (s *service) join(ctx context.Context) error {
 		return nil
 	}
 	db, journal := s.folder.store, s.folder.journal
-	last, err := db.LastJournal(ctx, s.replica.Replica)
-	if err != nil {
-		return fmt.Errorf("reading the number of this start: %w", err)
-	}
 	m := &member{hints: make(chan struct{}, 1)}
+	var err error
 	m.Replica, err = replica.New(replica.Config{
-		Database: db, Name: s.replica.Replica, Incarnation: last.Incarnation, Program: s.version, Address: s.address(),
+		Database: db, Name: s.replica.Replica, Incarnation: journal.Incarnation(), Program: s.version, Address: s.address(),
 		Hints: m.hints,
-		Head: func() (uint64, [32]byte) {
-			head := journal.Head()
-			return head.Seq, head.Chain
-		},
+		Head:  journal.SignedHead,
 		Durable: func(ctx context.Context) (bool, error) {
 			d, err := db.Durability(ctx)
 			return d == store.Quorum, err
@@ -66,7 +60,7 @@ func (s *service) join(ctx context.Context) error {
 		}
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 		defer cancel()
-		return db.EndLease(ctx, s.replica.Replica, last.Incarnation) // it never served
+		return db.EndLease(ctx, s.replica.Replica, journal.Incarnation()) // it never served
 	})
 	s.member = m
 	s.forgetErased(store.Change{Full: true}) // what the journal has read so far may have changed

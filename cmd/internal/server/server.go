@@ -151,10 +151,6 @@ func (s *service) serve(ctx context.Context, stdout io.Writer) error {
 		return err
 	}
 	servers = append(servers, socket)
-	background, stopBackground := context.WithCancel(context.WithoutCancel(ctx))
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	defer stopBackground()
 	if s.member != nil {
 		s.member.running = true
 		// The lease ends last, when every answer has left, so that nobody waits for it in vain.
@@ -170,6 +166,10 @@ func (s *service) serve(ctx context.Context, stdout io.Writer) error {
 			<-followed
 		}()
 	}
+	background, stopBackground := context.WithCancel(context.WithoutCancel(ctx))
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer stopBackground()
 	wg.Go(func() { s.renewOwn(background) })
 	wg.Go(func() { s.trust.Run(background) })
 	wg.Go(func() { s.keepRetention(background) })
