@@ -35,10 +35,13 @@ func (s *service) join(ctx context.Context) error {
 		return nil
 	}
 	db, journal := s.folder.store, s.folder.journal
+	incarnation, err := s.incarnation(ctx)
+	if err != nil {
+		return err
+	}
 	m := &member{hints: make(chan struct{}, 1)}
-	var err error
 	m.Replica, err = replica.New(replica.Config{
-		Database: db, Name: s.replica.Replica, Incarnation: journal.Incarnation(), Program: s.version, Address: s.address(),
+		Database: db, Name: s.replica.Replica, Incarnation: incarnation, Program: s.version, Address: s.address(),
 		Hints: m.hints,
 		Head:  journal.SignedHead,
 		Durable: func(ctx context.Context) (bool, error) {
@@ -60,11 +63,23 @@ func (s *service) join(ctx context.Context) error {
 		}
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 		defer cancel()
-		return db.EndLease(ctx, s.replica.Replica, journal.Incarnation()) // it never served
+		return db.EndLease(ctx, s.replica.Replica, incarnation) // it never served
 	})
 	s.member = m
 	s.forgetErased(store.Change{Full: true}) // what the journal has read so far may have changed
 	return nil
+}
+
+// incarnation is the number of this start: the journal's, or the one that it will have once its disk has room for it.
+func (s *service) incarnation(ctx context.Context) (uint64, error) {
+	if n := s.folder.journal.Incarnation(); n > 0 {
+		return n, nil
+	}
+	last, err := s.folder.store.LastJournal(ctx, s.replica.Replica)
+	if err != nil && !isNotFound(err) {
+		return 0, fmt.Errorf("reading the number of this start: %w", err)
+	}
+	return last.Incarnation + 1, nil
 }
 
 // beginError says what to do when another process serves as this replica.
