@@ -101,6 +101,7 @@ func (s *signer) Sign(ctx context.Context, csr *x509.CertificateRequest, p pki.P
 // bench is an authority over a real store and a real CA, with a clock of its own.
 type bench struct {
 	tb        testing.TB
+	path      string // of the database
 	store     *store.Store
 	hierarchy *stepca.Hierarchy
 	ca        *signer
@@ -114,8 +115,9 @@ type bench struct {
 func newBench(tb testing.TB) *bench {
 	tb.Helper()
 	b := &bench{tb: tb}
+	b.path = filepath.Join(tb.TempDir(), "certbound.db")
 	db, err := store.Open(tb.Context(), store.Config{
-		Path: filepath.Join(tb.TempDir(), "certbound.db"), KEK: make([]byte, 32),
+		Path: b.path, KEK: make([]byte, 32),
 		Now: func() time.Time { return time.Now().Add(b.ahead) },
 	})
 	if err != nil {
@@ -522,22 +524,53 @@ func TestKeysThatAreRefused(t *testing.T) {
 // that the same state gets before.
 func TestChangesWhileSigning(t *testing.T) {
 	t.Parallel()
-	b := newBench(t)
+	t.Run("by this replica", func(t *testing.T) {
+		t.Parallel()
+		b := newBench(t)
+		testChangesWhileSigning(t, b, b)
+	})
+	t.Run("by another replica", func(t *testing.T) {
+		t.Parallel()
+		b := newBench(t)
+		testChangesWhileSigning(t, b, b.replica())
+	})
+}
+
+// replica is another authority with a store of its own on the same database.
+func (b *bench) replica() *bench {
+	b.tb.Helper()
+	db, err := store.Open(b.tb.Context(), store.Config{Path: b.path, KEK: make([]byte, 32)})
+	b.must(err)
+	b.tb.Cleanup(func() {
+		if err := db.Close(); err != nil {
+			b.tb.Error(err)
+		}
+	})
+	other := *b
+	other.store, other.ca = db, &signer{Signer: b.ca.Signer}
+	other.reopen()
+	other.authority, err = New(other.config())
+	b.must(err)
+	return &other
+}
+
+// testChangesWhileSigning has other change what b has just signed for.
+func testChangesWhileSigning(t *testing.T, b, other *bench) {
 	ctx := t.Context()
-	block := func(key crypto.Signer, id string) { b.revoke(pki.KeyCompromise, false, b.enrolled(id, key)) }
+	block := func(key crypto.Signer, id string) { other.revoke(pki.KeyCompromise, false, other.enrolled(id, key)) }
 	for name, tc := range map[string]struct {
 		meanwhile func(id string, code pki.Code, key crypto.Signer)
 		enrol     tokens.Error
 		renew     tokens.Error
 	}{
-		"disabled": {func(id string, _ pki.Code, _ crypto.Signer) { b.must(b.store.DisableClient(ctx, id)) }, wantCode, wantParent},
-		"removed":  {func(id string, _ pki.Code, _ crypto.Signer) { b.must(b.store.RemoveClient(ctx, id)) }, wantCode, wantParent},
-		"invited":  {func(id string, _ pki.Code, _ crypto.Signer) { b.invite(id) }, wantCode, tokens.Error{}},
+		"disabled": {func(id string, _ pki.Code, _ crypto.Signer) { b.must(other.store.DisableClient(ctx, id)) }, wantCode, wantParent},
+		"removed":  {func(id string, _ pki.Code, _ crypto.Signer) { b.must(other.store.RemoveClient(ctx, id)) }, wantCode, wantParent},
+		"invited":  {func(id string, _ pki.Code, _ crypto.Signer) { other.invite(id) }, wantCode, tokens.Error{}},
 		"used": {func(_ string, code pki.Code, _ crypto.Signer) {
-			_, err := b.enroll(code, newKey(t))
+			_, err := other.enroll(code, newKey(t))
 			b.must(err)
 		}, wantConflict, tokens.Error{}},
-		"taken":   {func(id string, _ pki.Code, key crypto.Signer) { b.enrolled(id+"-x", key) }, wantTaken, wantTaken},
+		"taken":   {func(id string, _ pki.Code, key crypto.Signer) { other.enrolled(id+"-x", key) }, wantTaken, wantTaken},
 		"blocked": {func(id string, _ pki.Code, key crypto.Signer) { block(key, id+"-x") }, wantBlocked, wantBlocked},
 	} {
 		id, key := "enrol-"+name, newKey(t)
@@ -570,7 +603,7 @@ func TestChangesWhileSigning(t *testing.T) {
 
 	parent := b.enrolled("revoked", newKey(t))
 	inventory := b.inventory()
-	b.ca.after = func() { b.revoke(pki.Unspecified, false, parent) }
+	b.ca.after = func() { other.revoke(pki.Unspecified, false, parent) }
 	res, err := b.renew("revoked", parent, newKey(t))
 	b.refused("cert.renew", wantParent, inventory, res, err)
 
@@ -579,7 +612,7 @@ func TestChangesWhileSigning(t *testing.T) {
 	var first *pki.EnrollResponse
 	b.ca.after = func() {
 		var err error
-		first, err = b.enroll(code, key)
+		first, err = other.enroll(code, key)
 		b.must(err)
 	}
 	second, err := b.enroll(code, key)

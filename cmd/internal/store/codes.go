@@ -148,5 +148,5 @@ func (c *change) redeemedBefore(code Code) (Certificate, error) {
 	if !cert.RevokedAt.IsZero() {
 		return Certificate{}, ErrRevoked
 	}
-	return cert, nil
+	return cert, c.checkKey(cert.KeyHash, cert.ClientID)
 }

@@ -138,6 +138,7 @@ func testStore(t *testing.T, open opener) {
 	}{
 		{"client round trip", testClientRoundTrip},
 		{"client names are unique", testNames},
+		{"names of clients of other CAs", testForeignNames},
 		{"removed ids stay reserved", testReserved},
 		{"last grantor stays", testLastGrantor},
 		{"who can grant", testGrantors},
@@ -673,6 +674,17 @@ func testRenewRefusals(f *fixture) {
 	ok(f.t, err)
 	_, err = f.addRenewal(moved.Thumbprint, f.cert("moved", 2, 3))
 	want(f.t, err, ErrGeneration)
+	// A blocked key asks for nothing, and its certificate is not handed out again, even where that was not revoked with it.
+	blocked, err := f.Code(f.ctx(), f.code(3).ID)
+	ok(f.t, err)
+	_, err = f.write.ExecContext(f.ctx(), "INSERT INTO blocked_keys (key_hash, created_at) VALUES ($1, 1)", digest(moved.KeyHash))
+	ok(f.t, err)
+	_, err = f.write.ExecContext(f.ctx(), "UPDATE clients SET generation = 1 WHERE id = 'moved'")
+	ok(f.t, err)
+	_, err = f.addRenewal(moved.Thumbprint, f.cert("moved", 1, 4))
+	want(f.t, err, ErrKeyBlocked)
+	_, err = f.Redeem(f.ctx(), blocked.ID, moved.KeyHash, f.cert("moved", 1, 5), "192.0.2.1", f.clock.now())
+	want(f.t, err, ErrKeyBlocked)
 	f.clock.advance(24 * time.Hour)
 	ok(f.t, renew(parent.Thumbprint, "payments", 1)) // the last second counts, as in crypto/x509
 	f.clock.advance(time.Second)

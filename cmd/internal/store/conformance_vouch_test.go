@@ -70,6 +70,46 @@ func foreign(id, trust, kind, value string) Client {
 	return Client{ID: id, AuthMethod: methodCA, Trust: trust, SubjectKind: kind, SubjectValue: value}
 }
 
+// testForeignNames: what our CA certifies for one client is not what another one, of a foreign CA, is recognised by, in
+// whatever spelling and whichever came first.
+func testForeignNames(f *fixture) {
+	f.trust("one")
+	f.trust("two")
+	taken := func(c Client, name, by string) {
+		f.t.Helper()
+		for _, err := range []error{f.FreeNames(f.ctx(), c), f.add(c)} {
+			taken, is := errors.AsType[*NameTakenError](err)
+			if !is || taken.Name != name || taken.ClientID != by {
+				f.t.Errorf("%s: %v, want that %s has %s", c.ID, err, by, name)
+			}
+		}
+	}
+	free := func(c Client) {
+		f.t.Helper()
+		ok(f.t, f.FreeNames(f.ctx(), c))
+		ok(f.t, f.add(c))
+	}
+	free(foreign("dns", "one", "tls_client_auth_san_dns", "Pay.Example."))
+	free(foreign("ip", "one", "tls_client_auth_san_ip", "2001:db8::1"))
+	free(foreign("uri", "one", "tls_client_auth_san_uri", "https://pay.example/x"))
+	free(foreign("again", "two", "tls_client_auth_san_dns", "pay.example")) // of another CA
+	free(foreign("dn", "one", "tls_client_auth_subject_dn", "CN=dn.example"))
+	free(foreign("mail", "one", "tls_client_auth_san_email", "mail.example@x.example"))
+	taken(Client{ID: "own", DNS: []string{"own.example", "pay.EXAMPLE"}}, "pay.EXAMPLE", "again")
+	taken(Client{ID: "own", IPs: []string{"2001:DB8:0::1"}}, "2001:DB8:0::1", "ip")
+	taken(Client{ID: "own", URIs: []string{"https://pay.example/x"}}, "https://pay.example/x", "uri")
+	ok(f.t, f.RemoveClient(f.ctx(), "again"))
+	taken(Client{ID: "own", DNS: []string{"pay.example"}}, "pay.example", "dns")
+	free(Client{ID: "own", DNS: []string{"own.example", "dn.example"}, IPs: []string{"198.51.100.1"}, URIs: []string{"https://Pay.example/x"}})
+	taken(foreign("f", "two", "tls_client_auth_san_dns", "OWN.example."), "OWN.example.", "own")
+	taken(foreign("f", "two", "tls_client_auth_san_ip", "198.51.100.1"), "198.51.100.1", "own")
+	taken(foreign("f", "two", "tls_client_auth_san_uri", "https://Pay.example/x"), "https://Pay.example/x", "own")
+	ok(f.t, f.RemoveClient(f.ctx(), "own"))
+	ok(f.t, f.RemoveClient(f.ctx(), "dns"))
+	free(foreign("f", "two", "tls_client_auth_san_dns", "own.example"))
+	free(Client{ID: "own2", DNS: []string{"pay.example"}})
+}
+
 func (f *fixture) trust(name string) Trust {
 	f.t.Helper()
 	t := Trust{Name: name, Anchors: [][]byte{[]byte("anchor of " + name)}, Revocation: "hard"}

@@ -46,8 +46,11 @@ func (s *Store) renew(c *change, parent [32]byte, cert Certificate, suspend bool
 	case old.ClientID != cert.ClientID || old.Generation != cert.Generation:
 		return Renewal{}, ErrGeneration
 	}
-	if err := c.checkKey(cert.KeyHash, cert.ClientID); err != nil {
-		return Renewal{}, err
+	// Also the key that asks must not be blocked: it could name itself anew.
+	for _, key := range [][32]byte{old.KeyHash, cert.KeyHash} {
+		if err := c.checkKey(key, cert.ClientID); err != nil {
+			return Renewal{}, err
+		}
 	}
 	child, err := scanCertificate(c.tx.QueryRowContext(c.ctx, queryChild, digest(parent), digest(cert.KeyHash), moment(now)))
 	if !errors.Is(err, ErrNotFound) {
