@@ -22,6 +22,7 @@ import (
 	"github.com/certbound/certbound/cmd/internal/profile"
 	"github.com/certbound/certbound/cmd/internal/store"
 	"github.com/certbound/certbound/mtls"
+	"github.com/certbound/certbound/pki"
 	"github.com/certbound/certbound/tokens"
 	"github.com/certbound/certbound/tokens/issuer"
 )
@@ -152,6 +153,75 @@ func (in *instance) list(c *http.Client, token string) apiAnswer {
 		in.tb.Fatal(err)
 	}
 	return apiAnswer{status: res.StatusCode, challenge: res.Header.Get("WWW-Authenticate")}
+}
+
+// What another replica has ended a moment ago is ended here too for whoever changes something, though the caches still
+// know it otherwise: the caller is judged in the transaction.
+func TestOperatorEndedElsewhere(t *testing.T) {
+	t.Parallel()
+	in := start(t, testConfig(t, t.TempDir()))
+	other := inspectStore(t, in.data)
+	for how, end := range map[string]func(id string, cert *x509.Certificate) error{
+		"disabled": func(id string, _ *x509.Certificate) error { return other.DisableClient(t.Context(), id) },
+		"removed":  func(id string, _ *x509.Certificate) error { return other.RemoveClient(t.Context(), id) },
+		"revoked": func(_ string, cert *x509.Certificate) error {
+			_, err := other.Revoke(t.Context(), store.Selection{Thumbprints: [][32]byte{mtls.ThumbprintOf(cert)}}, 0, time.Now())
+			return err
+		},
+		"kept": func(string, *x509.Certificate) error { return nil },
+	} {
+		id := "op-" + how
+		var added struct {
+			Code string `json:"code"`
+		}
+		in.mustOperate(http.MethodPost, "/clients", map[string]any{"client_id": id, "scope": "certbound:read certbound:registry"}, &added)
+		code, err := pki.ParseCode(added.Code)
+		if err != nil {
+			t.Fatal(err)
+		}
+		key := newKey(t)
+		_, res := in.redeem(code, key)
+		cert := pair(t, res, key)
+		c := in.client(&cert)
+		token := in.adminToken(c, id, url.Values{"resource": {in.issuer + "/admin/v1"}, "scope": {"certbound:read certbound:registry"}}).token
+		if err := end(id, cert.Leaf); err != nil {
+			t.Fatal(err)
+		}
+		if a := in.list(c, token); a.status != http.StatusOK {
+			t.Fatalf("%s: the caches know of it: status %d", how, a.status)
+		}
+		want := map[bool]int{true: http.StatusCreated, false: http.StatusUnauthorized}[how == "kept"]
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, in.mtls+"/admin/v1/resources", strings.NewReader(`{"resource":"urn:`+how+`","scope":"a"}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Content-Type", "application/json")
+		r.Header.Set("Authorization", "Bearer "+token)
+		answer, err := c.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = answer.Body.Close()
+		_, err = other.Resource(t.Context(), "urn:"+how)
+		if answer.StatusCode != want || (err == nil) != (how == "kept") {
+			t.Errorf("%s: status %d, want %d; the resource: %v", how, answer.StatusCode, want, err)
+		}
+		// A token that does not say so gives no scope that its client holds.
+		if how != "kept" {
+			continue
+		}
+		less := in.adminToken(c, id, url.Values{"resource": {in.issuer + "/admin/v1"}, "scope": {"certbound:read"}}).token
+		r.Header.Set("Authorization", "Bearer "+less)
+		r.Body = io.NopCloser(strings.NewReader(`{"resource":"urn:less","scope":"a"}`))
+		r.ContentLength = -1
+		if answer, err = c.Do(r); err != nil {
+			t.Fatal(err)
+		}
+		_ = answer.Body.Close()
+		if answer.StatusCode != http.StatusForbidden {
+			t.Errorf("with less than it holds: status %d", answer.StatusCode)
+		}
+	}
 }
 
 // The operators' API takes tokens for itself only, for two minutes only, asked for by name only, bound to the
