@@ -30,6 +30,9 @@ type AnchorsConfig struct {
 	// Usages are the extended key usages of which a client's certificate must have one; nil means clientAuth, which is
 	// right wherever a client authenticates. Only a CA that renews its own servers' certificates wants another.
 	Usages []x509.ExtKeyUsage
+	// Remember is for how many certificates it is remembered that a chain was built for them, beyond the 8 MiB of chains
+	// that are anyway. Each takes about 40 bytes, once it has come. It cannot be set together with UsePresented.
+	Remember int
 }
 
 // Anchors is an immutable set of trust anchors, safe for concurrent use. To change trust make another one: what a Peer
@@ -55,6 +58,10 @@ func NewAnchors(c AnchorsConfig) (*Anchors, error) {
 		// It would switch the check off, and with it the judgement of policies (GO-2025-3749).
 		return nil, errors.New("mtls: anchors for any extended key usage")
 	}
+	if c.Remember > 0 && c.UsePresented {
+		// Who holds one certificate could present it beside ever other ones, and fill the memory.
+		return nil, errors.New("mtls: certificates are not remembered where presented ones are used")
+	}
 	for _, cert := range slices.Concat(c.Roots, c.Intermediates) {
 		if err := checkAuthority(cert); err != nil {
 			return nil, err
@@ -66,7 +73,7 @@ func NewAnchors(c AnchorsConfig) (*Anchors, error) {
 		usePresented:  c.UsePresented,
 		usages:        slices.Clone(c.Usages),
 		building:      make(chan struct{}, runtime.GOMAXPROCS(0)),
-		chains:        newChains(slices.Concat(c.Roots, c.Intermediates)),
+		chains:        newChains(slices.Concat(c.Roots, c.Intermediates), c.Remember),
 	}
 	for _, cert := range c.Intermediates {
 		a.intermediates.AddCert(cert)
@@ -130,7 +137,8 @@ func (p *Peer) VerifiedBy(a *Anchors, now time.Time) error {
 // that is ErrExpired, ErrNotYetValid or ErrUntrusted, with no chain. The chain is shared and must not be modified.
 //
 // A chain once built is remembered with the Peer for this very a, and with a for the next connection that presents the
-// same certificate and, where a uses them, the same intermediates; of the latter memory at most 8 MiB are used. Its
+// same certificate and, where a uses them, the same intermediates; of the latter memory at most 8 MiB are used, and what
+// AnchorsConfig.Remember asks for. Its
 // dates are judged again at every call, so that it may be called for every request. Building blocks while as many chains
 // as there are processors are being built for the same anchors. Failures are not remembered.
 //

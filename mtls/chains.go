@@ -30,10 +30,11 @@ type chainKey [sha256.Size]byte
 type chains struct {
 	own []*x509.Certificate // held by the Anchors anyway
 
-	mu    sync.Mutex
-	byKey map[chainKey]*list.Element
-	order list.List // of *keptChain, the one last used first
-	bytes int       // at most maxChainBytes
+	mu     sync.Mutex
+	proven *proven // those with issuers of own alone; nil: they are kept with the others
+	byKey  map[chainKey]*list.Element
+	order  list.List // of *keptChain, the one last used first
+	bytes  int       // at most maxChainBytes
 }
 
 type keptChain struct {
@@ -42,8 +43,8 @@ type keptChain struct {
 	bytes   int
 }
 
-func newChains(own []*x509.Certificate) *chains {
-	return &chains{own: own, byKey: make(map[chainKey]*list.Element)}
+func newChains(own []*x509.Certificate, remember int) *chains {
+	return &chains{own: own, proven: newProven(remember), byKey: make(map[chainKey]*list.Element)}
 }
 
 // chainKey stands for the certificate's DER and, where chain building may use them, that of the presented
@@ -65,17 +66,25 @@ func (a *Anchors) chainKey(p *Peer) chainKey {
 func (c *chains) get(key chainKey, leaf *x509.Certificate) []*x509.Certificate {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	e, ok := c.byKey[key]
-	if !ok {
+	var issuers []*x509.Certificate
+	if c.proven != nil {
+		issuers = c.proven.get(&key)
+	}
+	if e, ok := c.byKey[key]; ok && issuers == nil {
+		c.order.MoveToFront(e)
+		issuers = e.Value.(*keptChain).issuers
+	}
+	if issuers == nil {
 		return nil
 	}
-	c.order.MoveToFront(e)
-	issuers := e.Value.(*keptChain).issuers
 	return append(append(make([]*x509.Certificate, 0, len(issuers)+1), leaf), issuers...)
 }
 
 // put keeps a chain that was just built, in place of the one that it had, and drops those that were longest unused.
 func (c *chains) put(key chainKey, chain []*x509.Certificate) {
+	if c.prove(key, chain[1:]) {
+		return
+	}
 	kept := &keptChain{key: key, issuers: slices.Clone(chain[1:]), bytes: chainBytes}
 	for _, cert := range kept.issuers {
 		if !slices.Contains(c.own, cert) {
@@ -92,6 +101,21 @@ func (c *chains) put(key chainKey, chain []*x509.Certificate) {
 	for c.bytes > maxChainBytes {
 		c.drop(c.order.Back())
 	}
+}
+
+// prove keeps a chain in the memory for many, if there is one and it is whole without what the client presented.
+func (c *chains) prove(key chainKey, issuers []*x509.Certificate) bool {
+	if c.proven == nil {
+		return false
+	}
+	for _, cert := range issuers {
+		if !slices.Contains(c.own, cert) {
+			return false
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.proven.put(&key, issuers)
 }
 
 // drop removes an entry; the caller holds mu.

@@ -11,6 +11,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"math/big"
 	"slices"
 	"testing"
@@ -95,47 +96,53 @@ func verify(a *Anchors, p *Peer, now time.Time) (err error, remembered bool) {
 func TestRFC5280_6_1_3_DatesOfARememberedChain(t *testing.T) {
 	t.Parallel()
 	for _, first := range []string{"leaf", "intermediate", "root"} {
-		t.Run(first, func(t *testing.T) {
-			t.Parallel()
-			synctest.Test(t, func(t *testing.T) {
-				now := time.Now()
-				// The one that is named begins later and ends earlier than the two others.
-				from := func(name string) (time.Time, time.Time) {
-					if name == first {
-						return now.Add(-time.Minute), now.Add(time.Minute)
-					}
-					return now.Add(-time.Hour), now.Add(time.Hour)
-				}
-				begin, end := from("root")
-				root := (*signer)(nil).issue(t, "root", true, begin, end)
-				begin, end = from("intermediate")
-				intermediate := root.issue(t, "intermediate", true, begin, end)
-				begin, end = from("leaf")
-				leaf := intermediate.issue(t, "leaf", false, begin, end)
-				a := anchored(t, AnchorsConfig{
-					Roots: []*x509.Certificate{root.cert}, Intermediates: []*x509.Certificate{intermediate.cert},
-				})
-				for i, tc := range []struct {
-					at time.Time
-					ok bool
-				}{
-					{now, true}, {now, true}, {now.Add(time.Minute), true}, {now.Add(-time.Minute), true},
-					{now.Add(time.Minute + 1), false}, {now.Add(-time.Minute - 1), false}, {now, true},
-				} {
-					p := connect(t, leaf.cert)
-					err, remembered := verify(a, p, tc.at)
-					if (err == nil) != tc.ok {
-						t.Errorf("at %v: %v", tc.at.Sub(now), err)
-					}
-					if tc.ok && remembered != (i > 0) {
-						t.Errorf("connection %d: remembered is %t", i, remembered)
-					}
-					if chain, err := p.ChainTo(a, tc.at); err == nil && (len(chain) != 3 || chain[0] != p.leaf) {
-						t.Errorf("the chain has %d certificates, or begins with another connection's", len(chain))
-					}
-				}
+		for _, many := range []int{0, 100} {
+			t.Run(fmt.Sprintf("%s, remember %d", first, many), func(t *testing.T) {
+				t.Parallel()
+				synctest.Test(t, func(t *testing.T) { testRememberedDates(t, first, many) })
 			})
-		})
+		}
+	}
+}
+
+// testRememberedDates is for anchors that remember many certificates, or but chains.
+func testRememberedDates(t *testing.T, first string, many int) {
+	now := time.Now()
+	// The one that is named begins later and ends earlier than the two others.
+	from := func(name string) (time.Time, time.Time) {
+		if name == first {
+			return now.Add(-time.Minute), now.Add(time.Minute)
+		}
+		return now.Add(-time.Hour), now.Add(time.Hour)
+	}
+	begin, end := from("root")
+	root := (*signer)(nil).issue(t, "root", true, begin, end)
+	begin, end = from("intermediate")
+	intermediate := root.issue(t, "intermediate", true, begin, end)
+	begin, end = from("leaf")
+	leaf := intermediate.issue(t, "leaf", false, begin, end)
+	a := anchored(t, AnchorsConfig{
+		Roots: []*x509.Certificate{root.cert}, Intermediates: []*x509.Certificate{intermediate.cert},
+		Remember: many,
+	})
+	for i, tc := range []struct {
+		at time.Time
+		ok bool
+	}{
+		{now, true}, {now, true}, {now.Add(time.Minute), true}, {now.Add(-time.Minute), true},
+		{now.Add(time.Minute + 1), false}, {now.Add(-time.Minute - 1), false}, {now, true},
+	} {
+		p := connect(t, leaf.cert)
+		err, remembered := verify(a, p, tc.at)
+		if (err == nil) != tc.ok {
+			t.Errorf("at %v: %v", tc.at.Sub(now), err)
+		}
+		if tc.ok && remembered != (i > 0) {
+			t.Errorf("connection %d: remembered is %t", i, remembered)
+		}
+		if chain, err := p.ChainTo(a, tc.at); err == nil && (len(chain) != 3 || chain[0] != p.leaf) {
+			t.Errorf("the chain has %d certificates, or begins with another connection's", len(chain))
+		}
 	}
 }
 
@@ -220,7 +227,7 @@ func TestRememberedChainsAreBounded(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			c := newChains([]*x509.Certificate{authority})
+			c := newChains([]*x509.Certificate{authority}, 0)
 			for i := range tc.fit + 2 {
 				c.put(key(i), tc.chain)
 				c.put(key(i), tc.chain) // in place of the first, and weighs once

@@ -59,6 +59,7 @@ func scale(ctx context.Context, args []string) error {
 	flags.DurationVar(&o.round, "round", 2*time.Second, "how long a round lasts")
 	flags.IntVar(&o.starts, "starts", 7, "starts on the existing data folder")
 	flags.StringVar(&l.keep, "keep", "", "a `folder` to leave the installations in, or to find them, for as long as their certificates live (7 days)")
+	flags.StringVar(&o.only, "only", "", "measure only the tokens whose mode has this `text` in its name")
 	flags.BoolVar(&o.strict, "strict", false, "fail when something is above what is promised")
 	short := flags.Bool("short", false, "few clients and rounds; nothing is judged")
 	if err := flags.Parse(args); err != nil {
@@ -115,7 +116,11 @@ func (s *scaled) run(ctx context.Context) error {
 		return err
 	}
 	defer s.large.population.file.Close()
-	for _, step := range []func(context.Context) error{s.restarts, s.tokens, s.renew, s.answers, s.afterwards} {
+	steps := []func(context.Context) error{s.restarts, s.tokens, s.renew, s.answers, s.afterwards}
+	if s.only != "" {
+		steps = steps[1:2]
+	}
+	for _, step := range steps {
 		if err := step(ctx); err != nil {
 			return err
 		}
@@ -267,6 +272,9 @@ func (s *scaled) tokens(ctx context.Context) error {
 		{"full handshake, clients that never came before", full, s.large.population.fresh, 0, false},
 		{"full handshake, drawn from all that ever came", full, s.large.population.known(0), mostDrawnCost, true},
 	} {
+		if !strings.Contains(c.what, s.only) {
+			continue
+		}
 		if c.warm {
 			if err := s.warmUp(ctx, full); err != nil {
 				return err

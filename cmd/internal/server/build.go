@@ -100,10 +100,11 @@ func (s *service) buildTrust(h *hierarchy) error {
 		return &StartError{Message: err.Error(), Hint: "put the file right, or take the trust out of the configuration"}
 	}
 	// Intermediates that a client of ours sends are ignored: our own is known.
-	own := mtls.AnchorsConfig{Roots: []*x509.Certificate{h.root}, Intermediates: []*x509.Certificate{h.issuing}}
+	own := mtls.AnchorsConfig{Roots: []*x509.Certificate{h.root}, Intermediates: []*x509.Certificate{h.issuing}, Remember: rememberedClients}
 	if s.anchors, err = mtls.NewAnchors(own); err != nil {
 		return fmt.Errorf("anchoring our own clients: %w", err)
 	}
+	own.Remember = 0 // a certificate is renewed once
 	own.Usages = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth}
 	if s.renewAnchors, err = mtls.NewAnchors(own); err != nil {
 		return fmt.Errorf("anchoring our own servers: %w", err)

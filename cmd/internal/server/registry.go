@@ -20,6 +20,8 @@ import (
 const (
 	// cacheSize bounds each of the registry's two caches, in entries of a few hundred bytes.
 	cacheSize = 1 << 16
+	// rememberedClients is for how many certificates of our own CA it is remembered that their signatures were verified.
+	rememberedClients = 1 << 20
 	// adminTokenLife is the longest life of a token for the operators' API.
 	adminTokenLife = 2 * time.Minute
 )
