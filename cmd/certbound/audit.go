@@ -43,43 +43,90 @@ type verdict struct {
 
 func (c *cli) auditVerifyCommand() *cobra.Command {
 	var data, headsFile string
+	var opt audit.VerifyOptions
 	cmd := &cobra.Command{
-		Use: "verify [--data DIR] [--heads FILE]", Short: "Verify that the journal is what was written", Args: arguments(0, 0),
+		Use: "verify [DIR]… [--data DIR] [--heads FILE] [--only] [--accept-loss] [--copied-within TIME]", Short: "Verify that the journal is what was written",
+		Args: cobra.ArbitraryArgs,
 		Long: "Verify that the journal is what was written: every record by its chain, every checkpoint by its signature, and all of\n" +
 			"it by the heads that operators' verbs keep in the operator's profile. Nothing is changed, and no service is asked: the\n" +
 			"folder may be a copy, made while the service ran, on another machine.\n\n" +
+			"Several folders are those of an installation's replicas: each journal is held to what the others say of it as well, and\n" +
+			"one that they speak of and that is not given is found missing. With one folder that is noted only: naming several means\n" +
+			"all, unless --only says that some are left out. A file that audit heads -o json printed brings in what the database knew.\n" +
+			"An event that a replica recorded for another one that had died may be on record in both, under the same id: it is one.\n\n" +
 			"Found are records that were changed, removed, put in another order or added, segments that are missing, and a journal\n" +
 			"that ends before a known head or contradicts it. Not found is what was cut off or put back after the newest known head.\n" +
 			"Exit code 0: it is what was written; 1: it is not, or could not be read.",
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			heads, err := c.knownHeads(cmd.Flags().Changed("heads"), headsFile, data)
-			if err != nil {
-				return err
-			}
-			dir := audit.Dir(data)
-			report, err := audit.Verify(dir, heads)
-			tampered, wrong := errors.AsType[*audit.TamperError](err)
+		RunE: func(cmd *cobra.Command, args []string) error {
 			switch {
-			case errors.Is(err, audit.ErrNoJournal), errors.Is(err, os.ErrNotExist):
-				return failf("name the data folder of the service, or a copy of its audit folder, with --data", "there is no journal in %s", dir)
-			case err != nil && !wrong:
-				return failf("look whether the folder can be read", "%v", err)
+			case len(args) > 0 && cmd.Flags().Changed("data"):
+				return usagef("name all folders without --data", "--data names one more folder")
+			case slices.Contains(args, ""):
+				return usagef("name the folders of the journals", "the name of a folder is empty")
+			case opt.CopiedWithin < 0:
+				return usagef("write it as 10m", "--copied-within is negative")
 			}
-			v := verdict{Valid: !wrong, Dir: dir, Report: report}
-			if err := c.print(v, func(w io.Writer) { showVerdict(w, &v, time.Now()) }); err != nil {
-				return err
+			folders := args
+			if len(folders) == 0 {
+				folders = []string{data}
 			}
-			if wrong {
-				return &failure{exit: exitFailed, code: "journal_damaged", description: fmt.Sprintf("the journal in %s is not what was written: %v", dir, tampered),
-					hint: "keep the folder as it is and copy it away; if it is a copy that was made while the service ran, copy it again"}
-			}
-			return nil
+			return c.auditVerify(folders, cmd.Flags().Changed("heads"), headsFile, opt)
 		},
 	}
-	cmd.Flags().StringVar(&data, "data", dataFolder, "data folder of the service, or a copy of its folder audit")
-	cmd.Flags().StringVar(&headsFile, "heads", "", "file of known heads; empty: none (else heads.json of the operator's profile)")
+	flags := cmd.Flags()
+	flags.StringVar(&data, "data", dataFolder, "data folder of the service, or a copy of its folder audit")
+	flags.StringVar(&headsFile, "heads", "", "file of known heads; empty: none (else heads.json of the operator's profile)")
+	flags.BoolVar(&opt.Only, "only", false, "journals of other replicas that these speak of are left out on purpose")
+	flags.BoolVar(&opt.AcceptLoss, "accept-loss", false, "records that serve --accept-journal-loss went on without are noted, and not found missing")
+	flags.DurationVar(&opt.CopiedWithin, "copied-within", 0,
+		"the folders were copied within this time of each other while the services ran: what one says that late of another is noted")
 	c.profileFlag(cmd, operatorProfile)
 	return cmd
+}
+
+// auditVerify verifies the journals in folders and prints what it found: one verdict for one folder, a list for several.
+func (c *cli) auditVerify(folders []string, named bool, headsFile string, opt audit.VerifyOptions) error {
+	var err error
+	if opt.Known, err = c.knownHeads(named, headsFile, folders[0]); err != nil {
+		return err
+	}
+	dirs := make([]string, len(folders))
+	for i, folder := range folders {
+		dirs[i] = audit.Dir(folder)
+	}
+	reports, err := audit.VerifyAll(dirs, opt)
+	switch {
+	case (errors.Is(err, audit.ErrNoJournal) || errors.Is(err, os.ErrNotExist)) && len(dirs) == 1:
+		return failf("name the data folder of the service, or a copy of its audit folder, with --data", "there is no journal in %s", dirs[0])
+	case err != nil:
+		return failf("look whether the folder can be read", "%v", err)
+	}
+	verdicts := make([]verdict, len(reports))
+	var wrong *failure
+	for i, r := range reports {
+		verdicts[i] = verdict{Valid: len(r.Findings) == 0, Dir: dirs[i], Report: r}
+		if !verdicts[i].Valid && wrong == nil {
+			wrong = &failure{exit: exitFailed, code: "journal_damaged",
+				description: fmt.Sprintf("the journal in %s is not what was written: %v", dirs[i], &audit.TamperError{Findings: r.Findings}),
+				hint:        "keep the folder as it is and copy it away; if it is a copy that was made while the service ran, copy it again"}
+		}
+	}
+	var doc any = verdicts
+	if len(verdicts) == 1 {
+		doc = verdicts[0]
+	}
+	err = c.print(doc, func(w io.Writer) {
+		for i := range verdicts {
+			if i > 0 {
+				fmt.Fprintln(w)
+			}
+			showVerdict(w, &verdicts[i], time.Now())
+		}
+	})
+	if err == nil && wrong != nil {
+		return wrong
+	}
+	return err
 }
 
 // knownHeads reads the heads that the journal is held to: of the file that was named, or of the operator's profile, or of
@@ -140,6 +187,13 @@ func showVerdict(w io.Writer, v *verdict, now time.Time) {
 	}
 	fields(w, "verdict", result, "folder", v.Dir, "journal", incarnations, "records", stream(&v.Records), "refusals", stream(&v.Refusals),
 		"checkpoints", checkpoint, "not covered", covered, "known heads", known)
+	for _, a := range v.Anchors {
+		agrees := "and the journal agrees"
+		if !a.Agrees {
+			agrees = "and the journal does NOT agree"
+		}
+		fmt.Fprintf(w, "anchor: %s saw %s at record %d on %s, %s ago, %s\n", visible(a.By), visible(a.Journal), a.Record, stamp(a.Time), age(now, a.Time), agrees)
+	}
 	for _, f := range v.Findings {
 		fmt.Fprintf(w, "wrong: %s\n", f)
 	}

@@ -29,6 +29,10 @@ type Sighting struct {
 	By   string    `json:"by"` // who keeps it: "database", or the replica whose journal says so
 	Head Head      `json:"head"`
 	Time time.Time `json:"time"`
+
+	record   uint64    // of the journal that says so, and its time
+	recorded time.Time //
+	late     bool      // it may have been seen after the other journal was copied
 }
 
 // ByDatabase is who keeps the heads that replicas leave in the database.
@@ -40,6 +44,43 @@ func (a *Anchor) Head() (seq uint64, chain string, at time.Time) {
 		return a.Seen.Head.Seq, chainString(a.Seen.Head.Chain), a.Seen.Time
 	}
 	return a.Checkpoint.Seq, a.Checkpoint.Head, a.Checkpoint.Time
+}
+
+func (a *Anchor) seq() uint64 {
+	seq, _, _ := a.Head()
+	return seq
+}
+
+// keeper is who keeps the head.
+func (a *Anchor) keeper() string {
+	if a.Seen == nil {
+		return "operator"
+	}
+	return a.Seen.By
+}
+
+// source is who says what is no checkpoint.
+func (a *Anchor) source() string {
+	if a.Seen.record == 0 {
+		return "the " + printable(a.Seen.By)
+	}
+	return fmt.Sprintf("record %d of replica %s", a.Seen.record, printable(a.Seen.By))
+}
+
+// who is the head in a sentence.
+func (a *Anchor) who() string {
+	if a.Seen == nil {
+		return "the known head of " + a.Identity.String()
+	}
+	return fmt.Sprintf("the head of %s that %s names", printable(a.Identity.String()), a.source())
+}
+
+// accuse has a finding say whose journal it rests on.
+func (a *Anchor) accuse(f Finding) Finding {
+	if a.Seen != nil && a.Seen.record > 0 {
+		f.by = a.Seen.By
+	}
+	return f
 }
 
 // check refuses a head that nobody could have been shown.

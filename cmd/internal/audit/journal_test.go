@@ -46,9 +46,11 @@ type testStream struct {
 	ended   bool // the segment was trimmed
 }
 
-func newTestJournal(t testing.TB) *testJournal {
+func newTestJournal(t testing.TB) *testJournal { return newTestReplica(t, "r1") }
+
+func newTestReplica(t testing.TB, replica string) *testJournal {
 	j := &testJournal{
-		t: t, dir: t.TempDir(), id: Identity{Installation: "inst", Replica: "r1"},
+		t: t, dir: t.TempDir(), id: Identity{Installation: "inst", Replica: replica},
 		now:  time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC),
 		main: testStream{name: streamMain}, refusals: testStream{name: streamRefusals}, fill: 1,
 	}
@@ -172,6 +174,28 @@ func (j *testJournal) checkpointWith(change func(*Checkpoint)) {
 	j.anchors = append(j.anchors, Anchor{Identity: j.id, FirstKey: j.firstKey, Checkpoint: c})
 }
 
+// witness records where another journal stands.
+func (j *testJournal) witness(other *testJournal) {
+	j.now = maxTime(j.now, other.now)
+	j.witnessHead(other.id, other.firstKey, other.main.head)
+}
+
+func (j *testJournal) witnessHead(id Identity, key string, head Head) {
+	text, err := json.Marshal(witnessMember{id, key, head, j.now})
+	if err != nil {
+		j.t.Fatal(err)
+	}
+	j.add(&j.main, eventWitness, `"witness":`+string(text))
+	j.frame(&j.main)
+}
+
+func maxTime(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
 // rotate begins a segment.
 func (j *testJournal) rotate(s *testStream) {
 	j.checkpoint()
@@ -197,8 +221,10 @@ func (j *testJournal) end(s *testStream) {
 }
 
 // story is a journal with everything in it: incarnations, segments, checkpoints and refusals.
-func story(t testing.TB) *testJournal {
-	j := newTestJournal(t)
+func story(t testing.TB) *testJournal { return storyOf(t, "r1") }
+
+func storyOf(t testing.TB, replica string) *testJournal {
+	j := newTestReplica(t, replica)
 	j.tokens(3)
 	j.strangers(2)
 	j.checkpoint()

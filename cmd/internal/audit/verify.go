@@ -25,6 +25,8 @@ type Finding struct {
 	Line   int    `json:"line,omitempty"`   // its number, from 1
 	Record uint64 `json:"record,omitempty"` // its sequence number, where that is known
 	What   string `json:"what"`
+
+	by string // the replica whose journal it rests on
 }
 
 // String is the finding in one line.
@@ -70,10 +72,26 @@ type Report struct {
 	// Known is how many known heads were compared, Anchor the time of the newest that the journal agrees with.
 	Known  int       `json:"known"`
 	Anchor time.Time `json:"anchor,omitzero"`
+	// Anchors are the newest of whoever keeps such heads, newest first.
+	Anchors []AnchorReport `json:"anchors,omitempty"`
+	// Losses are what starts went on without because they were told to.
+	Losses []Loss `json:"losses,omitempty"`
 	// Notes are what is no damage but not covered either: a torn end, files that are no segments.
 	Notes []Finding `json:"notes"`
 	// Findings are what is wrong, the first 50.
 	Findings []Finding `json:"findings"`
+
+	witnessed []Anchor // the newest that the journal says of each incarnation of other replicas
+	elsewhere []Anchor // those known heads that are about other replicas
+}
+
+// AnchorReport is a head that somebody keeps of the journal.
+type AnchorReport struct {
+	By      string    `json:"by"` // "operator", ByDatabase, or the replica whose journal says so
+	Journal string    `json:"journal"`
+	Record  uint64    `json:"record"`
+	Time    time.Time `json:"time"`
+	Agrees  bool      `json:"agrees"`
 }
 
 // TamperError says that a journal is not what was written.
@@ -99,9 +117,17 @@ var ErrNoJournal = errors.New("there is no journal")
 // It cannot see that records were cut off, or a whole copy put back, after the newest known head; nor that whoever held
 // the key of the last checkpoint made up what follows it.
 func Verify(dir string, known []Anchor) (*Report, error) {
+	return verify(dir, known, VerifyOptions{})
+}
+
+// verify is Verify, and reads again what a running service changed while it was read.
+func verify(dir string, known []Anchor, opt VerifyOptions) (*Report, error) {
 	const attempts = 3
 	for attempt := 1; ; attempt++ {
-		report, err := verify(dir, known)
+		report, moved, err := verifyOnce(dir, known, opt)
+		if moved && attempt < attempts {
+			continue
+		}
 		// A running service may have removed, at the end of its retention, what was listed.
 		if errors.Is(err, fs.ErrNotExist) && attempt < attempts {
 			if _, missing := os.Stat(dir); missing == nil {
@@ -112,43 +138,47 @@ func Verify(dir string, known []Anchor) (*Report, error) {
 	}
 }
 
-func verify(dir string, known []Anchor) (*Report, error) {
+// verifyOnce reads the journal once. It says moved when something is wrong and was found in a segment that was written to
+// meanwhile: then the next segment may go on from where nothing was yet when this one was read.
+func verifyOnce(dir string, known []Anchor, opt VerifyOptions) (_ *Report, moved bool, _ error) {
 	main, refusals, others, err := segmentFiles(dir)
 	if errors.Is(err, fs.ErrNotExist) && len(known) > 0 {
 		err = nil // it was deleted: the heads say what is missing
 	}
 	if err != nil {
-		return nil, fmt.Errorf("verify the journal: %w", err)
+		return nil, false, fmt.Errorf("verify the journal: %w", err)
 	}
 	if len(main)+len(refusals)+len(known) == 0 {
-		return nil, fmt.Errorf("verify %s: %w", dir, ErrNoJournal)
+		return nil, false, fmt.Errorf("verify %s: %w", dir, ErrNoJournal)
 	}
-	v := &verifier{report: &Report{Notes: []Finding{}, Findings: []Finding{}}}
+	v := &verifier{report: &Report{Notes: []Finding{}, Findings: []Finding{}}, opt: opt, anchors: map[string]AnchorReport{}, witnessed: map[Identity]Anchor{}}
 	v.report.Records.Segments, v.report.Refusals.Segments = len(main), len(refusals)
 	v.main = newWalker(v, dir, main, &v.report.Records)
 	v.refusals = newWalker(v, dir, refusals, &v.report.Refusals)
 	defer v.main.close()
 	defer v.refusals.close()
 	if err := v.expect(known); err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	v.foreign(others)
 	if len(main) == 0 && len(refusals) > 0 { // the refusals are never begun before the journal is
 		v.find(Finding{What: "the journal is missing: only the stream of refusals is there"})
 	}
 	if err := v.run(); err != nil {
-		return nil, fmt.Errorf("verify the journal: %w", err)
+		return nil, v.moved, fmt.Errorf("verify the journal: %w", err)
 	}
 	if len(v.report.Findings) > 0 {
-		return v.report, &TamperError{Findings: v.report.Findings}
+		return v.report, v.moved, &TamperError{Findings: v.report.Findings}
 	}
-	return v.report, nil
+	return v.report, false, nil
 }
 
 // verifier holds the streams to each other and to what is signed.
 type verifier struct {
 	report         *Report
+	opt            VerifyOptions
 	main, refusals *walker
+	moved          bool // a segment was written to, or removed, while something wrong was found in it or behind it
 
 	installation, replica string // of the first segment
 
@@ -166,7 +196,9 @@ type verifier struct {
 	droppedC promise     //
 	stated   statedHeads // what the journal states of the refusals
 
-	known []Anchor // those still to come, by sequence number
+	known     []Anchor                // those still to come, by sequence number
+	anchors   map[string]AnchorReport // by who keeps them
+	witnessed map[Identity]Anchor
 }
 
 // promise is what the journal says of segments that are gone.
@@ -187,6 +219,7 @@ type statedHeads struct {
 func (v *verifier) find(f Finding) {
 	if len(v.report.Findings) < maxFindings {
 		v.report.Findings = append(v.report.Findings, f)
+		v.moved = v.moved || v.main.moved() || v.refusals.moved()
 	}
 }
 
@@ -216,7 +249,7 @@ func (v *verifier) expect(known []Anchor) error {
 		}
 	}
 	v.known = slices.Clone(known)
-	slices.SortFunc(v.known, func(a, b Anchor) int { return cmp.Compare(a.Checkpoint.Seq, b.Checkpoint.Seq) })
+	slices.SortStableFunc(v.known, func(a, b Anchor) int { return cmp.Compare(a.seq(), b.seq()) })
 	v.report.Known = len(known)
 	return nil
 }
@@ -250,6 +283,14 @@ func (v *verifier) run() error {
 
 // record looks at one record of the journal that the chain has accepted.
 func (v *verifier) record(r *walked) error {
+	if r.journal != nil {
+		if v.replica == "" {
+			v.sort(r.journal.Identity)
+		}
+		if r.journal.Loss != nil && r.event == eventStart {
+			v.loss(r)
+		}
+	}
 	v.compare(r)
 	switch r.event {
 	case eventStop:
@@ -269,8 +310,62 @@ func (v *verifier) record(r *walked) error {
 		v.removed = v.promised(r, v.removed)
 	case eventDropped:
 		v.dropped = v.promised(r, v.dropped)
+	case eventWitness:
+		v.witness(r)
 	}
 	return nil
+}
+
+// sort leaves those known heads out that are about other replicas: they are for those. Where there is none about this one,
+// all stay, since this is not the journal that was looked for, unless it is one of several.
+func (v *verifier) sort(id Identity) {
+	other := func(k Anchor) bool { return k.Installation == id.Installation && k.Replica != id.Replica }
+	mine := func(k Anchor) bool { return k.Installation == id.Installation && k.Replica == id.Replica }
+	if !v.opt.several && !slices.ContainsFunc(v.known, mine) {
+		return
+	}
+	for _, k := range v.known {
+		if other(k) {
+			v.report.elsewhere = append(v.report.elsewhere, k)
+		}
+	}
+	v.known = slices.DeleteFunc(v.known, other)
+}
+
+// loss takes a record that says what the run that it begins went on without. What was known of earlier runs beyond that is
+// not asked for any more.
+func (v *verifier) loss(r *walked) {
+	id, loss := r.journal.Identity, r.journal.Loss
+	v.known = slices.DeleteFunc(v.known, func(k Anchor) bool {
+		return k.Installation == id.Installation && k.Replica == id.Replica && k.Incarnation < id.Incarnation && k.seq() > loss.Found.Seq
+	})
+	if len(v.report.Losses) < maxFindings {
+		v.report.Losses = append(v.report.Losses, *loss)
+	}
+	f := r.finding(fmt.Sprintf("records %d to %d of run %d, and what came after them before this run began, are lost: the service was told to go on without them",
+		loss.Found.Seq+1, loss.Known.Seq, loss.Incarnation))
+	switch {
+	case loss.Found != r.journal.Previous || loss.Known.Seq <= loss.Found.Seq:
+		v.find(r.finding("what this record says to be lost does not fit where the journal ended"))
+	case v.opt.AcceptLoss:
+		v.note(f)
+	default:
+		v.find(f)
+	}
+}
+
+// maxWitnessed bounds the journals of others that are remembered.
+const maxWitnessed = 10_000
+
+// witness takes what the journal says of another one.
+func (v *verifier) witness(r *walked) {
+	w := r.witness
+	if before, ok := v.witnessed[w.Identity]; ok && before.Seen.Head.Seq >= w.Head.Seq || !ok && len(v.witnessed) >= maxWitnessed {
+		return
+	}
+	v.witnessed[w.Identity] = Anchor{Identity: w.Identity, FirstKey: w.FirstKey, Seen: &Sighting{
+		By: v.main.identity.Replica, Head: w.Head, Time: w.Time, record: r.seq, recorded: r.time,
+	}}
 }
 
 // begin notes whose journal it is from here on.
@@ -304,26 +399,27 @@ func (v *verifier) begin(r *walked) {
 		v.firstKey = r.journal.Key
 	}
 	for i := range v.known {
-		if k := &v.known[i]; k.Identity == id && v.firstKey != "" && k.FirstKey != v.firstKey {
-			v.find(r.finding("the key of the first checkpoint is not the one that the known head of " + id.String() + " names: the journal was made anew"))
+		if k := &v.known[i]; k.Identity == id && v.firstKey != "" && k.FirstKey != "" && k.FirstKey != v.firstKey {
+			v.find(k.accuse(r.finding("the key of the first checkpoint is not the one that " + k.who() + " names: the journal was made anew")))
 		}
 	}
 }
 
 // compare holds a record to the known heads that are about it.
 func (v *verifier) compare(r *walked) {
-	for len(v.known) > 0 && v.known[0].Checkpoint.Seq <= r.seq {
+	for len(v.known) > 0 && v.known[0].seq() <= r.seq {
 		k := v.known[0]
 		v.known = v.known[1:]
-		if k.Checkpoint.Seq < r.seq {
+		seq, chain, at := k.Head()
+		if seq < r.seq {
 			v.beforeBase(&k, r)
 			continue
 		}
 		switch {
 		case k.Identity != v.main.identity:
-			v.find(r.finding(fmt.Sprintf("the known head of %s says that this record was its own, but it is one of %s: the journal was put back or made anew", k.Identity, v.main.identity)))
-		case k.Checkpoint.Head != chainString(r.chain):
-			v.find(r.finding(fmt.Sprintf("the known head of %s, seen at %s, has another chain here: records up to this one were rewritten", k.Identity, k.Checkpoint.Time.UTC().Format(time.RFC3339))))
+			v.contradicted(&k, r.finding(fmt.Sprintf("%s says that this record was its own, but it is one of %s: the journal was put back or made anew", k.who(), v.main.identity)))
+		case chain != chainString(r.chain):
+			v.contradicted(&k, r.finding(fmt.Sprintf("%s, seen at %s, has another chain here: records up to this one were rewritten", k.who(), at.UTC().Format(time.RFC3339))))
 		default:
 			v.agree(&k)
 		}
@@ -335,17 +431,33 @@ func (v *verifier) beforeBase(k *Anchor, r *walked) {
 	id := v.main.identity
 	switch {
 	case k.Installation != id.Installation || k.Replica != id.Replica:
-		v.find(r.finding(fmt.Sprintf("this is not the journal of the known head of %s, but %s", k.Identity, id)))
+		v.contradicted(k, r.finding(fmt.Sprintf("this is not the journal of %s, but %s", k.who(), id)))
 		return
-	case k.Checkpoint.Seq <= v.main.base.Seq:
+	case k.seq() <= v.main.base.Seq:
 		return // whether it may be missing, the records of its removal say
 	}
-	v.find(r.finding(fmt.Sprintf("record %d, which the known head of %s names, is missing", k.Checkpoint.Seq, k.Identity)))
+	v.contradicted(k, r.finding(fmt.Sprintf("record %d, which %s names, is missing", k.seq(), k.who())))
+}
+
+// contradicted is for a known head that the journal does not agree with.
+func (v *verifier) contradicted(k *Anchor, f Finding) {
+	v.count(k, false)
+	v.find(k.accuse(f))
 }
 
 func (v *verifier) agree(k *Anchor) {
-	if k.Checkpoint.Time.After(v.report.Anchor) {
-		v.report.Anchor = k.Checkpoint.Time
+	v.count(k, true)
+	if _, _, at := k.Head(); at.After(v.report.Anchor) {
+		v.report.Anchor = at
+	}
+}
+
+// count keeps the newest of those that agree, for each who keeps them, or else of those that do not.
+func (v *verifier) count(k *Anchor, agrees bool) {
+	by := k.keeper()
+	seq, _, at := k.Head()
+	if before, ok := v.anchors[by]; !ok || agrees && !before.Agrees || agrees == before.Agrees && at.After(before.Time) {
+		v.anchors[by] = AnchorReport{By: by, Journal: k.Identity.String(), Record: seq, Time: at, Agrees: agrees}
 	}
 }
 
@@ -446,6 +558,13 @@ func (v *verifier) finish() {
 	for i := range v.known {
 		v.lost(&v.known[i])
 	}
+	for _, a := range v.anchors {
+		r.Anchors = append(r.Anchors, a)
+	}
+	slices.SortFunc(r.Anchors, func(a, b AnchorReport) int { return cmp.Or(b.Time.Compare(a.Time), cmp.Compare(a.By, b.By)) })
+	for _, w := range v.witnessed {
+		r.witnessed = append(r.witnessed, w)
+	}
 }
 
 // missing demands that segments before the first one are missing for a reason that the journal states.
@@ -466,14 +585,24 @@ func (v *verifier) missing(w *walker, said promise, why string) {
 
 // lost is for a known head that the journal does not reach.
 func (v *verifier) lost(k *Anchor) {
-	seen := k.Checkpoint.Time.UTC().Format(time.RFC3339)
+	seq, _, at := k.Head()
+	says := ""
+	if k.Seen != nil {
+		says = ", as " + k.source() + " says"
+	}
+	seen := at.UTC().Format(time.RFC3339) + says
 	if v.main.head.Seq == 0 {
-		v.find(Finding{Record: k.Checkpoint.Seq, What: fmt.Sprintf("the journal %s is not here, but stood at record %d on %s: it was deleted", k.Identity, k.Checkpoint.Seq, seen)})
+		v.contradicted(k, Finding{Record: seq, What: fmt.Sprintf("the journal %s is not here, but stood at record %d on %s: it was deleted", k.Identity, seq, seen)})
 		return
 	}
-	f := v.main.here(fmt.Sprintf("the journal ends with record %d, but %s stood at record %d on %s: its end was cut off, or an older copy put back", v.main.head.Seq, k.Identity, k.Checkpoint.Seq, seen))
-	f.Record = k.Checkpoint.Seq
-	v.find(f)
+	f := v.main.here(fmt.Sprintf("the journal ends with record %d, but %s stood at record %d on %s: its end was cut off, or an older copy put back", v.main.head.Seq, k.Identity, seq, seen))
+	f.Record = seq
+	if k.Seen != nil && k.Seen.late && !v.report.Closed {
+		f.What += ", or it was copied before that"
+		v.note(f)
+		return
+	}
+	v.contradicted(k, f)
 }
 
 // ownEvent stands in the line of each of them; what a caller says is escaped, and cannot hold it.
@@ -493,6 +622,7 @@ type walked struct {
 	event      string
 	journal    *journalMember
 	checkpoint *Checkpoint
+	witness    *witnessMember
 	head       *Head // that journal.retention, journal.dropped and journal.refusals name
 }
 
@@ -511,6 +641,7 @@ type walker struct {
 
 	at    int // the segment that is read is files[at-1]
 	file  *os.File
+	found [2]fs.FileInfo // of that segment and of the one before it, when each was opened
 	lines *lineReader
 	first bool // its first record is still to come
 	grows bool // newlines follow what it holds: it was not ended
@@ -541,6 +672,20 @@ func (w *walker) close() {
 		_ = w.file.Close() // it was only read
 		w.file = nil
 	}
+}
+
+// moved reports whether the segment that is read, or the one before it, is not as it was when it was opened.
+func (w *walker) moved() bool {
+	for _, before := range w.found {
+		if before == nil {
+			continue
+		}
+		now, err := os.Lstat(filepath.Join(w.dir, before.Name()))
+		if err != nil || now.Size() != before.Size() || !now.ModTime().Equal(before.ModTime()) {
+			return true
+		}
+	}
+	return false
 }
 
 // here is a finding about the line that was read last.
@@ -644,6 +789,14 @@ func (w *walker) open() (bool, error) {
 	if err != nil {
 		return false, err
 	}
+	info, err := f.Stat()
+	if err != nil {
+		return false, errors.Join(err, f.Close())
+	}
+	if w.v.opt.opened != nil {
+		w.v.opt.opened(w.files[w.at].name)
+	}
+	w.found = [2]fs.FileInfo{info, w.found[0]}
 	w.at++
 	w.file, w.first, w.grows, w.tears, w.batch = f, true, false, 0, batch{}
 	if w.lines == nil {
@@ -910,6 +1063,7 @@ func (r *walked) read(line []byte) bool {
 		Name       string         `json:"event"`
 		Journal    *journalMember `json:"journal"`
 		Checkpoint *Checkpoint    `json:"checkpoint"`
+		Witness    *witnessMember `json:"witness"`
 		Refusals   *Head          `json:"refusals"`
 		Retention  *Head          `json:"retention"`
 		Dropped    *Head          `json:"dropped"`
@@ -918,12 +1072,14 @@ func (r *walked) read(line []byte) bool {
 		return false
 	}
 	r.time, r.event = e.Time, e.Name
-	r.journal, r.checkpoint = e.Journal, e.Checkpoint
+	r.journal, r.checkpoint, r.witness = e.Journal, e.Checkpoint, e.Witness
 	switch e.Name {
 	case eventStart, eventSegment:
 		return r.journal != nil
 	case eventCheckpoint:
 		return r.checkpoint != nil
+	case eventWitness:
+		return r.witness != nil && r.witness.Head.Seq > 0
 	case eventRefusals:
 		r.head = e.Refusals
 	case eventRetention:
