@@ -237,7 +237,7 @@ func (p *postgresql) commit(conn *sql.Conn, transaction bool, write func() error
 	err := write()
 	switch {
 	case doubt.Load():
-		return fmt.Errorf("%w: the server did not wait for its standbys: %w", ErrUnknown, err)
+		return errors.Join(fmt.Errorf("%w: the server did not wait for its standbys", ErrUnknown), err)
 	case err == nil:
 		return nil
 	case transaction, pg.IsClosed() && !refused(err):

@@ -5,7 +5,12 @@ package store
 
 import (
 	"bytes"
+	"context"
+	"crypto/rand"
+	"fmt"
+	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -34,29 +39,42 @@ func openAt(t *testing.T, dir string, now func() time.Time) *Store {
 // openSQLite opens an empty database.
 func openSQLite(t *testing.T, now func() time.Time) *Store { return openAt(t, t.TempDir(), now) }
 
-// templates are databases of PostgreSQL with the schema and testKEK's check in them, by the server that has them.
-var templates sync.Map
+// template is a database of PostgreSQL with the schema and testKEK's check in it, of which each test gets a copy.
+var template struct {
+	once   sync.Once
+	server *postgres.Server
+	name   string
+	err    error
+}
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if template.server != nil {
+		if err := template.server.DropDatabase(context.Background(), template.name); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+		}
+	}
+	os.Exit(code)
+}
 
 // pgDatabase makes a database with the schema in it, and returns its URL.
 func pgDatabase(t *testing.T) string {
 	t.Helper()
 	server := postgres.ForTest(t)
-	template, _ := templates.LoadOrStore("", sync.OnceValues(func() (string, error) {
-		const name = "store_template"
-		if err := server.CreateDatabase(t.Context(), name, ""); err != nil {
-			return "", err
+	template.once.Do(func() {
+		template.name = "template_" + strings.ToLower(rand.Text())
+		if template.err = server.CreateDatabase(t.Context(), template.name, ""); template.err != nil {
+			return
 		}
-		s, err := Open(t.Context(), Config{URL: server.URL(name), KEK: testKEK})
-		if err != nil {
-			return "", err
+		template.server = server
+		s, err := Open(t.Context(), Config{URL: server.URL(template.name), KEK: testKEK})
+		if err == nil {
+			err = s.Close()
 		}
-		return name, s.Close()
-	}))
-	name, err := template.(func() (string, error))()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return server.DatabaseFrom(t, name)
+		template.err = err
+	})
+	ok(t, template.err)
+	return server.DatabaseFrom(t, template.name)
 }
 
 // openURL opens a database of PostgreSQL, and closes it at the end of the test.
