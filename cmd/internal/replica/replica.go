@@ -99,7 +99,6 @@ type Database interface {
 	// Announce has everything dropped from memory that a change touched, before it returns. What is read from the database
 	// afterwards, and only that, may be remembered again.
 	Announce(store.Change)
-	Version(context.Context) (int64, error)
 }
 
 // Config is what a [Replica] is made of. Database, Name and Incarnation are required.
@@ -117,8 +116,9 @@ type Config struct {
 	// Durable reports whether a commit outlives the loss of the database's machine. It is asked at the start, each minute
 	// and when the database has moved. Nil, or an error: it does not.
 	Durable func(context.Context) (bool, error)
-	// Moved is told that the server of the database restarted or was replaced, before anything rests on the new one. When
-	// it has returned no read may be answered by a connection from before. Nil: there is nothing to do.
+	// Moved is told by Begin which server takes the writes, and again when that restarted or was replaced, before anything
+	// rests on the new one. When it has returned, no read that begins may be answered by another server, such as the former
+	// primary that still talks to whoever is connected. Nil: there is nothing to do.
 	Moved func(store.SystemID)
 	// Clock is the machine's when nil.
 	Clock Clock
@@ -265,15 +265,22 @@ func (r *Replica) Begin(ctx context.Context) error {
 		return err
 	}
 	r.at(stepBegun)
-	version, err := r.cfg.Database.Version(ctx)
+	// A write, because what is loaded next must come from the database that takes writes; and it says which that is.
+	got, err := r.cfg.Database.RenewLease(ctx, store.LeaseRenewal{Replica: r.cfg.Name, Incarnation: r.cfg.Incarnation})
 	if err != nil {
 		return fmt.Errorf("begin replica %q: %w", r.cfg.Name, err)
+	}
+	if _, err := r.identify(got, 0, read(r.clock)); err != nil {
+		return err
+	}
+	if r.cfg.Moved != nil {
+		r.cfg.Moved(got.System)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.begun = true
-	r.see(version)
-	r.install(version)
+	r.see(got.Version)
+	r.install(got.Version)
 	return nil
 }
 
