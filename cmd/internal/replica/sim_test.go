@@ -94,9 +94,9 @@ func flavours() []faults {
 		with("network", func(f *faults) { f.loss, f.repeat, f.slow, f.cuts, f.hints = 0.01, 0.05, 0.1, 3*s, 0.2 }),
 		with("pauses", func(f *faults) { f.pause, f.slowFlush, f.stops = 0.004, 0.03, 4*s }),
 		with("clocks", func(f *faults) { f.jumps, f.cuts = 2500*time.Millisecond, 3*s }),
-		with("naps", func(f *faults) { f.naps, f.stops, f.cuts, f.length = true, time.Second, 3*s, 25*s }),
+		with("naps", func(f *faults) { f.naps, f.stops, f.cuts, f.length = true, 1200*time.Millisecond, 3*s, 25*s }),
 		with("slow answers", func(f *faults) { f.slowAnswers, f.cuts, f.length = 0.5, 2*s, 20*s }),
-		with("crashes", func(f *faults) { f.restarts, f.slowStart, f.crashAfter, f.loss, f.slow = 2*s, 0.5, 0.15, 0.01, 0.03 }),
+		with("crashes", func(f *faults) { f.restarts, f.slowStart, f.crashAfter, f.loss, f.slow, f.length = 4*s, 0.4, 0.05, 0.01, 0.03, 16*s }),
 		with("split brain", func(f *faults) { f.failover, f.split, f.slow, f.cuts = true, true, 0.02, 8*s }),
 		with("failover without quorum", func(f *faults) { f.failover, f.lag = true, 2*s }),
 		with("server restarts", func(f *faults) { f.serverRestart, f.slowFlush, f.restarts = true, 0.02, 5*s }),
@@ -691,7 +691,9 @@ func (w *world) trouble(m *host) {
 	}
 	w.disturb("stop", m.n, f.stops, func(rng *rand.Rand) {
 		d := some(rng, 50*time.Millisecond, 950*time.Millisecond)
-		if !f.naps && rng.IntN(2) == 0 {
+		if f.naps {
+			d = some(rng, 100*time.Millisecond, 600*time.Millisecond)
+		} else if rng.IntN(2) == 0 {
 			d = some(rng, time.Second, 6*time.Second)
 		}
 		m.mu.Lock()
