@@ -265,6 +265,12 @@ func refusal(code, reason, description string) *tokens.Error {
 
 // unavailable hides an inner failure behind the registered code; the cause goes to the log only.
 func unavailable(err error) *tokens.Error {
+	if errors.Is(err, store.ErrUnknown) {
+		return &tokens.Error{
+			Code: "temporarily_unavailable", Reason: "commit_unknown", Err: err,
+			Description: "it is unknown whether the certificate was made: repeat the request with the same key",
+		}
+	}
 	return &tokens.Error{
 		Code: "temporarily_unavailable", Reason: "internal_failure", Err: err,
 		Description: "the request could not be completed now: try again",

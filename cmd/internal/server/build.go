@@ -61,6 +61,9 @@ func (s *service) build(ctx context.Context) error {
 		return err
 	}
 	s.metrics.watchOutbox(s.folder.outbox.Stats)
+	if s.member != nil {
+		s.metrics.registry.MustRegister(newReplicaCollector(s.member.Status))
+	}
 	s.authority, err = authority.New(authority.Config{
 		Store: db, CA: ca, Recorder: s.folder.outbox,
 		Root: h.root, Issuing: h.issuing, IssuingKey: h.issuingKey,

@@ -40,6 +40,15 @@ type foreign interface {
 	Certificates(client store.Client) issuer.CertificateSet
 }
 
+// again is an error that may be gone a moment later: whoever is refused for it is told to come back.
+type again struct{ error }
+
+// Unwrap returns the error.
+func (a again) Unwrap() error { return a.error }
+
+// RetryAfter is when to come back.
+func (a again) RetryAfter() time.Duration { return time.Second }
+
 // registry is what the token service knows of clients and certificates: the database, read through a
 // bounded cache whose entries are dropped inside the very call that changes them, so that a change is in
 // force everywhere in this process when that call returns.
@@ -107,7 +116,7 @@ func (r *registry) loadBlocked(ctx context.Context) error {
 	r.mu.RUnlock()
 	keys, err := r.store.BlockedKeys(ctx)
 	if err != nil {
-		return fmt.Errorf("reading the compromised keys: %w", err)
+		return again{fmt.Errorf("reading the compromised keys: %w", err)}
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -149,7 +158,7 @@ func (r *registry) Client(ctx context.Context, id string) (*issuer.Client, error
 		return nil, issuer.ErrNotFound
 	}
 	if err != nil {
-		return nil, fmt.Errorf("reading a client: %w", err)
+		return nil, again{fmt.Errorf("reading a client: %w", err)}
 	}
 	if c, err = r.client(ctx, row); err != nil {
 		return nil, err
@@ -175,7 +184,7 @@ func (r *registry) Certificate(ctx context.Context, t mtls.Thumbprint) (*issuer.
 		return nil, issuer.ErrNotFound
 	}
 	if err != nil {
-		return nil, fmt.Errorf("reading a certificate: %w", err)
+		return nil, again{fmt.Errorf("reading a certificate: %w", err)}
 	}
 	c = &issuer.Certificate{
 		ClientID: row.ClientID, Generation: row.Generation,
@@ -287,7 +296,7 @@ func (r *registry) allResources(ctx context.Context) ([]store.Resource, error) {
 	}
 	list, err := r.store.Resources(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("reading the resources: %w", err)
+		return nil, again{fmt.Errorf("reading the resources: %w", err)}
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -135,6 +135,13 @@ func TestReplicas(t *testing.T) {
 			t.Errorf("a replica: %+v", r)
 		}
 	}
+	text := two.awaitMetric("certbound_replica_lease_remaining_seconds")
+	for _, want := range []string{"certbound_replica_lag_versions 0", "certbound_replica_lease_lapses_total 0",
+		"certbound_replica_database_quorum 0", "certbound_replica_clock_alarm 0"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("the metrics lack %q:\n%s", want, text)
+		}
+	}
 	var done admin.Revocation
 	began := time.Now()
 	one.mustOperate(http.MethodPost, "/certificates/revoke", map[string]any{"client_id": "payments"}, &done)

@@ -147,6 +147,9 @@ func (s *service) certify(w http.ResponseWriter, r *http.Request, into any, kind
 	}
 	if err != nil {
 		s.metrics.certificate(kind, "refused")
+		if failed, ok := errors.AsType[*tokens.Error](err); ok && failed.Code == tokens.CodeTemporarilyUnavailable {
+			err = again{err}
+		}
 		issuer.WriteError(w, r, s.identity.issuer, err)
 		return
 	}

@@ -181,10 +181,16 @@ func (s *service) serve(ctx context.Context, stdout io.Writer) error {
 	}
 
 	failed := make(chan error, len(servers))
-	for _, r := range servers {
-		go func() { failed <- r.run() }()
+	run := func(clients bool) {
+		for _, r := range servers {
+			if (r.tls != nil) == clients {
+				go func() { failed <- r.run() }()
+			}
+		}
 	}
-	s.awaitLease(ctx)
+	run(false)
+	s.awaitLease(ctx) // who connects meanwhile waits, where the answer would be that there is no lease yet
+	run(true)
 	if err := s.announce(stdout); err != nil {
 		return errors.Join(err, s.drain(servers))
 	}
