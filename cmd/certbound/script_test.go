@@ -45,7 +45,8 @@ func TestMain(m *testing.M) {
 // TestScripts tells the stories of testdata/script with the real program. Besides certbound and testscript's own commands
 // a script has
 //
-//	serve [FLAG…]        start certbound serve on free ports and wait until it is ready; sets $ISSUER, $MTLS and $PID
+//	serve [FLAG…]        start certbound serve on free ports and wait until it is ready; sets $ISSUER, $MTLS and $PID; @FILE
+//	                     stands for what is in the file
 //	start NAME PROG …    start any program in the background and wait for its line "ready KEY=VALUE …"; sets $NAME_KEY
 //	end NAME             end it by SIGTERM and demand that it ends cleanly; serve is called server
 //	crash NAME           end it by SIGKILL
@@ -104,6 +105,11 @@ func backgroundCommands() map[string]func(*testscript.TestScript, bool, []string
 		"serve": func(ts *testscript.TestScript, neg bool, args []string) {
 			if neg {
 				ts.Fatalf("a start that fails is: ! exec certbound serve")
+			}
+			for i, arg := range args {
+				if file, is := strings.CutPrefix(arg, "@"); is {
+					args[i] = strings.TrimSpace(ts.ReadFile(file))
+				}
 			}
 			args = append([]string{"serve", "--public", "127.0.0.1:0", "--mtls", "127.0.0.1:0", "--debug", "127.0.0.1:0"}, args...)
 			b := startBackground(ts, "server", "certbound", args)
