@@ -140,7 +140,7 @@ func (a *Authority) makeList(ctx context.Context, now time.Time) (*store.Revocat
 	if err != nil {
 		return nil, err
 	}
-	rows, err := a.cfg.Store.RevokedCertificates(ctx, now)
+	rows, err := a.cfg.Store.Revoked(ctx, now)
 	if err != nil {
 		return nil, fmt.Errorf("reading what was revoked: %w", err)
 	}
@@ -154,7 +154,7 @@ func (a *Authority) makeList(ctx context.Context, now time.Time) (*store.Revocat
 		if !ok {
 			return nil, fmt.Errorf("serial number %q of the inventory is not decimal", c.Serial)
 		}
-		list = append(list, pki.Revoked{Serial: serial, At: c.RevokedAt, Reason: pki.Reason(c.Reason)})
+		list = append(list, pki.Revoked{Serial: serial, At: c.At, Reason: pki.Reason(c.Reason)})
 	}
 	der, err := pki.CreateCRL(a.cfg.Issuing, a.cfg.IssuingKey, big.NewInt(number), now, now.Add(crlLife), list)
 	if err != nil {

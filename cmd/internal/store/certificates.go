@@ -153,11 +153,6 @@ func (s *Store) Certificates(ctx context.Context, clientID, after string, limit 
 	return s.certificates(ctx, queryCertificates, clientID, after, limit)
 }
 
-// RevokedCertificates lists the revoked certificates that expire later than notAfter, for a revocation list.
-func (s *Store) RevokedCertificates(ctx context.Context, notAfter time.Time) ([]Certificate, error) {
-	return s.certificates(ctx, queryRevoked, moment(notAfter))
-}
-
 func (s *Store) certificates(ctx context.Context, query string, args ...any) ([]Certificate, error) {
 	rows, err := s.read.QueryContext(ctx, query, args...)
 	certs, err := all(rows, err, scanCertificate)

@@ -115,7 +115,7 @@ const (
 			SELECT c.thumbprint FROM certificates c JOIN family f ON c.renewed_from = f.thumbprint)
 		` + selectCertificate + `WHERE thumbprint IN (SELECT thumbprint FROM family) ORDER BY created_at, serial`
 	queryKeyCertificates = selectCertificate + `WHERE key_hash = $1 ORDER BY created_at, serial`
-	queryRevoked         = selectCertificate + `WHERE revoked_at IS NOT NULL AND not_after > $1 ORDER BY not_after, serial`
+	queryRevoked         = `SELECT serial, revoked_at, reason FROM certificates WHERE revoked_at IS NOT NULL AND not_after > $1 ORDER BY not_after, serial`
 
 	insertCertificate = `INSERT INTO certificates (` + certificateColumns + `)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, NULL, 0, $10)`

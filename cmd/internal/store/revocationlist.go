@@ -29,6 +29,26 @@ type RevocationList struct {
 	DER    []byte
 }
 
+// Revoked is an entry of a revocation list.
+type Revoked struct {
+	Serial string // decimal
+	At     time.Time
+	Reason int // RFC 5280, Section 5.3.1
+}
+
+// Revoked lists the revoked certificates that expire later than notAfter.
+func (s *Store) Revoked(ctx context.Context, notAfter time.Time) ([]Revoked, error) {
+	rows, err := s.read.QueryContext(ctx, queryRevoked, moment(notAfter))
+	list, err := all(rows, err, func(r row) (e Revoked, err error) {
+		err = r.Scan(&e.Serial, (*moment)(&e.At), &e.Reason)
+		return e, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list what is revoked: %w", err)
+	}
+	return list, nil
+}
+
 // RevocationList returns the list that is published, or ErrNotFound before the first.
 func (s *Store) RevocationList(ctx context.Context) (RevocationList, error) {
 	var l RevocationList
