@@ -40,6 +40,7 @@ func TestJudgeSeveral(t *testing.T) {
 		"decided before, arrives late":                   {early, []token{taken(-200e6, 5e9, -200e6)}, 0, ""},
 		"asked for afterwards":                           {early, []token{taken(1e6, 200e6, -200e6)}, 0, "was asked for 1ms after"},
 		"iat in a later second":                          {early, []token{taken(-200e6, 2e9, 1e9)}, 0, "has an iat 700ms after"},
+		"iat in a later second, when it is back":         {strings.Replace(late, "13.4", "15.4", 1), []token{taken(2e9, 2.2e9, 2e9)}, 1.9e9, ""},
 		"asked for afterwards, given when it is back":    {early, []token{taken(1e6, 200e6, -200e6)}, 100e6, ""},
 		"asked for afterwards, given before it was back": {early, []token{taken(1e6, 50e6, -200e6)}, 100e6, "was asked for 1ms after"},
 	} {

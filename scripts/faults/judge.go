@@ -86,7 +86,7 @@ func (b *book) judgeTokens(j *journal) (wrong []string) {
 		}
 		for _, l := range lost[t.thumbprint] {
 			switch {
-			case l.covers(t.issued):
+			case l.covers(t.issued) && l.covers(t.received): // iat is cut to seconds, and may seem to be before authority is back
 				wrong = append(wrong, fmt.Sprintf("token %s of %s has an iat %v after its certificate had lost all authority", t.id, t.client, t.issued.Sub(l.at)))
 			case l.covers(t.sent) && l.covers(t.received):
 				wrong = append(wrong, fmt.Sprintf("token %s of %s was asked for %v after its certificate had lost all authority", t.id, t.client, t.sent.Sub(l.at)))
