@@ -4,6 +4,7 @@
 package issuer
 
 import (
+	"context"
 	"crypto/sha256"
 	"errors"
 	"testing"
@@ -18,7 +19,10 @@ import (
 func TestRFC5280_5_3_1_CompromisedKey(t *testing.T) {
 	t.Parallel()
 	blocked := map[[sha256.Size]byte]bool{}
-	s := newService(t, func(c *Config) { c.KeyBlocked = func(key [sha256.Size]byte) bool { return blocked[key] } })
+	var unknown error
+	s := newService(t, func(c *Config) {
+		c.KeyBlocked = func(_ context.Context, key [sha256.Size]byte) (bool, error) { return blocked[key], unknown }
+	})
 	own := s.enrol(t, "own")
 	foreign := s.partner.Issue(t, mtlstest.Leaf{CommonName: "feed", DNSNames: []string{"feed.example"}})
 	subject, err := mtls.ParseSubject(mtls.SANDNS, "feed.example")
@@ -45,6 +49,13 @@ func TestRFC5280_5_3_1_CompromisedKey(t *testing.T) {
 			t.Errorf("%s with a compromised key: %v", id, err)
 		}
 	}
+	// While nobody knows, nobody is authenticated, and nobody is told that their certificate is bad.
+	unknown = errors.New("gone")
+	_, err = s.Authenticate(t.Context(), "own", mtlstest.PeerOf(own))
+	if refused, ok := errors.AsType[*tokens.Error](err); !ok || refused.Code != tokens.CodeTemporarilyUnavailable || !errors.Is(err, unknown) {
+		t.Errorf("while it is not known which keys are compromised: %v", err)
+	}
+	unknown = nil
 	// Without a certificate there is no key to ask about.
 	if _, err := s.Authenticate(t.Context(), "own", nil); err == nil {
 		t.Error("authenticated without a certificate")

@@ -45,8 +45,8 @@ func newGated(t *testing.T, enrol func(s *service) tls.Certificate) *gated {
 	g.service = newService(t, func(c *Config) {
 		g.slow.journal = c.Recorder.(*journal)
 		c.Recorder = g.slow
-		c.KeyBlocked = func(key [sha256.Size]byte) bool {
-			return g.blocked.Load() && key == sha256.Sum256(g.cert.Leaf.RawSubjectPublicKeyInfo)
+		c.KeyBlocked = func(_ context.Context, key [sha256.Size]byte) (bool, error) {
+			return g.blocked.Load() && key == sha256.Sum256(g.cert.Leaf.RawSubjectPublicKeyInfo), nil
 		}
 	})
 	g.cert = enrol(g.service)

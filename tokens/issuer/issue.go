@@ -163,8 +163,14 @@ func (s *Server) authenticate(ctx context.Context, id string, peer *mtls.Peer, n
 	if refused := client.judge(ctx, peer, entry, now); refused != nil {
 		return nil, time.Time{}, refused
 	}
-	if s.keyBlocked != nil && s.keyBlocked(sha256.Sum256(peer.Certificate().RawSubjectPublicKeyInfo)) {
-		return nil, time.Time{}, unauthenticated(peer, "key_blocked")
+	if s.keyBlocked != nil {
+		blocked, err := s.keyBlocked(ctx, sha256.Sum256(peer.Certificate().RawSubjectPublicKeyInfo))
+		if err != nil {
+			return nil, time.Time{}, unavailable("registry_failed", err)
+		}
+		if blocked {
+			return nil, time.Time{}, unauthenticated(peer, "key_blocked")
+		}
 	}
 	notAfter := peer.Certificate().NotAfter
 	if entry != nil && !entry.NotAfter.IsZero() && entry.NotAfter.Before(notAfter) {

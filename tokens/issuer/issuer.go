@@ -210,9 +210,10 @@ type Config struct {
 	// Registry knows clients and certificates, Keys signs, Recorder keeps the journal.
 	Registry Registry
 	// KeyBlocked reports whether the public key with this SHA-256 of its SubjectPublicKeyInfo was reported compromised:
-	// it then authenticates nobody, whoever vouches for it. It is asked for every request and must answer from memory.
-	// Nil blocks none.
-	KeyBlocked func(key [sha256.Size]byte) bool
+	// it then authenticates nobody, whoever vouches for it. It is asked for every request and answers from memory, unless
+	// what it remembers is not known to be all. An error says that it cannot be known now: the request is refused for the
+	// moment. Nil blocks none.
+	KeyBlocked func(ctx context.Context, key [sha256.Size]byte) (bool, error)
 	Keys       Keys
 	Recorder   Recorder
 	// Gate says whether this server may decide now. Nil means always.
@@ -241,7 +242,7 @@ type Server struct {
 	tokenURL      string
 	metadataPaths []string
 	registry      Registry
-	keyBlocked    func([sha256.Size]byte) bool
+	keyBlocked    func(context.Context, [sha256.Size]byte) (bool, error)
 	keys          Keys
 	recorder      Recorder
 	gate          Gate

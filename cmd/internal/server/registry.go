@@ -66,7 +66,7 @@ type registry struct {
 	resources    []store.Resource
 	loaded       bool
 	blocked      map[[32]byte]bool // compromised public keys, all of them
-	blockedStale bool              // there may be more: nobody is authenticated before they are read again
+	blockedStale uint64            // not 0: there may be more, and nobody is authenticated before they are read again
 }
 
 func newRegistry(db *store.Store, others foreign, anchors *mtls.Anchors, trustDomain, admin string) *registry {
@@ -96,7 +96,7 @@ func (r *registry) forget(c store.Change) {
 	if c.Full {
 		clear(r.clients)
 		clear(r.certificates)
-		r.resources, r.loaded, r.blockedStale = nil, false, true
+		r.resources, r.loaded, r.blockedStale = nil, false, r.epoch
 	}
 	for _, key := range c.Blocked {
 		r.blocked[key] = true // a key that is blocked stays so
@@ -112,7 +112,7 @@ func (r *registry) forget(c store.Change) {
 // loadBlocked reads the compromised keys. It is called after the registry has begun to listen, so that none is missed.
 func (r *registry) loadBlocked(ctx context.Context) error {
 	r.mu.RLock()
-	epoch := r.epoch
+	stale := r.blockedStale
 	r.mu.RUnlock()
 	keys, err := r.store.BlockedKeys(ctx)
 	if err != nil {
@@ -123,18 +123,27 @@ func (r *registry) loadBlocked(ctx context.Context) error {
 	for _, key := range keys {
 		r.blocked[key] = true
 	}
-	if r.epoch == epoch {
-		r.blockedStale = false
+	if r.blockedStale == stale { // a key that was blocked meanwhile has been noted
+		r.blockedStale = 0
 	}
 	return nil
 }
 
-// keyBlocked says whether a public key was reported compromised. While that is not known, every key counts as such:
-// Client has refused before, with an error that tells the reason.
-func (r *registry) keyBlocked(key [32]byte) bool {
-	r.mu.RLock()
-	defer r.mu.RUnlock()
-	return r.blockedStale || r.blocked[key]
+// keyBlocked says whether a public key was reported compromised, for which they are read again when there may be more than
+// are known.
+func (r *registry) keyBlocked(ctx context.Context, key [32]byte) (bool, error) {
+	for range 3 {
+		r.mu.RLock()
+		blocked, stale := r.blocked[key], r.blockedStale != 0
+		r.mu.RUnlock()
+		if blocked || !stale {
+			return blocked, nil
+		}
+		if err := r.loadBlocked(ctx); err != nil {
+			return false, err
+		}
+	}
+	return false, again{errors.New("reading the compromised keys: anything may have changed meanwhile, time and again")}
 }
 
 // forgetForeign drops every client, because what others vouch for has changed.
@@ -143,13 +152,8 @@ func (r *registry) forgetForeign() { r.forget(store.Change{Trusts: true}) }
 // Client implements issuer.Registry.
 func (r *registry) Client(ctx context.Context, id string) (*issuer.Client, error) {
 	r.mu.RLock()
-	c, epoch, stale := r.clients[id], r.epoch, r.blockedStale
+	c, epoch := r.clients[id], r.epoch
 	r.mu.RUnlock()
-	if stale {
-		if err := r.loadBlocked(ctx); err != nil {
-			return nil, err
-		}
-	}
 	if c != nil {
 		return c, nil
 	}

@@ -177,7 +177,8 @@ func TestKeyring_Follows(t *testing.T) {
 // failing is a store whose list of compromised keys cannot be read for a while.
 type failing struct {
 	*slowRows
-	err error
+	err       error
+	meanwhile func() // what happens while they are read
 }
 
 // BlockedKeys implements rows.
@@ -185,7 +186,11 @@ func (f *failing) BlockedKeys(ctx context.Context) ([][32]byte, error) {
 	if f.err != nil {
 		return nil, f.err
 	}
-	return f.slowRows.BlockedKeys(ctx)
+	keys, err := f.slowRows.BlockedKeys(ctx)
+	if f.meanwhile != nil {
+		f.meanwhile()
+	}
+	return keys, err
 }
 
 // When anything may have changed nothing remembered is believed, and nobody is authenticated until it is known which keys
@@ -203,23 +208,30 @@ func TestRegistry_Full(t *testing.T) {
 	reg.mu.Lock()
 	reg.certificates[thumbprint] = &issuer.Certificate{ClientID: "payments"}
 	reg.mu.Unlock()
-	if reg.keyBlocked(key) {
-		t.Error("a key that nobody reported is blocked")
+	if blocked, err := reg.keyBlocked(t.Context(), key); blocked || err != nil {
+		t.Errorf("a key that nobody reported is blocked: %v, %v", blocked, err)
 	}
 	reg.forget(store.Change{Full: true})
-	if _, err := reg.Client(t.Context(), "payments"); err == nil {
-		t.Error("a client is given out while it is not known which keys are compromised")
-	}
-	if !reg.keyBlocked(key) {
-		t.Error("a key is good while it is not known which ones are compromised")
+	if _, err := reg.keyBlocked(t.Context(), key); !errors.Is(err, rows.err) {
+		t.Errorf("a key is good while it is not known which ones are compromised: %v", err)
 	}
 	rows.err = nil
+	rows.meanwhile = func() { reg.forget(store.Change{ClientIDs: []string{"other"}, Blocked: [][32]byte{key}}) }
+	if blocked, err := reg.keyBlocked(t.Context(), key); !blocked || err != nil {
+		t.Errorf("a key that is blocked while all are read: %v, %v", blocked, err)
+	}
+	rows.meanwhile = func() { reg.forget(store.Change{Full: true}) }
+	reg.forget(store.Change{Full: true})
+	if _, err := reg.keyBlocked(t.Context(), [32]byte{9}); err == nil {
+		t.Error("a key is good though anything may have changed while all were read")
+	}
+	rows.meanwhile = nil
 	again, err := reg.Client(t.Context(), "payments")
 	if err != nil || again == client {
 		t.Errorf("the same client as before, or %v", err)
 	}
-	if reg.keyBlocked(key) {
-		t.Error("a key that nobody reported is blocked for ever")
+	if blocked, err := reg.keyBlocked(t.Context(), [32]byte{9}); blocked || err != nil {
+		t.Errorf("a key that nobody reported is blocked for ever: %v, %v", blocked, err)
 	}
 	if _, err := reg.Certificate(t.Context(), thumbprint); !errors.Is(err, issuer.ErrNotFound) {
 		t.Errorf("a certificate is remembered: %v", err)
