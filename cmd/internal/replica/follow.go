@@ -31,9 +31,9 @@ func (r *Replica) follow(ctx context.Context) {
 		err := r.catchUp(ctx)
 		if err == nil {
 			pause = pollEvery
-		} else if ctx.Err() == nil {
+		} else {
 			pause = min(2*pause, pollAtMost)
-			r.cfg.Logger.WarnContext(ctx, "changes cannot be followed", "error", err)
+			r.warn(ctx, "changes cannot be followed", "error", err)
 		}
 		timer.Reset(pause)
 	}
@@ -106,8 +106,8 @@ func (r *Replica) keep(ctx context.Context) {
 			r.askDurable(ctx)
 			asked = now
 		}
-		if err := r.reap(ctx); err != nil && ctx.Err() == nil {
-			r.cfg.Logger.WarnContext(ctx, "rows of replicas that are gone cannot be removed", "error", err)
+		if err := r.reap(ctx); err != nil {
+			r.warn(ctx, "rows of replicas that are gone cannot be removed", "error", err)
 		}
 		timer.Reset(lookEvery)
 	}

@@ -122,14 +122,28 @@ func (r *Replica) grant() {
 		l := &lease{until: p.at + Term, offset: p.offset}
 		held := r.gate.lease.Load()
 		if held == nil || held.until < l.until {
+			r.lapse(now)
 			r.gate.lease.Store(l)
-			if held != nil && held.until <= now {
-				r.lapses++
+			if !r.live && l.until > now {
+				r.live, r.reason = true, ""
+				r.cfg.Logger.Info("the lease holds")
 			}
-			r.reason = ""
 		}
 		return true
 	})
+}
+
+// lapse notes that the lease has ended, where it has. r.mu is held.
+func (r *Replica) lapse(now time.Duration) {
+	if l := r.gate.lease.Load(); !r.live || l != nil && l.until > now {
+		return
+	}
+	r.live = false
+	if r.closed {
+		return
+	}
+	r.lapses++
+	r.cfg.Logger.Warn("the lease has ended: nothing is decided here until there is a new one", "reason", r.reason)
 }
 
 // void ends the lease, and all that renewals promised. r.mu is held.
@@ -137,6 +151,7 @@ func (r *Replica) void(reason string) {
 	r.gate.lease.Store(nil)
 	r.waiting = nil
 	r.reason = reason
+	r.lapse(0)
 }
 
 func (r *Replica) refusal() error {
@@ -158,7 +173,6 @@ func (r *Replica) jumped(l *lease) error {
 	defer r.mu.Unlock()
 	if r.gate.lease.Load() == l {
 		r.void("the wall clock jumped")
-		r.lapses++
 		wake(r.wakeRenewer)
 	}
 	return &NoLeaseError{Reason: "the wall clock jumped"}

@@ -124,9 +124,9 @@ func TestNoLease(t *testing.T) {
 		if err := r.Live(); !errors.As(err, &none) {
 			t.Errorf("%s: %v", name, err)
 		}
-	}
-	if r.gate.lease.Load() != nil {
-		t.Error("a lease under which the wall clock jumped was kept")
+		if name != "over" && r.gate.lease.Load() != nil {
+			t.Errorf("%s: the lease was kept", name)
+		}
 	}
 	r.gate.lease.Store(&lease{until: m.boot + time.Hour, offset: m.offset + 900*time.Millisecond})
 	if err := r.Live(); err != nil {

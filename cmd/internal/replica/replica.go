@@ -49,6 +49,7 @@ const (
 	lookEvery    = Term
 	reapAfter    = 10 * Term
 	durableEvery = time.Minute
+	sayEvery     = 10 * time.Second
 	leaveTimeout = 2 * time.Second // twice what an answer may take into the hands of the system
 	endTimeout   = 2 * time.Second
 
@@ -191,10 +192,12 @@ type state struct {
 	inserted               bool  // the row was written, or may have been
 	failed                 error // why Run ended for good
 
-	applied int64         // every change up to it was announced
-	older   []*generation // with decisions in them, oldest first
-	waiting []promise     // renewals whose version is not applied yet
-	reason  string        // why there is no lease
+	applied int64                    // every change up to it was announced
+	older   []*generation            // with decisions in them, oldest first
+	waiting []promise                // renewals whose version is not applied yet
+	live    bool                     // the lease holds, as far as was noted
+	reason  string                   // why it does not
+	said    map[string]time.Duration // when a complaint was last made
 
 	newest   int64 // version seen
 	newestAt time.Time
@@ -250,7 +253,7 @@ func New(cfg Config) (*Replica, error) {
 		wakeRenewer: make(chan struct{}, 1), wakeFollower: make(chan struct{}, 1), wakeKeeper: make(chan struct{}, 1),
 	}
 	r.reason = "it was not asked for yet"
-	r.peers = make(map[string]sighting)
+	r.peers, r.said = make(map[string]sighting), make(map[string]time.Duration)
 	r.gate.current.Store(&generation{wake: r.wakeRenewer})
 	return r, nil
 }
@@ -298,6 +301,21 @@ func (r *Replica) see(version int64) {
 func (r *Replica) at(s step) {
 	if r.cfg.reached != nil {
 		r.cfg.reached(s)
+	}
+}
+
+// warn complains, at most every so often about the same.
+func (r *Replica) warn(ctx context.Context, what string, args ...any) {
+	now := r.clock.Boot()
+	r.mu.Lock()
+	at, ok := r.said[what]
+	again := !ok || now-at >= sayEvery
+	if again {
+		r.said[what] = now
+	}
+	r.mu.Unlock()
+	if again && ctx.Err() == nil {
+		r.cfg.Logger.WarnContext(ctx, what, args...)
 	}
 }
 

@@ -110,7 +110,7 @@ func (r *Replica) renewAlways(ctx context.Context) error {
 			r.cfg.Logger.ErrorContext(ctx, "this replica can serve no more", "error", err)
 			return err
 		}
-		if err != nil && ctx.Err() == nil {
+		if err != nil {
 			r.fail(ctx, err)
 		}
 		timer.Reset(r.untilRenewal(tried))
@@ -139,13 +139,15 @@ func (r *Replica) untilRenewal(succeeded bool) time.Duration {
 }
 
 func (r *Replica) fail(ctx context.Context, err error) {
+	r.warn(ctx, "the lease was not renewed", "error", err)
+	now := r.clock.Boot()
 	r.mu.Lock()
+	defer r.mu.Unlock()
 	r.failures++
-	if l := r.gate.lease.Load(); l == nil || l.until <= r.clock.Boot() {
+	if l := r.gate.lease.Load(); l != nil && l.until <= now {
 		r.reason = "it cannot be renewed"
+		r.lapse(now)
 	}
-	r.mu.Unlock()
-	r.cfg.Logger.WarnContext(ctx, "the lease was not renewed", "error", err)
 }
 
 // renew writes one renewal and judges what the database answered. Only a write that is known to be committed, by the
@@ -179,7 +181,10 @@ func (r *Replica) renew(ctx context.Context) error {
 	if moved {
 		r.move(ctx, got.System)
 	}
-	r.promise(ctx, got, ack, before, after)
+	if !r.promise(ctx, got, ack, before, after) {
+		s := r.Status()
+		r.warn(ctx, "the lease was renewed in vain: the clocks do not agree", "drift", s.Drift, "database_lead", s.DatabaseLead)
+	}
 	return nil
 }
 
@@ -262,14 +267,15 @@ func (r *Replica) move(ctx context.Context, to store.SystemID) {
 	wake(r.wakeKeeper)
 }
 
-// promise notes a renewal that was committed, and grants the lease when its version is applied already.
-func (r *Replica) promise(ctx context.Context, got store.Renewed, ack int64, before, after reading) {
+// promise notes a renewal that was committed, and grants the lease when its version is applied already. It reports whether
+// the clocks agree: where they do not, the renewal promises nothing.
+func (r *Replica) promise(ctx context.Context, got store.Renewed, ack int64, before, after reading) (right bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	p := promise{at: r.rules.stamp(before.boot, after.boot), version: got.Version, offset: after.offset}
 	r.see(got.Version)
 	r.took, r.acked = after.boot-before.boot, max(r.acked, ack)
-	right := r.judgeClocks(ctx, got, before, after)
+	right = r.judgeClocks(ctx, got, before, after)
 	r.renewal = p
 	if right {
 		r.waiting = append(r.waiting, p)
@@ -281,6 +287,7 @@ func (r *Replica) promise(ctx context.Context, got store.Renewed, ack int64, bef
 	if got.Version > r.applied {
 		wake(r.wakeFollower)
 	}
+	return right
 }
 
 // judgeClocks reports whether the wall clock agrees with the boot clock and with the database's. Where it is off by more

@@ -39,6 +39,7 @@ type world struct {
 	servers  []*server  // the last is the one that is meant
 	machines []*host
 	targets  [operators]int // the certificates that are revoked now
+	lead     time.Duration  // of the database's clock
 	healing  bool
 	ended    bool
 
@@ -96,7 +97,9 @@ func flavours() []faults {
 		with("clocks", func(f *faults) { f.jumps, f.cuts = 2500*time.Millisecond, 3*s }),
 		with("naps", func(f *faults) { f.naps, f.stops, f.cuts, f.length = true, 1200*time.Millisecond, 3*s, 25*s }),
 		with("slow answers", func(f *faults) { f.slowAnswers, f.cuts, f.length = 0.5, 2*s, 20*s }),
-		with("crashes", func(f *faults) { f.restarts, f.slowStart, f.crashAfter, f.loss, f.slow, f.length = 4*s, 0.4, 0.05, 0.01, 0.03, 16*s }),
+		with("crashes", func(f *faults) {
+			f.restarts, f.slowStart, f.crashAfter, f.loss, f.slow, f.length = 4*s, 0.4, 0.05, 0.01, 0.03, 16*s
+		}),
 		with("split brain", func(f *faults) { f.failover, f.split, f.slow, f.cuts = true, true, 0.02, 8*s }),
 		with("failover without quorum", func(f *faults) { f.failover, f.lag = true, 2*s }),
 		with("server restarts", func(f *faults) { f.serverRestart, f.slowFlush, f.restarts = true, 0.02, 5*s }),
@@ -139,8 +142,8 @@ type revocation struct {
 
 func (w *world) now() time.Duration { return time.Since(w.started) }
 
-// wall is the database's clock. w.mu may be held.
-func (w *world) wall() time.Time { return time.Now().Add(70 * time.Millisecond) }
+// wall is the database's clock. w.mu is held.
+func (w *world) wall() time.Time { return time.Now().Add(70*time.Millisecond + w.lead) }
 
 func (w *world) rng(what string, n int) *rand.Rand {
 	h := fnv.New64a()
@@ -852,23 +855,12 @@ func (w *world) heal() {
 }
 
 // simulate runs one world in a bubble and returns what was wrong in it.
-func simulate(t *testing.T, seed uint64, mu mutant) (w *world) {
+func simulate(t *testing.T, seed uint64, mu mutant) *world {
 	kinds := flavours()
-	w = &world{seed: seed, faults: kinds[seed%uint64(len(kinds))], mutant: mu, fatal: make(map[error]int), lost: make(map[int]time.Duration)}
-	w.quorum = w.faults.lag == 0
+	w := newWorld(seed, kinds[seed%uint64(len(kinds))], mu)
 	synctest.Test(t, func(*testing.T) {
-		w.started = time.Now()
-		w.servers = []*server{newServer(w, 1)}
-		for n := range w.faults.machines {
-			rng := w.rng("machine", n)
-			m := &host{w: w, n: n, rng: rng, rate: 1 + (2*rng.Float64()-1)/1000}
-			for link := range m.link {
-				m.link[link] = w.servers[0]
-			}
-			w.machines = append(w.machines, m)
-		}
+		w.begin()
 		for _, m := range w.machines {
-			w.wg.Go(func() { w.inhabit(m) })
 			w.trouble(m)
 		}
 		for n := range operators {
@@ -879,21 +871,47 @@ func simulate(t *testing.T, seed uint64, mu mutant) (w *world) {
 		time.Sleep(w.faults.length)
 		w.heal()
 		w.checkAlive()
-		w.mu.Lock()
-		w.ended = true
-		w.mu.Unlock()
-		for _, m := range w.machines {
-			m.mu.Lock()
-			p := m.process
-			m.mu.Unlock()
-			if p != nil {
-				p.stop()
-			}
-		}
-		w.wg.Wait()
+		w.finish()
 	})
 	w.judge()
 	return w
+}
+
+func newWorld(seed uint64, f faults, mu mutant) *world {
+	return &world{seed: seed, faults: f, quorum: f.lag == 0, mutant: mu, fatal: make(map[error]int), lost: make(map[int]time.Duration)}
+}
+
+// begin has a database, and processes on every machine. It is called in a bubble.
+func (w *world) begin() {
+	w.started = time.Now()
+	w.servers = []*server{newServer(w, 1)}
+	for n := range w.faults.machines {
+		rng := w.rng("machine", n)
+		m := &host{w: w, n: n, rng: rng, rate: 1 + (2*rng.Float64()-1)/1000}
+		for link := range m.link {
+			m.link[link] = w.servers[0]
+		}
+		w.machines = append(w.machines, m)
+	}
+	for _, m := range w.machines {
+		w.wg.Go(func() { w.inhabit(m) })
+	}
+}
+
+// finish ends everything and waits for it.
+func (w *world) finish() {
+	w.mu.Lock()
+	w.ended = true
+	w.mu.Unlock()
+	for _, m := range w.machines {
+		m.mu.Lock()
+		p := m.process
+		m.mu.Unlock()
+		if p != nil {
+			p.stop()
+		}
+	}
+	w.wg.Wait()
 }
 
 // checkAlive notes what does not serve again though nothing is wrong any more.

@@ -39,6 +39,7 @@ type server struct {
 	w         *world
 	rows      rows
 	log       []logged
+	system    string
 	timeline  int64
 	startedAt time.Time
 	lives     int           // counts restarts: what was under way at one is lost
@@ -48,7 +49,7 @@ type server struct {
 }
 
 func newServer(w *world, timeline int64) *server {
-	return &server{w: w, rows: noRows(), timeline: timeline, startedAt: time.Now(), up: true, writer: make(chan struct{}, 1)}
+	return &server{w: w, rows: noRows(), system: "one", timeline: timeline, startedAt: time.Now(), up: true, writer: make(chan struct{}, 1)}
 }
 
 var (
@@ -256,7 +257,7 @@ func (s *server) renewed(l store.LeaseRenewal, flush, reply time.Duration) (out 
 
 // id names the server's life. w.mu is held.
 func (s *server) id() store.SystemID {
-	return store.SystemID{System: "one", Timeline: s.timeline, StartedAt: s.startedAt}
+	return store.SystemID{System: s.system, Timeline: s.timeline, StartedAt: s.startedAt}
 }
 
 func (d database) RenewLease(ctx context.Context, l store.LeaseRenewal) (store.Renewed, error) {
