@@ -295,6 +295,26 @@ func TestRollingRestart(t *testing.T) {
 	}
 	cancel()
 	load.Wait()
+	status := nodes[1].run(append([]string{"status"}, operator...)...)
+	for _, want := range []string{"postgresql", "single node", "REPLICA", "live"} {
+		if !strings.Contains(status, want) {
+			t.Errorf("the status does not say %q:\n%s", want, status)
+		}
+	}
+	if strings.Count(status, "live") != 2 || strings.Count(status, "* ") != 1 {
+		t.Errorf("the status does not show two replicas, one of which answered:\n%s", status)
+	}
+	nodes[0].err.Reset()
+	nodes[0].run(append([]string{"cert", "revoke", "--client", "payments"}, operator...)...)
+	if said := nodes[0].err.String(); !strings.Contains(said, "durability: single node") {
+		t.Errorf("the revocation says nothing of the database: %s", said)
+	}
+	for range 4 { // at both replicas
+		c := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{pair}}, DisableKeepAlives: true}}
+		if err := (&caller{client: c, endpoint: at(mtls) + "/oauth2/token", id: "payments"}).ask(); err == nil || !strings.Contains(err.Error(), "status 401") {
+			t.Errorf("after the revocation: %v", err)
+		}
+	}
 	var asked, retried int64
 	for _, c := range callers {
 		asked += c.asked.Load()

@@ -4,11 +4,13 @@
 package server
 
 import (
+	"bytes"
 	"crypto/rand"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -19,6 +21,7 @@ import (
 
 	"github.com/certbound/certbound/cmd/internal/admin"
 	"github.com/certbound/certbound/cmd/internal/config"
+	"github.com/certbound/certbound/cmd/internal/replica"
 	"github.com/certbound/certbound/cmd/internal/store"
 	"github.com/certbound/certbound/pki"
 	"github.com/certbound/certbound/scripts/postgres"
@@ -360,5 +363,88 @@ func TestReplicas_CopiedFolder(t *testing.T) {
 	one.stop = func() error { return nil }
 	if status, checks := two.readyz(); status != http.StatusOK {
 		t.Errorf("the later one is not ready: %v", checks)
+	}
+}
+
+// Who was given no key makes one only for a database that is empty. Of two first starts at once that each made one, one
+// fails, says what to do, and keeps nothing.
+func TestReplicas_EachWithAKeyOfItsOwn(t *testing.T) {
+	t.Parallel()
+	i := newInstallation(t)
+	configs := []config.Config{i.config(), i.config()}
+	instances, failed := make([]*instance, 2), make([]error, 2)
+	var wg sync.WaitGroup
+	for k := range configs {
+		configs[k].KEKFile = ""
+		wg.Go(func() { instances[k], failed[k] = tryStart(t, configs[k]) })
+	}
+	wg.Wait()
+	if (failed[0] == nil) == (failed[1] == nil) {
+		t.Fatalf("of two, one starts: %v, %v", failed[0], failed[1])
+	}
+	good, bad := 0, 1
+	if failed[good] != nil {
+		good, bad = bad, good
+	}
+	hint := ""
+	if refused, ok := errors.AsType[*StartError](failed[bad]); ok {
+		hint = refused.Hint
+	} else if refused, ok := errors.AsType[*store.KEKError](failed[bad]); ok {
+		hint = refused.Hint
+	}
+	if !strings.Contains(hint, "copy") || !strings.Contains(hint, "CERTBOUND_KEK") {
+		t.Errorf("it does not say what to do: %v; %s", failed[bad], hint)
+	}
+	if left := folderContents(t, configs[bad].Data); len(left) > 0 {
+		t.Errorf("it left %d files", len(left))
+	}
+	kek, err := os.ReadFile(filepath.Join(configs[good].Data, "kek"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(configs[bad].Data, "kek"), kek, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	start(t, configs[bad])
+	if s := instances[good].status(); len(s.Replicas) != 2 {
+		t.Errorf("%d replicas", len(s.Replicas))
+	}
+}
+
+// Without a lease no code is redeemed, also where the database would take it.
+func TestEnrollWithoutALease(t *testing.T) {
+	t.Parallel()
+	s := built(t, t.TempDir())
+	text, row, err := s.authority.NewCode("payments")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.folder.store.AddClient(t.Context(), store.Client{ID: "payments", AuthMethod: "tls_client_auth", Usage: "client"}, &row); err != nil {
+		t.Fatal(err)
+	}
+	code, err := pki.ParseCode(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, err := json.Marshal(pki.NewEnrollRequest(code, s.identity.issuer, newCSR(t, newKey(t))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	none, err := replica.New(replica.Config{Database: s.folder.store, Name: "none", Incarnation: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		member *member
+		want   int
+	}{{&member{Replica: none}, http.StatusServiceUnavailable}, {nil, http.StatusOK}} {
+		s.member = tc.member
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, pathEnroll, bytes.NewReader(body))
+		r.Header.Set("Content-Type", "application/json")
+		w := httptest.NewRecorder()
+		s.enroll(w, r)
+		if w.Code != tc.want || (w.Header().Get("Retry-After") != "") != (tc.want != http.StatusOK) {
+			t.Errorf("with a lease %t: %d %s", tc.member == nil, w.Code, w.Body)
+		}
 	}
 }
