@@ -15,6 +15,7 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -30,6 +31,7 @@ import (
 	"github.com/certbound/certbound/cmd/internal/profile"
 	"github.com/certbound/certbound/mtls"
 	"github.com/certbound/certbound/mtls/mtlstest"
+	"github.com/certbound/certbound/scripts/postgres"
 	"github.com/certbound/certbound/tokens"
 	"github.com/certbound/certbound/tokens/client"
 	"github.com/certbound/certbound/tokens/resource"
@@ -61,10 +63,37 @@ func TestMain(m *testing.M) {
 // killed.
 func TestScripts(t *testing.T) {
 	t.Parallel()
+	testscript.Run(t, storyParams(t, "testdata/script", nil))
+}
+
+// TestPostgresScripts tells those of testdata/postgres, which have empty databases: $DB1, $DB2 and $DB3 are their URLs.
+//
+//	snapshot DB1 DB3     sets $DB3 to the URL of a copy of the database $DB1, which nobody uses at that moment
+func TestPostgresScripts(t *testing.T) {
+	t.Parallel()
+	server := postgres.ForTest(t)
+	p := storyParams(t, "testdata/postgres", func(env *testscript.Env) {
+		for _, name := range []string{"DB1", "DB2", "DB3"} {
+			env.Setenv(name, server.Database(t))
+		}
+	})
+	p.Cmds["snapshot"] = func(ts *testscript.TestScript, neg bool, args []string) {
+		if neg || len(args) != 2 {
+			ts.Fatalf("usage: snapshot FROM TO")
+		}
+		from, err := url.Parse(ts.Getenv(args[0]))
+		ts.Check(err)
+		ts.Setenv(args[1], server.DatabaseFrom(t, strings.TrimPrefix(from.Path, "/")))
+	}
+	testscript.Run(t, p)
+}
+
+// storyParams are what all stories have in common. more, if not nil, prepares a story further.
+func storyParams(t *testing.T, dir string, more func(*testscript.Env)) testscript.Params {
 	commands := foreignCommands(t)
 	maps.Copy(commands, backgroundCommands())
-	testscript.Run(t, testscript.Params{
-		Dir:                 "testdata/script",
+	return testscript.Params{
+		Dir:                 dir,
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 		Setup: func(env *testscript.Env) error {
@@ -77,10 +106,13 @@ func TestScripts(t *testing.T) {
 				}
 				noLeaks(env.T(), env.WorkDir)
 			})
+			if more != nil {
+				more(env)
+			}
 			return nil
 		},
 		Cmds: commands,
-	})
+	}
 }
 
 // noLeaks demands that what services wrote of their own accord, journals, logs and what they tell about themselves, holds
