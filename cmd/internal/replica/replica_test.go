@@ -18,7 +18,7 @@ import (
 // staged runs f in a world where nothing goes wrong but what f does, four seconds after its beginning.
 func staged(t *testing.T, machines int, f func(t *testing.T, w *world, first *process)) {
 	t.Helper()
-	w := newWorld(1, faults{flavour: "staged", machines: machines}, mutant{})
+	w := newWorld(1, faults{flavour: "staged", machines: machines}, mistake{})
 	synctest.Test(t, func(t *testing.T) {
 		w.begin()
 		time.Sleep(4 * time.Second)

@@ -31,7 +31,7 @@ type world struct {
 	started time.Time
 	quorum  bool
 	faults  faults
-	mutant  mutant
+	mistake mistake
 	wg      sync.WaitGroup
 	reaped  atomic.Int64
 
@@ -113,8 +113,8 @@ func flavours() []faults {
 	}
 }
 
-// mutant says what is done wrongly on purpose.
-type mutant struct {
+// mistake says what is done wrongly on purpose.
+type mistake struct {
 	rules     func(*rules)
 	sequence  bool // versions come from a sequence
 	loadFirst bool // state is loaded before the row is written
@@ -257,9 +257,9 @@ func (m *host) Boot() time.Duration {
 	defer m.mu.Unlock()
 	t := m.ran()
 	switch {
-	case m.w.mutant.wallClock:
+	case m.w.mistake.wallClock:
 		return t + m.jump
-	case m.w.mutant.stands:
+	case m.w.mistake.stands:
 		return t - m.slept
 	}
 	return t
@@ -467,13 +467,13 @@ func (m *host) live() {
 	if err != nil {
 		panic(err)
 	}
-	if w.mutant.rules != nil {
-		w.mutant.rules(&r.rules)
+	if w.mistake.rules != nil {
+		w.mistake.rules(&r.rules)
 	}
 	p.r = r
 	within, cancel := context.WithTimeout(p.end, 5*time.Second)
 	defer cancel()
-	if w.mutant.loadFirst {
+	if w.mistake.loadFirst {
 		if p.load(within) != nil || r.Begin(within) != nil {
 			return
 		}
@@ -499,7 +499,7 @@ func (m *host) live() {
 }
 
 func (m *host) moved() {
-	if m.w.mutant.stay {
+	if m.w.mistake.stay {
 		return
 	}
 	m.mu.Lock()
@@ -552,7 +552,7 @@ func (p *process) revoke(ctx context.Context, cert int) (Effect, error) {
 	if err != nil {
 		return Effect{}, err
 	}
-	if cert < 0 || done.already && p.w.mutant.noRetry {
+	if cert < 0 || done.already && p.w.mistake.noRetry {
 		return Effect{}, nil
 	}
 	if p.m.chance(p.w.faults.crashAfter) {
@@ -641,7 +641,7 @@ func (w *world) tryRevoke(rng *rand.Rand, cert int) bool {
 		p.m.mu.Lock()
 		left := pending.By.Sub(w.started.Add(p.m.ran() - time.Hour + p.m.jump))
 		p.m.mu.Unlock()
-		if !w.mutant.wallClock && left <= Settled {
+		if !w.mistake.wallClock && left <= Settled {
 			w.revocations = append(w.revocations, revocation{cert: cert, asked: asked, returned: now + left + left/900, by: true})
 		}
 	}
@@ -855,9 +855,9 @@ func (w *world) heal() {
 }
 
 // simulate runs one world in a bubble and returns what was wrong in it.
-func simulate(t *testing.T, seed uint64, mu mutant) *world {
+func simulate(t *testing.T, seed uint64, made mistake) *world {
 	kinds := flavours()
-	w := newWorld(seed, kinds[seed%uint64(len(kinds))], mu)
+	w := newWorld(seed, kinds[seed%uint64(len(kinds))], made)
 	synctest.Test(t, func(*testing.T) {
 		w.begin()
 		for _, m := range w.machines {
@@ -877,8 +877,8 @@ func simulate(t *testing.T, seed uint64, mu mutant) *world {
 	return w
 }
 
-func newWorld(seed uint64, f faults, mu mutant) *world {
-	return &world{seed: seed, faults: f, quorum: f.lag == 0, mutant: mu, fatal: make(map[error]int), lost: make(map[int]time.Duration)}
+func newWorld(seed uint64, f faults, made mistake) *world {
+	return &world{seed: seed, faults: f, quorum: f.lag == 0, mistake: made, fatal: make(map[error]int), lost: make(map[int]time.Duration)}
 }
 
 // begin has a database, and processes on every machine. It is called in a bubble.

@@ -18,7 +18,7 @@ import (
 // rows is the state of a database.
 type rows struct {
 	version int64
-	next    int64 // of the sequence that one mutant takes versions from
+	next    int64 // of the sequence that one mistake takes versions from
 	changes map[int64]store.Change
 	revoked map[int]int64 // certificate -> the version that revoked it
 	leases  map[string]store.Lease
@@ -111,7 +111,7 @@ func (s *server) replay(until time.Duration) (rows, []logged) {
 // revoke is the transaction that revokes a certificate, or changes something else for a negative one. It returns the
 // version that did, also when that was an earlier transaction.
 func (s *server) revoke(cert int, work, flush, reply time.Duration) (version int64, already bool, err error) {
-	sequence := s.w.mutant.sequence
+	sequence := s.w.mistake.sequence
 	if !sequence {
 		s.writer <- struct{}{}
 		defer func() { <-s.writer }()
@@ -270,7 +270,7 @@ func (d database) RenewLease(ctx context.Context, l store.LeaseRenewal) (store.R
 	return out, nil
 }
 
-// readRenewal is what a mutant takes for a renewal.
+// readRenewal is what a mistake takes for a renewal.
 func (d database) readRenewal(ctx context.Context) (store.Renewed, error) {
 	return ask(ctx, d.p, writing, func(s *server, _ func() time.Duration) (out store.Renewed, err error) {
 		_, err = s.read(func(r *rows) { out = store.Renewed{Version: r.version, Now: s.w.wall(), System: s.id()} })

@@ -30,7 +30,7 @@ func TestSimulation(t *testing.T) {
 	var decisions, revocations, early, refused, reaped int
 	ended := make(map[error]int)
 	for i := range seeds {
-		w := simulate(t, *simFirst+uint64(i), mutant{})
+		w := simulate(t, *simFirst+uint64(i), mistake{})
 		wrongs := append(w.unsafe, w.wrong...)
 		for _, wrong := range wrongs[:min(3, len(wrongs))] {
 			t.Error(wrong)
@@ -57,35 +57,35 @@ func TestSimulationKillsMutants(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct {
 		flavour string // of the worlds that are searched
-		mutant
+		mistake
 	}{
-		"t0 after the reply": {"slow answers", mutant{rules: func(r *rules) {
+		"t0 after the reply": {"slow answers", mistake{rules: func(r *rules) {
 			r.stamp = func(_, after time.Duration) time.Duration { return after }
 		}}},
-		"renewal by read": {"split brain", mutant{rules: func(r *rules) {
+		"renewal by read": {"split brain", mistake{rules: func(r *rules) {
 			r.renew = func(ctx context.Context, db Database, _ store.LeaseRenewal) (store.Renewed, error) {
 				return db.(database).readRenewal(ctx)
 			}
 		}}},
-		"load before insert": {"crashes", mutant{loadFirst: true}},
-		"acknowledge before quiescence": {"pauses", mutant{rules: func(r *rules) {
+		"load before insert": {"crashes", mistake{loadFirst: true}},
+		"acknowledge before quiescence": {"pauses", mistake{rules: func(r *rules) {
 			r.quiet = func(_ []*generation, now *generation) int64 { return now.version }
 		}}},
-		"version from a sequence":   {"pauses", mutant{sequence: true}},
-		"retry not waiting":         {"network", mutant{noRetry: true}},
-		"wall clock":                {"clocks", mutant{wallClock: true}},
-		"a clock that stands still": {"naps", mutant{stands: true}},
-		"early return after failover": {"failover without quorum", mutant{rules: func(r *rules) {
+		"version from a sequence":   {"pauses", mistake{sequence: true}},
+		"retry not waiting":         {"network", mistake{noRetry: true}},
+		"wall clock":                {"clocks", mistake{wallClock: true}},
+		"a clock that stands still": {"naps", mistake{stands: true}},
+		"early return after failover": {"failover without quorum", mistake{rules: func(r *rules) {
 			r.steady = func(time.Duration, time.Duration) bool { return true }
 		}}},
-		"connections that stay": {"split brain", mutant{stay: true}},
+		"connections that stay": {"split brain", mistake{stay: true}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			kinds := flavours()
 			first := slices.IndexFunc(kinds, func(f faults) bool { return f.flavour == tt.flavour })
 			const tries = 200
 			for i := range tries {
-				if w := simulate(t, uint64(first+i*len(kinds)), tt.mutant); len(w.unsafe) > 0 {
+				if w := simulate(t, uint64(first+i*len(kinds)), tt.mistake); len(w.unsafe) > 0 {
 					t.Logf("killed after %d worlds: %s", i+1, w.unsafe[0])
 					return
 				}

@@ -6,12 +6,16 @@ package replica
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
+	"errors"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/certbound/certbound/cmd/internal/store"
+	"github.com/certbound/certbound/scripts/postgres"
 )
 
 func openStore(t *testing.T) *store.Store {
@@ -135,4 +139,126 @@ func TestTwoReplicasOnAStore(t *testing.T) {
 	if e, err := a.Effective(t.Context(), change()); err != nil || !e.Early {
 		t.Errorf("effect %+v, %v", e, err)
 	}
+}
+
+// The same on real servers: the primary dies, its synchronous standby takes its place, and both replicas serve again by
+// themselves. What was in force stays so, and no row is believed before leases of the former life have ended.
+func TestFailoverOfPostgreSQL(t *testing.T) {
+	t.Parallel()
+	if testing.Short() {
+		t.Skip("starts two servers")
+	}
+	postgres.ForTest(t) // which says what to do where there is none
+	primary, err := postgres.New(t.Context(), postgres.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { primary.Close() })
+	at := primary.URL("postgres")
+	first := openURL(t, at)
+	standby, err := primary.Standby(t.Context(), "second", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { standby.Close() })
+	if err := primary.Synchronous(t.Context(), "second"); err != nil {
+		t.Fatal(err)
+	}
+	first.Close()
+	at = strings.Replace(at, primary.Address(), standby.Address()+","+primary.Address(), 1)
+	var moved atomic.Int64
+	replicas := make(map[string]*Replica)
+	stores := make(map[string]*store.Store)
+	for _, name := range []string{"a", "b"} {
+		s := openURL(t, at)
+		hints := make(chan struct{}, 1)
+		go s.Listen(t.Context(), func() { wake(hints) })
+		stores[name] = s
+		replicas[name], _ = start(t, Config{
+			Database: s, Name: name, Incarnation: 1, Hints: hints,
+			Moved: func(store.SystemID) { moved.Add(1); s.Reconnect() },
+			Durable: func(ctx context.Context) (bool, error) {
+				d, err := s.Durability(ctx)
+				return d == store.Quorum, err
+			},
+		})
+	}
+	a, b := replicas["a"], replicas["b"]
+	known := func() bool {
+		for _, r := range replicas {
+			r.mu.Lock()
+			ok := r.rules.steady(r.clock.Boot(), r.movedAt)
+			r.mu.Unlock()
+			if !ok || r.Live() != nil {
+				return false
+			}
+		}
+		return true
+	}
+	eventually(t, "both serve, on a database that is known", known)
+	revoke := func(name string) (int64, Effect) {
+		t.Helper()
+		s := stores[name]
+		for range 20 {
+			_, err := s.AddClient(t.Context(), store.Client{ID: strings.ToLower(rand.Text())}, nil)
+			var v int64
+			if err == nil {
+				v, err = s.Version(t.Context())
+			}
+			if errors.Is(err, store.ErrUnknown) || store.Unavailable(err) {
+				continue // on a connection to the server that died
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			e, err := replicas[name].Effective(t.Context(), v)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return v, e
+		}
+		t.Fatal("no change was committed")
+		return 0, Effect{}
+	}
+	before, e := revoke("a")
+	if !e.Early || e.SingleNode || e.Took > time.Second {
+		t.Errorf("effect %+v", e)
+	}
+	if s := b.Status(); s.Applied < before || s.System.Timeline != 1 {
+		t.Errorf("the other replica: %+v", s)
+	}
+
+	primary.Kill()
+	if err := standby.Promote(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	after, e := revoke("b")
+	if e.Early || e.Took < Settled {
+		t.Errorf("on a database that was just promoted: effect %+v", e)
+	}
+	if after <= before {
+		t.Errorf("version %d after %d", after, before)
+	}
+	eventually(t, "both serve again", func() bool { return known() && a.Status().Applied >= after })
+	for name, r := range replicas {
+		if s := r.Status(); s.System.Timeline != 2 || s.Err != nil || s.Durable {
+			t.Errorf("%s: %+v", name, s)
+		}
+	}
+	if n := moved.Load(); n != 4 { // each at the beginning and once more
+		t.Errorf("the stores were told %d times that the server is another", n)
+	}
+	if _, e := revoke("a"); !e.Early || !e.SingleNode {
+		t.Errorf("effect %+v", e)
+	}
+}
+
+func openURL(t *testing.T, url string) *store.Store {
+	t.Helper()
+	s, err := store.Open(t.Context(), store.Config{URL: url, KEK: bytes.Repeat([]byte{7}, 32)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s
 }
