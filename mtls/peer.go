@@ -27,6 +27,7 @@ import (
 	"net/http"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -152,6 +153,7 @@ type holder struct {
 	once sync.Once
 	peer *Peer
 	err  error
+	made atomic.Pointer[Peer] // the same, once there is one
 }
 
 type holderKey struct{}
@@ -181,8 +183,19 @@ func PeerFromRequest(r *http.Request) (*Peer, error) {
 	h.once.Do(func() {
 		h.conn.lift()
 		h.peer, h.err = peerOf(r.TLS)
+		h.made.Store(h.peer)
 	})
 	return h.peer, h.err
+}
+
+// SeenPeer returns the peer that PeerFromRequest has found on the connection of a request, given the request's context; nil
+// before that, without ConnContext, and where there is none. It is a hint for whoever looks things up ahead; who decides
+// something asks PeerFromRequest.
+func SeenPeer(ctx context.Context) *Peer {
+	if h, ok := ctx.Value(holderKey{}).(*holder); ok {
+		return h.made.Load()
+	}
+	return nil
 }
 
 // BreakOff closes the connection on which r arrived without another word, and reports whether it could: whoever writes to

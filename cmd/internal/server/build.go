@@ -118,6 +118,7 @@ func (s *service) buildTrust(h *hierarchy) error {
 // buildIssuer wires the token service to the registry, the keys and the journal.
 func (s *service) buildIssuer(ctx context.Context) error {
 	reg := newRegistry(s.folder.store, s.trust, s.anchors, s.identity.trustDomain, s.adminResource())
+	s.journalKeys.lookAhead(reg.secret)
 	s.trust.OnChange(reg.forgetForeign)
 	s.registry = reg
 	if err := reg.loadBlocked(ctx); err != nil {

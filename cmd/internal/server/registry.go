@@ -5,6 +5,7 @@ package server
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -22,6 +23,10 @@ const (
 	cacheSize = 1 << 16
 	// rememberedClients is for how many certificates of our own CA it is remembered that their signatures were verified.
 	rememberedClients = 1 << 20
+	// secretsAhead bounds the secrets that wait for the journal to ask for them, which it does within the same request.
+	secretsAhead = 1 << 10
+	// grantSetsKept bounds what is remembered of what clients may ask for, which few of them differ in.
+	grantSetsKept = 1 << 12
 	// adminTokenLife is the longest life of a token for the operators' API.
 	adminTokenLife = 2 * time.Minute
 )
@@ -30,6 +35,7 @@ const (
 type rows interface {
 	Client(ctx context.Context, id string) (store.Client, error)
 	Certificate(ctx context.Context, thumbprint [32]byte) (store.Certificate, error)
+	Holder(ctx context.Context, id string, thumbprint [32]byte) (store.Holder, error)
 	Resources(ctx context.Context) ([]store.Resource, error)
 	BlockedKeys(ctx context.Context) ([][32]byte, error)
 }
@@ -63,6 +69,8 @@ type registry struct {
 	epoch        uint64 // counts invalidations, so that a slow reader cannot put back what was dropped
 	clients      map[string]*issuer.Client
 	certificates map[mtls.Thumbprint]*issuer.Certificate
+	secrets      map[string][]byte         // of clients in the journal, read ahead and taken once
+	grantSets    map[string][]issuer.Grant // by what clients name, for all that name the same
 	resources    []store.Resource
 	loaded       bool
 	blocked      map[[32]byte]bool // compromised public keys, all of them
@@ -74,6 +82,8 @@ func newRegistry(db *store.Store, others foreign, anchors *mtls.Anchors, trustDo
 		store: db, foreign: others, anchors: anchors, trustDomain: trustDomain, admin: admin,
 		clients:      make(map[string]*issuer.Client),
 		certificates: make(map[mtls.Thumbprint]*issuer.Certificate),
+		secrets:      make(map[string][]byte),
+		grantSets:    make(map[string][]issuer.Grant),
 		blocked:      make(map[[32]byte]bool),
 	}
 	db.OnChange(r.forget)
@@ -88,6 +98,7 @@ func (r *registry) forget(c store.Change) {
 	if c.Resources {
 		// A resource's scopes decide what clients may ask for.
 		clear(r.clients)
+		clear(r.grantSets)
 		r.resources, r.loaded = nil, false
 	}
 	if c.Trusts {
@@ -96,6 +107,8 @@ func (r *registry) forget(c store.Change) {
 	if c.Full {
 		clear(r.clients)
 		clear(r.certificates)
+		clear(r.grantSets)
+		clear(r.secrets)
 		r.resources, r.loaded, r.blockedStale = nil, false, r.epoch
 	}
 	for _, key := range c.Blocked {
@@ -103,6 +116,9 @@ func (r *registry) forget(c store.Change) {
 	}
 	for _, id := range c.ClientIDs {
 		delete(r.clients, id)
+	}
+	for _, id := range c.AuditSubjects {
+		delete(r.secrets, id)
 	}
 	for _, t := range c.Thumbprints {
 		delete(r.certificates, t)
@@ -157,6 +173,13 @@ func (r *registry) Client(ctx context.Context, id string) (*issuer.Client, error
 	if c != nil {
 		return c, nil
 	}
+	if peer := mtls.SeenPeer(ctx); peer != nil {
+		// Who presents a certificate will be judged by it, and what comes of that will be recorded: all is read at once.
+		c, err := r.holder(ctx, id, peer.Thumbprint(), epoch)
+		if !errors.Is(err, store.ErrNotFound) {
+			return c, err
+		}
+	}
 	row, err := r.store.Client(ctx, id)
 	if errors.Is(err, store.ErrNotFound) {
 		return nil, issuer.ErrNotFound
@@ -164,15 +187,57 @@ func (r *registry) Client(ctx context.Context, id string) (*issuer.Client, error
 	if err != nil {
 		return nil, again{fmt.Errorf("reading a client: %w", err)}
 	}
-	if c, err = r.client(ctx, row); err != nil {
+	if c, err = r.client(ctx, row, epoch); err != nil {
 		return nil, err
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.epoch == epoch {
-		keep(r.clients, id, c)
+		keep(r.clients, id, c, cacheSize)
 	}
 	return c, nil
+}
+
+// holder is Client for a client of our own CA that presents the certificate, which it reads ahead.
+func (r *registry) holder(ctx context.Context, id string, t mtls.Thumbprint, epoch uint64) (*issuer.Client, error) {
+	h, err := r.store.Holder(ctx, id, t)
+	if err != nil {
+		return nil, fmt.Errorf("reading a client: %w", err)
+	}
+	c, err := r.client(ctx, h.Client, epoch)
+	if err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.epoch != epoch {
+		return c, nil
+	}
+	keep(r.clients, id, c, cacheSize)
+	if h.Certificate.Thumbprint == t {
+		keep(r.certificates, t, certificate(h.Certificate), cacheSize)
+	}
+	if h.Secret != nil {
+		keep(r.secrets, id, h.Secret, secretsAhead)
+	}
+	return c, nil
+}
+
+// secret hands out, once, a client's secret in the journal that was read ahead; nil when none was.
+func (r *registry) secret(id string) []byte {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s := r.secrets[id]
+	delete(r.secrets, id)
+	return s
+}
+
+// certificate turns a row into what the token service decides by.
+func certificate(row store.Certificate) *issuer.Certificate {
+	return &issuer.Certificate{
+		ClientID: row.ClientID, Generation: row.Generation,
+		NotAfter: row.NotAfter, Revoked: !row.RevokedAt.IsZero(),
+	}
 }
 
 // Certificate implements issuer.Registry.
@@ -190,21 +255,18 @@ func (r *registry) Certificate(ctx context.Context, t mtls.Thumbprint) (*issuer.
 	if err != nil {
 		return nil, again{fmt.Errorf("reading a certificate: %w", err)}
 	}
-	c = &issuer.Certificate{
-		ClientID: row.ClientID, Generation: row.Generation,
-		NotAfter: row.NotAfter, Revoked: !row.RevokedAt.IsZero(),
-	}
+	c = certificate(row)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.epoch == epoch {
-		keep(r.certificates, t, c)
+		keep(r.certificates, t, c, cacheSize)
 	}
 	return c, nil
 }
 
-// keep adds an entry, making room by dropping one that Go's map order picks.
-func keep[K comparable, V any](m map[K]V, key K, value V) {
-	if len(m) >= cacheSize {
+// keep adds an entry to at most so many, making room by dropping one that Go's map order picks.
+func keep[K comparable, V any](m map[K]V, key K, value V, most int) {
+	if len(m) >= most {
 		for k := range m {
 			delete(m, k)
 			break
@@ -213,15 +275,15 @@ func keep[K comparable, V any](m map[K]V, key K, value V) {
 	m[key] = value
 }
 
-// client turns a row into what the token service decides by.
-func (r *registry) client(ctx context.Context, row store.Client) (*issuer.Client, error) {
+// client turns a row, read not before the epoch, into what the token service decides by.
+func (r *registry) client(ctx context.Context, row store.Client, epoch uint64) (*issuer.Client, error) {
 	resources, err := r.allResources(ctx)
 	if err != nil {
 		return nil, err
 	}
 	c := &issuer.Client{
 		ID: row.ID, Generation: row.Generation, Disabled: row.Disabled, AuthMethod: row.AuthMethod,
-		Grants: r.grants(row, resources), TokenLifetime: row.TokenTTL,
+		Grants: r.sharedGrants(row, resources, epoch), TokenLifetime: row.TokenTTL,
 	}
 	if err := r.vouch(ctx, c, row); err != nil {
 		return nil, fmt.Errorf("who vouches for client %s: %w", row.ID, err)
@@ -263,6 +325,37 @@ func (r renewing) Client(ctx context.Context, id string) (*issuer.Client, error)
 	c := *found
 	c.Anchors = r.anchors
 	return &c, nil
+}
+
+// sharedGrants is grants, the same slice for all clients that have the same scopes and resources. The declared resources
+// were read not before the epoch.
+func (r *registry) sharedGrants(row store.Client, resources []store.Resource, epoch uint64) []issuer.Grant {
+	key := grantSetKey(row.Scopes, row.Resources)
+	r.mu.RLock()
+	grants, ok := r.grantSets[key]
+	ok = ok && r.epoch == epoch
+	r.mu.RUnlock()
+	if ok {
+		return grants
+	}
+	grants = r.grants(row, resources)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.epoch == epoch {
+		keep(r.grantSets, key, grants, grantSetsKept)
+	}
+	return grants
+}
+
+// grantSetKey has each name behind its length, so that no two lists share a key.
+func grantSetKey(scopes, resources []string) string {
+	key := binary.AppendUvarint(nil, uint64(len(scopes)))
+	for _, names := range [][]string{scopes, resources} {
+		for _, name := range names {
+			key = append(binary.AppendUvarint(key, uint64(len(name))), name...)
+		}
+	}
+	return string(key)
 }
 
 // grants is what the client may ask for, at each resource: its own scopes as far as the resource declares

@@ -6,8 +6,13 @@ package server
 import (
 	"context"
 	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
+	"net/http"
+	"net/http/httptest"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strconv"
 	"testing"
@@ -17,6 +22,7 @@ import (
 
 	"github.com/certbound/certbound/cmd/internal/store"
 	"github.com/certbound/certbound/mtls"
+	"github.com/certbound/certbound/mtls/mtlstest"
 	"github.com/certbound/certbound/tokens/issuer"
 )
 
@@ -25,7 +31,8 @@ const testAdmin = "https://auth.test/admin/v1"
 // slowRows is the store with a gap after each read, in which a test lets others write.
 type slowRows struct {
 	*store.Store
-	gap func() // once
+	gap  func() // once
+	held int    // readings of Holder
 }
 
 func (s *slowRows) pause() {
@@ -45,6 +52,13 @@ func (s *slowRows) Client(ctx context.Context, id string) (store.Client, error) 
 func (s *slowRows) Certificate(ctx context.Context, t [32]byte) (store.Certificate, error) {
 	defer s.pause()
 	return s.Store.Certificate(ctx, t)
+}
+
+// Holder implements rows.
+func (s *slowRows) Holder(ctx context.Context, id string, t [32]byte) (store.Holder, error) {
+	defer s.pause()
+	s.held++
+	return s.Store.Holder(ctx, id, t)
 }
 
 // Resources implements rows.
@@ -257,9 +271,159 @@ func TestRegistry_CachesAreBounded(t *testing.T) {
 	t.Parallel()
 	m := make(map[int]int)
 	for i := range cacheSize + 10 {
-		keep(m, i, i)
+		keep(m, i, i, cacheSize)
 	}
 	if _, newest := m[cacheSize+9]; len(m) != cacheSize || !newest {
 		t.Errorf("%d entries, the newest among them %t; want %d", len(m), newest, cacheSize)
+	}
+}
+
+// presented returns the context of a request on a connection with a certificate.
+func presented(t *testing.T) (context.Context, mtls.Thumbprint, []byte) {
+	t.Helper()
+	leaf := mtlstest.NewCA(t, "own").Issue(t, mtlstest.Leaf{CommonName: "payments"}).Leaf
+	r := httptest.NewRequestWithContext(mtls.ConnContext(t.Context(), nil), http.MethodPost, "/", nil)
+	r.TLS = &tls.ConnectionState{HandshakeComplete: true, PeerCertificates: []*x509.Certificate{leaf}}
+	if peer := mtls.SeenPeer(r.Context()); peer != nil {
+		t.Error("a peer is seen before anybody asked for it")
+	}
+	if _, err := mtls.PeerFromRequest(r); err != nil {
+		t.Fatal(err)
+	}
+	return r.Context(), mtls.ThumbprintOf(leaf), leaf.Raw
+}
+
+// Of a client that presents a certificate all is read at once, and what is found that way is what would be found otherwise.
+func TestRegistry_ReadsAhead(t *testing.T) {
+	t.Parallel()
+	r, db := testRegistry(t)
+	ctx, print, der := presented(t)
+	if addCertificate(t, db.Store, "payments", string(der)) != print {
+		t.Fatal("another thumbprint")
+	}
+	secret, err := db.AuditSubject(t.Context(), "payments")
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain, err := r.Client(t.Context(), "payments")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.forget(store.Change{Full: true})
+	got, err := r.Client(ctx, "payments")
+	if err != nil || db.held != 1 {
+		t.Fatalf("%v, read at once %d times", err, db.held)
+	}
+	if diff := cmp.Diff(plain, got, cmp.Exporter(func(reflect.Type) bool { return true }), cmp.Comparer(func(a, b *mtls.Anchors) bool { return a == b })); diff != "" {
+		t.Errorf("read by itself (-), at once (+)\n%s", diff)
+	}
+	db.gap = func() { t.Error("the certificate is read once more") }
+	if c, err := r.Certificate(ctx, print); err != nil || c.ClientID != "payments" || c.Generation != 1 || c.Revoked || c.NotAfter.IsZero() {
+		t.Errorf("%+v, %v", c, err)
+	}
+	db.gap = nil
+	if got := r.secret("payments"); !slices.Equal(got, secret) || r.secret("payments") != nil {
+		t.Error("the secret is another, or handed out twice")
+	}
+	for _, id := range []string{"nobody", "alice"} { // neither has the certificate
+		c, err := r.Client(ctx, id)
+		if (id == "nobody") != errors.Is(err, issuer.ErrNotFound) || id == "alice" && (err != nil || c.ID != id || r.secret(id) != nil) {
+			t.Errorf("%s: %+v, %v", id, c, err)
+		}
+	}
+	if c, err := r.Certificate(ctx, print); err != nil || c.ClientID != "payments" {
+		t.Errorf("the certificate belongs to %+v now, %v", c, err)
+	}
+}
+
+// What was read ahead is not kept when it was overtaken by a change.
+func TestRegistry_ReadAheadPutsNothingBack(t *testing.T) {
+	t.Parallel()
+	r, db := testRegistry(t)
+	ctx, print, der := presented(t)
+	addCertificate(t, db.Store, "payments", string(der))
+	if _, err := db.AuditSubject(t.Context(), "payments"); err != nil {
+		t.Fatal(err)
+	}
+	db.gap = func() {
+		_, err := db.Revoke(t.Context(), store.Selection{Thumbprints: [][32]byte{print}}, 0, time.Now())
+		if err := errors.Join(err, db.DisableClient(t.Context(), "payments"), db.DeleteAuditSubject(t.Context(), "payments")); err != nil {
+			t.Error(err)
+		}
+	}
+	if c, err := r.Client(ctx, "payments"); err != nil || c.Disabled {
+		t.Fatalf("the gap came too early: %v", err)
+	}
+	if r.secret("payments") != nil {
+		t.Error("a secret that was deleted is handed out")
+	}
+	if c, err := r.Client(ctx, "payments"); err != nil || !c.Disabled {
+		t.Errorf("a disabled client passes for enabled: %v", err)
+	}
+	if c, err := r.Certificate(ctx, print); err != nil || !c.Revoked {
+		t.Errorf("a revoked certificate passes for good: %v", err)
+	}
+	// Also one that was kept before.
+	if _, err := db.AuditSubject(t.Context(), "alice"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Client(ctx, "alice"); err != nil {
+		t.Fatal(err)
+	}
+	if err := db.DeleteAuditSubject(t.Context(), "alice"); err != nil {
+		t.Fatal(err)
+	}
+	if r.secret("alice") != nil {
+		t.Error("a secret that was deleted since is handed out")
+	}
+}
+
+// Clients that name the same share what they may ask for, until the resources change; a reader that was overtaken by that
+// leaves nothing behind for others.
+func TestRegistry_SharedGrants(t *testing.T) {
+	t.Parallel()
+	r, db := testRegistry(t)
+	_, err := db.AddClient(t.Context(), store.Client{ID: "billing", AuthMethod: "tls_client_auth", Usage: "client", Scopes: []string{write}}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	grants := func(id string) []issuer.Grant {
+		t.Helper()
+		c, err := r.Client(t.Context(), id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c.Grants
+	}
+	if a, b := grants("payments"), grants("billing"); len(a) != 1 || &a[0] != &b[0] {
+		t.Errorf("%v and %v are not shared", a, b)
+	}
+	r.forget(store.Change{Resources: true})
+	reads := 0
+	var overtake func()
+	overtake = func() {
+		if reads++; reads == 1 { // after the client's row, before the resources
+			db.gap = overtake
+			return
+		}
+		if err := db.AddResource(t.Context(), store.Resource{URI: "https://stock.test", Scopes: []string{write}}); err != nil {
+			t.Error(err)
+		}
+	}
+	db.gap = overtake
+	if n := len(grants("payments")); n != 1 {
+		t.Fatalf("%d grants: the gap came too early", n)
+	}
+	if n := len(grants("billing")); n != 2 {
+		t.Errorf("%d grants after a resource was added, want 2", n)
+	}
+	for i, key := range []string{
+		grantSetKey([]string{"a", "b"}, nil), grantSetKey([]string{"a"}, []string{"b"}), grantSetKey([]string{"a b"}, nil),
+		grantSetKey([]string{"a\x01b"}, nil), grantSetKey(nil, []string{"a", "b"}), grantSetKey([]string{"ab"}, nil),
+	} {
+		r.grantSets[key] = nil
+		if len(r.grantSets) < i+2 {
+			t.Errorf("key %d, %q, is another's", i, key)
+		}
 	}
 }

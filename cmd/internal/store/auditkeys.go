@@ -109,10 +109,15 @@ func (s *Store) storedAuditKey(ctx context.Context, k auditKeys, id string) ([]b
 	if errors.Is(err, sql.ErrNoRows) {
 		err = ErrNotFound
 	}
-	var key []byte
-	if err == nil {
-		key, err = s.sealer.open(k.place(id, version), sealed)
+	if err != nil {
+		return nil, fmt.Errorf("audit key of %s %q: %w", k.what, id, err)
 	}
+	return s.openAuditKey(k, id, sealed, version)
+}
+
+// openAuditKey unseals the key of a row.
+func (s *Store) openAuditKey(k auditKeys, id string, sealed []byte, version int64) ([]byte, error) {
+	key, err := s.sealer.open(k.place(id, version), sealed)
 	if err == nil && len(key) != auditKeySize {
 		err = fmt.Errorf("%w: it has %d bytes", ErrDamaged, len(key))
 	}

@@ -147,6 +147,7 @@ func testStore(t *testing.T, open opener) {
 		{"a disabled operator is restored", testRestoreDisabled},
 		{"clients are listed", testClientList},
 		{"clients that publish certificates", testPublishers},
+		{"a holder", testHolder},
 		{"loading", testLoad},
 		{"what cannot be loaded", testLoadRefuses},
 		{"parallel redemptions", testParallelRedemptions},
@@ -383,6 +384,49 @@ func testClientList(f *fixture) {
 		after = ids[len(ids)-1]
 	}
 	same(f.t, ids, []string{"a", "c", "d"})
+}
+
+// What is read at once is what is read one by one, and only of clients of our CA.
+func testHolder(f *fixture) {
+	f.client("payments", 1)
+	f.client("billing", 2)
+	cert := f.enroll("payments", 1, 1, 1)
+	ok(f.t, f.add(Client{ID: "own", AuthMethod: methodSelfSigned, JWKSURI: "https://own.example/jwks.json"}))
+	read := func(id string, t [32]byte) Holder {
+		f.t.Helper()
+		h, err := f.Holder(f.ctx(), id, t)
+		ok(f.t, err)
+		return h
+	}
+	h := read("payments", cert.Thumbprint)
+	same(f.t, h.Certificate, Certificate{Thumbprint: cert.Thumbprint, ClientID: "payments", Generation: 1, NotAfter: cert.NotAfter})
+	same(f.t, h.Client, Client{ID: "payments", Generation: 1, AuthMethod: methodCA})
+	same(f.t, len(h.Secret), 0)
+	secret, err := f.AuditSubject(f.ctx(), "payments")
+	ok(f.t, err)
+	same(f.t, read("payments", cert.Thumbprint).Secret, secret)
+	same(f.t, read("payments", [32]byte{1}).Certificate, Certificate{})
+	same(f.t, read("billing", cert.Thumbprint).Certificate.ClientID, "payments")
+	same(f.t, len(read("billing", cert.Thumbprint).Secret), 0)
+	_, err = f.Revoke(f.ctx(), Selection{Thumbprints: [][32]byte{cert.Thumbprint}}, 0, f.clock.now())
+	ok(f.t, err)
+	same(f.t, read("payments", cert.Thumbprint).Certificate.RevokedAt, f.clock.now())
+	ok(f.t, f.Transact(f.ctx(), func(tx *Store) error {
+		ok(f.t, tx.DisableClient(f.ctx(), "payments"))
+		h, err := tx.Holder(f.ctx(), "payments", cert.Thumbprint)
+		same(f.t, h.Client.Disabled, true)
+		return err
+	}))
+	same(f.t, read("payments", cert.Thumbprint).Client.Disabled, true)
+	ok(f.t, f.RemoveClient(f.ctx(), "payments"))
+	for _, id := range []string{"payments", "own", "nobody"} {
+		_, err := f.Holder(f.ctx(), id, cert.Thumbprint)
+		want(f.t, err, ErrNotFound)
+	}
+	_, err = f.AddClient(f.ctx(), Client{ID: "full", Scopes: []string{"a", "b"}, Resources: []string{"https://r.example"}, TokenTTL: time.Minute}, nil)
+	ok(f.t, err)
+	got := read("full", [32]byte{}).Client
+	same(f.t, got, Client{ID: "full", Generation: 1, AuthMethod: methodCA, Scopes: []string{"a", "b"}, Resources: []string{"https://r.example"}, TokenTTL: time.Minute})
 }
 
 // Who looks for what clients publish is given nobody else, in pages.

@@ -115,6 +115,11 @@ func open(ctx context.Context, cfg Config, d dialect) (*Store, error) {
 	if err := d.upgrade(ctx, s.writer, steps); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
+	if d.name() == "sqlite" {
+		if s.holders, err = s.reader.PrepareContext(ctx, queryHolder); err != nil {
+			return nil, errors.Join(d.judge(err), s.Close())
+		}
+	}
 	return s, nil
 }
 
@@ -225,6 +230,9 @@ func (s *Store) DB() *sql.DB { return s.shared }
 // Close waits for running statements and closes the database. Methods fail afterwards.
 func (s *Store) Close() error {
 	var errs []error
+	if s.holders != nil {
+		errs = append(errs, s.holders.Close())
+	}
 	// The readers go first: the last connection to close moves the log into the database, and it must be able to write.
 	for _, db := range []*sql.DB{s.reader, s.shared, s.side, s.writer} {
 		if db != nil {

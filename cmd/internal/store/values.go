@@ -107,6 +107,10 @@ func (l *list) Scan(v any) error {
 	default:
 		return fmt.Errorf("a list column holds a %T", v)
 	}
+	if string(text) == "[]" {
+		*l = nil
+		return nil
+	}
 	var out []string
 	if err := json.Unmarshal(text, &out); err != nil {
 		return fmt.Errorf("a list column holds no JSON array: %w", err)
