@@ -7,6 +7,7 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/tls"
+	"slices"
 	"sync"
 	"time"
 )
@@ -14,7 +15,8 @@ import (
 // Tickets owns the keys that seal the session tickets of one listener. Whoever has such a key can forge a session that
 // resumes as any client whose certificate he has seen (RFC 5077, Section 5.5), so the keys are random, live in this
 // process only, are never written, logged or handed out, and are the listener's own: a session of one listener is
-// unknown to all others, those of other processes included, and costs its client a full handshake there.
+// unknown to all others, those of other processes included, and costs its client a full handshake there. Set alone
+// brings in others.
 //
 // A resumed session shows the certificate it began with. It is judged at every request all the same; Reset is for what
 // no judgement would see, such as keys that may have been read. Connections that are open stay open.
@@ -43,6 +45,21 @@ func (t *Tickets) Rotate() {
 	before := t.current
 	t.current = newTicketKey()
 	t.cfg.SetSessionTicketKeys([][32]byte{t.current, before})
+}
+
+// Set seals from now on with the first of keys, accepts tickets under any of them, and drops all others. It is for servers
+// that resume each other's sessions: whoever calls it answers for all that is said of the keys above, that no two listeners
+// have the same and that each is dropped in time by a Set without it. Without keys it is Reset; so is a key of zeros, which
+// nobody has drawn. Run must not be running.
+func (t *Tickets) Set(keys ...[32]byte) {
+	if len(keys) == 0 || slices.Contains(keys, [32]byte{}) {
+		t.Reset()
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.current = keys[0]
+	t.cfg.SetSessionTicketKeys(keys)
 }
 
 // Reset seals from now on with a new key and drops all others, so that no session begun before can be resumed.

@@ -272,3 +272,32 @@ func anchorsFor(tb testing.TB, ca *mtlstest.CA) *mtls.Anchors {
 	tb.Helper()
 	return anchors(tb, mtls.AnchorsConfig{Roots: []*x509.Certificate{ca.Certificate()}, UsePresented: true})
 }
+
+// Keys that are set are those that count, the first of them for new tickets; none, or one that nobody has drawn, is a reset.
+func TestTicketsSet(t *testing.T) {
+	t.Parallel()
+	one, two := &tls.Config{}, &tls.Config{}
+	first, second := mtls.NewTickets(one), mtls.NewTickets(two)
+	k, l := [32]byte{1}, [32]byte{2}
+	own := seal(t, one)
+	first.Set(k)
+	second.Set(l, k)
+	wantOpens(t, "its own of before", one, own, false)
+	ofK, ofL := seal(t, one), seal(t, two)
+	wantOpens(t, "the second key", two, ofK, true)
+	wantOpens(t, "a key that is not set", one, ofL, false)
+	first.Rotate()
+	wantOpens(t, "after a rotation", one, ofK, true)
+	second.Set(l)
+	wantOpens(t, "a key that was dropped", two, ofK, false)
+	wantOpens(t, "the one that stays", two, ofL, true)
+	second.Set()
+	wantOpens(t, "after none", two, ofL, false)
+	zero := &tls.Config{}
+	zero.SetSessionTicketKeys([][32]byte{{}})
+	for _, keys := range [][][32]byte{{{}}, {l, {}}} {
+		second.Set(keys...)
+		wantOpens(t, "under zeros", two, seal(t, zero), false)
+		wantOpens(t, "beside zeros", two, ofL, false)
+	}
+}

@@ -120,6 +120,8 @@ type Config struct {
 	Cluster func(context.Context) (Cluster, error)
 	// ResetTickets makes session tickets resume nothing any more. NewBreakGlass requires it; New does not use it.
 	ResetTickets func()
+	// SharedTickets says that the store has keys of session tickets that all servers share: they are reset too.
+	SharedTickets bool
 
 	// Logger is told of inner failures. Nil discards. Now is the clock; nil is time.Now.
 	Logger *slog.Logger

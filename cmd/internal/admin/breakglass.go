@@ -62,8 +62,19 @@ func (a *api) restoreOperator(id string) *proposal {
 	return p
 }
 
-// resetTickets ends all TLS sessions: clients make full handshakes from then on. It needs no database.
+// resetTickets ends all TLS sessions: clients make full handshakes from then on. It needs no database, unless servers share
+// their tickets.
 func (a *api) resetTickets(*http.Request, *none) (*deed, error) {
 	a.cfg.ResetTickets()
-	return &deed{takes: true, made: &outcome{answer: &Change{Done: "session tickets reset"}, events: []audit.Event{{}}}}, nil
+	done := outcome{answer: &Change{Done: "session tickets reset"}, events: []audit.Event{{}}}
+	if !a.cfg.SharedTickets {
+		return &deed{takes: true, made: &done}, nil
+	}
+	return &deed{takes: true, do: func(ctx context.Context, tx *store.Store) (*outcome, error) {
+		if err := tx.ResetTicketKeys(ctx); err != nil {
+			return nil, unavailable(err)
+		}
+		made := done
+		return &made, nil
+	}}, nil
 }

@@ -7,10 +7,12 @@ import (
 	"net/http"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/certbound/certbound/cmd/internal/audit"
+	"github.com/certbound/certbound/cmd/internal/store"
 	"github.com/certbound/certbound/mtls/mtlstest"
 	"github.com/certbound/certbound/pki"
 )
@@ -128,5 +130,37 @@ func TestOnlyBreakGlassResetsTickets(t *testing.T) {
 	b.trust("p", mtlstest.NewCA(t, "p"))
 	if w := b.ask(http.MethodPost, "/tickets/reset"); w.Code != http.StatusNotFound || resets != 0 {
 		t.Errorf("%d, %d resets", w.Code, resets)
+	}
+}
+
+// Where servers share their tickets, a reset takes the shared keys too, at all of them, also while the journal is full.
+func TestResetOfSharedTickets(t *testing.T) {
+	resets := 0
+	b := newBenchWith(t, Config{SharedTickets: true, ResetTickets: func() { resets++ }}, NewBreakGlass)
+	var told []store.Change
+	b.store.OnChange(func(c store.Change) { told = append(told, c) })
+	for _, full := range []bool{false, true} {
+		before, err := b.store.TicketKeys(t.Context(), "mtls", time.Now())
+		b.must(err)
+		resets, told = 0, nil
+		b.journal.fill(full)
+		var done Change
+		b.post("/tickets/reset", "", http.StatusOK, &done)
+		b.journal.fill(false)
+		if resets == 0 || done.Done == "" || done.AuditPending != full {
+			t.Errorf("journal full %t: %d resets here, answer %+v", full, resets, done)
+		}
+		if len(told) == 0 || !told[0].Tickets {
+			t.Errorf("journal full %t: told %+v", full, told)
+		}
+		after, err := b.store.TicketKeys(t.Context(), "mtls", time.Now())
+		b.must(err)
+		if after[0].Key == before[0].Key {
+			t.Errorf("journal full %t: the key is still there", full)
+		}
+		b.must(b.box.Flush(t.Context()))
+		if e := b.journal.last(t); e.Name != "tickets.reset" || e.Outcome != audit.Granted {
+			t.Errorf("recorded %+v", e)
+		}
 	}
 }

@@ -117,6 +117,7 @@ type Audit struct {
 // TLS bounds handshakes.
 type TLS struct {
 	HandshakeTimeout time.Duration // default 10s
+	SharedTickets    bool          // whether servers of one database share the keys of session tickets; default false
 }
 
 // HTTP bounds requests.

@@ -109,6 +109,7 @@ admin: {approvals: 2}
 audit: {sync: interval, sync_interval: 50ms, segment_size: 1048576, segment_age: 12h, retention: 30d, refusal_quota: 2000000}
 tls:
   handshake_timeout: 3s
+  shared_tickets: true
 http:
   header_timeout: 4s
   read_timeout: 5s
@@ -153,7 +154,7 @@ func TestLoadFile(t *testing.T) {
 		},
 		Admin: Admin{2}, Code: Code{15 * time.Minute},
 		Audit:  Audit{"interval", 50 * time.Millisecond, 1 << 20, 12 * time.Hour, 30 * 24 * time.Hour, 2_000_000},
-		TLS:    TLS{3 * time.Second},
+		TLS:    TLS{3 * time.Second, true},
 		HTTP:   HTTP{4 * time.Second, 5 * time.Second, 6 * time.Second, 90 * time.Second, 0},
 		Limits: Limits{[]string{"192.0.2.1", "2001:db8::/32"}, 513, 257, 514, 1, 2, 3, 4, 5},
 		Proxy:  Proxy{[]string{"10.0.0.0/8"}},

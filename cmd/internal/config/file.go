@@ -160,6 +160,12 @@ func set(s setting, n ast.Node) (what, hint string) {
 			return "must be a whole number that is not so great", "write it like 1"
 		}
 		*v = i
+	case *bool:
+		b, ok := n.(*ast.BoolNode)
+		if !ok {
+			return "must be true or false", "write it without quotes"
+		}
+		*v = b.Value
 	case *time.Duration:
 		text, ok := text(n)
 		if !ok {

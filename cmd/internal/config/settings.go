@@ -17,7 +17,7 @@ import (
 type setting struct {
 	key   string // with a dot between section and name
 	doc   string // lines of at most 100 characters
-	value any    // *string, *int, *[]string, *[]Trust or *time.Duration
+	value any    // *string, *int, *bool, *[]string, *[]Trust or *time.Duration
 }
 
 // settings returns the table over c, in the order of Example.
@@ -75,6 +75,10 @@ func (c *Config) settings() []setting {
 		{"audit.refusal_quota", "Bytes for the files of counted refusals, at least 1 MiB: the oldest are dropped, and that is recorded.",
 			&c.Audit.RefusalQuota},
 		{"tls.handshake_timeout", "Time for a TLS handshake.", &c.TLS.HandshakeTimeout},
+		{"tls.shared_tickets", "Whether all servers of a database resume each other's TLS sessions, also after a restart. The keys for\n" +
+			"that are as good as every client's certificate: they lie in the database, sealed under the\n" +
+			"key-encryption key, for two hours at most. false: a client's first connection to each server, and\n" +
+			"after its restart, is a full handshake. The same at all servers.", &c.TLS.SharedTickets},
 		{"http.header_timeout", "Time to read a request's header.", &c.HTTP.HeaderTimeout},
 		{"http.read_timeout", "Time to read a whole request.", &c.HTTP.ReadTimeout},
 		{"http.write_timeout", "Time to write an answer.", &c.HTTP.WriteTimeout},
@@ -125,6 +129,11 @@ func (s setting) parse(text string) error {
 			return errors.New("not a number")
 		}
 		*v = n
+	case *bool:
+		if text != "true" && text != "false" {
+			return errors.New("neither true nor false")
+		}
+		*v = text == "true"
 	case *[]Trust:
 		return errors.New("can only be given in the file")
 	case *[]string:
@@ -179,6 +188,8 @@ func (s setting) yaml() string {
 		return quote(*v)
 	case *int:
 		return strconv.Itoa(*v)
+	case *bool:
+		return strconv.FormatBool(*v)
 	case *[]string:
 		items := make([]string, len(*v))
 		for i, item := range *v {

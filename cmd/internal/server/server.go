@@ -30,6 +30,7 @@ import (
 	"github.com/certbound/certbound/cmd/internal/authority"
 	"github.com/certbound/certbound/cmd/internal/config"
 	"github.com/certbound/certbound/cmd/internal/outbox"
+	"github.com/certbound/certbound/cmd/internal/store"
 	"github.com/certbound/certbound/cmd/internal/trust"
 	"github.com/certbound/certbound/mtls"
 	"github.com/certbound/certbound/pki/stepca"
@@ -97,6 +98,7 @@ type service struct {
 	registry              *registry
 	renewals              *issuer.Server // judges who may renew
 	tickets               []*mtls.Tickets
+	ticketing             *sharedTickets // nil unless servers share them
 	ca                    *stepca.Authority
 	keys                  *keyring
 	authority             *authority.Authority
@@ -138,7 +140,13 @@ func (s *service) serve(ctx context.Context, stdout io.Writer) error {
 	publicTLS := mtls.ServerConfig(s.own, mtls.ClientCertificatesIgnored)
 	mtlsTLS := mtls.ServerConfig(s.own, mtls.ClientCertificatesRequested)
 	// Session ticket keys are as good as every client's certificate: random, in memory, for one listener.
-	s.tickets = []*mtls.Tickets{mtls.NewTickets(publicTLS), mtls.NewTickets(mtlsTLS)}
+	onPublic, onMTLS := mtls.NewTickets(publicTLS), mtls.NewTickets(mtlsTLS)
+	s.tickets = []*mtls.Tickets{onPublic, onMTLS}
+	if s.cfg.TLS.SharedTickets {
+		s.ticketing = newSharedTickets(s.folder.store, ticketScope(s.cfg.Trust), s.log, time.Now,
+			map[string]*mtls.Tickets{"public": onPublic, "mtls": onMTLS})
+		s.ticketing.refresh(ctx) // before the first connection
+	}
 	servers := []*running{
 		s.limited("public", s.publicRouter(), s.sockets.public, publicTLS),
 		s.limited("mtls", s.mtlsRouter(operators), s.sockets.mtls, mtlsTLS),
@@ -176,8 +184,12 @@ func (s *service) serve(ctx context.Context, stdout io.Writer) error {
 	wg.Go(func() { s.keepHead(background) })
 	wg.Go(func() { s.watchJournals(background) })
 	wg.Go(func() { s.folder.outbox.Run(background) })
-	for _, t := range s.tickets {
-		wg.Go(func() { t.Run(background, ticketLife) })
+	if s.ticketing != nil {
+		wg.Go(func() { s.ticketing.run(background) })
+	} else {
+		for _, t := range s.tickets {
+			wg.Go(func() { t.Run(background, ticketLife) })
+		}
 	}
 
 	failed := make(chan error, len(servers))
@@ -318,8 +330,13 @@ func (s *service) httpServer(h http.Handler) *http.Server {
 	}
 }
 
-// resetTickets makes every session ticket given out so far resume nothing.
+// resetTickets makes every session ticket given out so far resume nothing here. Where tickets are shared, those resume
+// again that nobody resets in the database as well.
 func (s *service) resetTickets() {
+	if s.ticketing != nil {
+		s.ticketing.forget(store.Change{Tickets: true})
+		return
+	}
 	for _, t := range s.tickets {
 		t.Reset()
 	}

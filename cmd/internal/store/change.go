@@ -100,7 +100,7 @@ func (s *Store) transact(ctx context.Context, f func(*change) error) error {
 	if len(c.touched) == 0 && !c.wrote {
 		return nil
 	}
-	if len(c.touched) > 0 || len(c.what.AuditSubjects) > 0 {
+	if len(c.touched) > 0 || len(c.what.AuditSubjects) > 0 || c.what.Tickets {
 		if err := c.stamp(); err != nil {
 			return err
 		}

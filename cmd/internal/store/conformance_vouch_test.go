@@ -654,9 +654,9 @@ func testTrustChanges(f *fixture) {
 	var last Change
 	f.OnChange(func(c Change) { last = c })
 	f.trust("partner")
-	same(f.t, last, Change{Trusts: true, Version: 1})
+	same(f.t, last, Change{Trusts: true, Tickets: true, Version: 1})
 	ok(f.t, f.ReplaceTrust(f.ctx(), Trust{Name: "partner", Anchors: [][]byte{{1}}, Revocation: "off"}))
-	same(f.t, last, Change{Trusts: true, Version: 2})
+	same(f.t, last, Change{Trusts: true, Tickets: true, Version: 2})
 	same(f.t, f.stamp("trusts"), int64(2))
 	key := newOwnKey(f.t)
 	ok(f.t, f.add(selfSigned("own", key.cert(f.t, 1))))
@@ -675,6 +675,117 @@ func testTrustChanges(f *fixture) {
 	ok(f.t, err)
 	same(f.t, st, Stats{Clients: 1, Trusts: 1, Version: 6})
 	ok(f.t, f.RemoveTrust(f.ctx(), "partner"))
-	same(f.t, last, Change{Trusts: true, Version: 7})
+	same(f.t, last, Change{Trusts: true, Tickets: true, Version: 7})
 	checkStamps(f.t, f.Store)
+}
+
+// testTicketKeys: all servers have the same key for a listener and hour, no two listeners the same, none for longer than two
+// hours, and none that was reset.
+func testTicketKeys(f *fixture) {
+	start := f.clock.now().Truncate(time.Hour)
+	keys := func(listener string, at time.Duration) []TicketKey {
+		f.t.Helper()
+		list, err := f.TicketKeys(f.ctx(), listener, start.Add(at))
+		ok(f.t, err)
+		return list
+	}
+	version, err := f.Version(f.ctx())
+	ok(f.t, err)
+	first := keys("mtls", 0)
+	if len(first) != 1 || !first[0].StartedAt.Equal(start) || first[0].Key == [32]byte{} {
+		f.t.Fatalf("%+v", first)
+	}
+	same(f.t, keys("mtls", 59*time.Minute), first)
+	public := keys("public", 0)
+	if public[0].Key == first[0].Key {
+		f.t.Error("two listeners have one key")
+	}
+	second := keys("mtls", time.Hour)
+	if len(second) != 2 || second[0].Key == first[0].Key || second[1] != first[0] {
+		f.t.Errorf("%+v after %+v", second, first)
+	}
+	same(f.t, keys("mtls", time.Hour-30*time.Second), second) // who is a little behind knows the next already
+	same(f.t, keys("mtls", time.Hour-2*time.Minute), first)   // and does not go by one from further ahead
+	same(f.t, keys("mtls", 2*time.Hour-time.Microsecond), second)
+	third := keys("mtls", 2*time.Hour)
+	if len(third) != 2 || third[1] != second[0] {
+		f.t.Errorf("%+v after %+v", third, second)
+	}
+	if n := f.count("ticket_keys"); n != 2 {
+		f.t.Errorf("%d keys are there: the oldest of each listener should be gone", n)
+	}
+	if after, err := f.Version(f.ctx()); err != nil || after != version {
+		f.t.Errorf("version went from %d to %d, %v", version, after, err)
+	}
+
+	var told []Change
+	f.OnChange(func(c Change) { told = append(told, c) })
+	ok(f.t, f.ResetTicketKeys(f.ctx()))
+	if len(told) != 1 || !told[0].Tickets || told[0].Version != version+1 || f.count("ticket_keys") != 0 {
+		f.t.Errorf("told %+v, %d keys are there", told, f.count("ticket_keys"))
+	}
+	logged, err := f.ChangesSince(f.ctx(), version, 10)
+	ok(f.t, err)
+	same(f.t, logged, []Change{{Tickets: true, Version: version + 1}})
+	fresh := keys("mtls", 2*time.Hour)
+	if len(fresh) != 1 || fresh[0].Key == third[0].Key {
+		f.t.Errorf("%+v after a reset, before it %+v", fresh, third)
+	}
+	// So does each change of a trust.
+	row := f.trust("one")
+	for _, change := range []func() error{
+		func() error { return f.ReplaceTrust(f.ctx(), row) },
+		func() error { return f.RemoveTrust(f.ctx(), "one") },
+		func() error { return f.AddTrust(f.ctx(), row) },
+	} {
+		keys("mtls", 2*time.Hour)
+		told = nil
+		ok(f.t, change())
+		if len(told) != 1 || !told[0].Tickets || !told[0].Trusts || f.count("ticket_keys") != 0 {
+			f.t.Errorf("told %+v, %d keys are there", told, f.count("ticket_keys"))
+		}
+	}
+}
+
+// testTicketKeysAreSealed: a row that was moved, changed or replaced gives no key, and no new one in its place.
+func testTicketKeysAreSealed(f *fixture) {
+	start := f.clock.now().Truncate(time.Hour)
+	for name, change := range map[string]string{
+		"another listener": `UPDATE ticket_keys SET listener = 'public'`,
+		"another hour":     `UPDATE ticket_keys SET started_at = started_at - 3600000000`,
+		"another version":  `UPDATE ticket_keys SET seal_version = 2`,
+		"cut off":          `UPDATE ticket_keys SET sealed = substr(sealed, 1, 40)`,
+	} {
+		ok(f.t, f.ResetTicketKeys(f.ctx()))
+		_, err := f.TicketKeys(f.ctx(), "mtls", start)
+		ok(f.t, err)
+		_, err = f.write.ExecContext(f.ctx(), change)
+		ok(f.t, err)
+		listener := "mtls"
+		if name == "another listener" {
+			listener = "public"
+		}
+		if list, err := f.TicketKeys(f.ctx(), listener, start); err == nil {
+			f.t.Errorf("%s: %d keys", name, len(list))
+		}
+	}
+}
+
+// testParallelTicketKeys: of many servers that come first in an hour, all get one key.
+func testParallelTicketKeys(f *fixture) {
+	now := f.clock.now()
+	lists := make([][]TicketKey, 8)
+	var wg sync.WaitGroup
+	for i := range lists {
+		wg.Go(func() {
+			var err error
+			if lists[i], err = f.TicketKeys(f.ctx(), "mtls", now); err != nil {
+				f.t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	for _, list := range lists {
+		same(f.t, list, lists[0])
+	}
 }

@@ -99,7 +99,7 @@ const (
 
 	queryDurability = `SELECT current_setting('synchronous_commit'), current_setting('synchronous_standby_names')`
 
-	forgetAuditKeys = `VACUUM audit_days, audit_subjects`
+	forgetAuditKeys = `VACUUM audit_days, audit_subjects, ticket_keys`
 )
 
 // The classes and codes of PostgreSQL's errors that are told apart (PostgreSQL, Appendix A).

@@ -131,6 +131,12 @@ const (
 	restoreCertificate = `INSERT INTO certificates (` + certificateColumns + `)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, NULL, 0, $10) ON CONFLICT DO NOTHING`
 
+	queryTicketKeys = `SELECT started_at, sealed, seal_version FROM ticket_keys
+		WHERE listener = $1 AND started_at > $2 AND started_at <= $3 ORDER BY started_at DESC`
+	insertTicketKey  = `INSERT INTO ticket_keys (listener, started_at, sealed, seal_version) VALUES ($1, $2, $3, $4)`
+	deleteTicketKeys = `DELETE FROM ticket_keys WHERE started_at < $1`
+	resetTicketKeys  = `DELETE FROM ticket_keys`
+
 	insertBlockedKey = `INSERT INTO blocked_keys (key_hash, created_at) VALUES ($1, $2) ON CONFLICT DO NOTHING`
 	queryBlockedKeys = `SELECT key_hash FROM blocked_keys`
 	queryBlockedKey  = `SELECT count(*) FROM blocked_keys WHERE key_hash = $1`

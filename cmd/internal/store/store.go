@@ -407,6 +407,7 @@ type Change struct {
 	Resources bool
 	Trusts    bool
 	Keys      bool // sealed keys
+	Tickets   bool // no session ticket of before may be resumed any more
 	// AuditSubjects are those whose secret in the journal was deleted.
 	AuditSubjects []string
 	// Full says that anything may have changed: nothing that is remembered may be believed any more.

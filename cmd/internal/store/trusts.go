@@ -82,7 +82,10 @@ func (s *Store) RemoveTrust(ctx context.Context, name string) error {
 func (s *Store) changeTrust(ctx context.Context, verb, name string, f func(*change) error) error {
 	err := s.change(ctx, func(c *change) error {
 		c.what.Trusts = true
-		return f(c)
+		if err := f(c); err != nil {
+			return err
+		}
+		return c.dropTickets() // nobody resumes what began under another trust
 	})
 	if err != nil {
 		return fmt.Errorf("%s trust %q: %w", verb, name, err)

@@ -228,6 +228,15 @@ CREATE TABLE audit_subjects (
     seal_version BIGINT NOT NULL
 );
 
+-- Keys of TLS session tickets that several servers share: one for each listener and hour, and none that is older than two.
+CREATE TABLE ticket_keys (
+    listener     TEXT NOT NULL,
+    started_at   BIGINT NOT NULL,
+    sealed       BLOB NOT NULL,
+    seal_version BIGINT NOT NULL,
+    PRIMARY KEY (listener, started_at)
+);
+
 -- What is known of the journals outside of them. The head is where one was last known to stand; it only grows.
 CREATE TABLE journals (
     replica        TEXT NOT NULL,
