@@ -113,12 +113,16 @@ func (l *load) insist(ctx context.Context, request func() (answer, error)) (answ
 // insistOnChange is insist for what changes something, of which the one who kills may want to know.
 func (l *load) insistOnChange(ctx context.Context, request func() (answer, error)) (answer, error) {
 	return l.insist(ctx, func() (answer, error) {
-		select {
-		case l.sending <- struct{}{}:
-		default:
-		}
+		l.tellSending()
 		return request()
 	})
+}
+
+func (l *load) tellSending() {
+	select {
+	case l.sending <- struct{}{}:
+	default:
+	}
 }
 
 // ask asks for one token after the other.
@@ -133,10 +137,29 @@ func (l *load) ask(ctx context.Context, c *caller, client string) {
 	}
 }
 
+// soon is insist for who has just been given authority, of which a replica that is cut off may not know yet.
+func (l *load) soon(ctx context.Context, request func() (answer, error)) (answer, error) {
+	begin := time.Now()
+	return l.insist(ctx, func() (answer, error) {
+		a, err := request()
+		if err == nil && a.status == http.StatusUnauthorized && l.around != nil && time.Since(begin) < catchUp {
+			l.book.refusedEarly()
+			return a, errors.New("refused early")
+		}
+		return a, err
+	})
+}
+
 // tokenFor takes one token and notes it.
 func (l *load) tokenFor(ctx context.Context, c *caller, client string) error {
+	return l.takeToken(ctx, c, client, l.insist)
+}
+
+func (l *load) takeToken(
+	ctx context.Context, c *caller, client string, insist func(context.Context, func() (answer, error)) (answer, error),
+) error {
 	var sent time.Time
-	a, err := l.insist(ctx, func() (answer, error) {
+	a, err := insist(ctx, func() (answer, error) {
 		sent = time.Now()
 		return c.askToken(ctx, l.service.tokenURL(), client, resource)
 	})
@@ -321,7 +344,7 @@ func (l *load) life(ctx context.Context, o *operator, client string, n int) erro
 	if err := o.done(ctx, enableEvent, http.MethodPost, clientPath(client)+"/enable", empty{}, client, "enabled"); err != nil {
 		return err
 	}
-	return l.tokenFor(ctx, second, client)
+	return l.takeToken(ctx, second, client, l.soon)
 }
 
 // certified enrols a client and renews its certificate, and returns callers with the one and the other.
@@ -332,7 +355,7 @@ func (l *load) certified(ctx context.Context, client, code string) (first, secon
 	}
 	l.book.certificate(pair, client, enrollEvent)
 	first = newCaller(pair, l.roots)
-	if err := l.tokenFor(ctx, first, client); err != nil {
+	if err := l.takeToken(ctx, first, client, l.soon); err != nil {
 		return nil, nil, err
 	}
 	csr, err := pki.CreateRequest(key)
@@ -343,7 +366,8 @@ func (l *load) certified(ctx context.Context, client, code string) (first, secon
 	if len(l.around) > 1 {
 		at = l.beside().service
 	}
-	a, err := l.insistOnChange(ctx, func() (answer, error) {
+	a, err := l.soon(ctx, func() (answer, error) {
+		l.tellSending()
 		return first.postJSON(ctx, at.mtlsURL()+"/pki/renew", "", pki.NewRenewRequest(csr))
 	})
 	if err != nil {
@@ -354,7 +378,7 @@ func (l *load) certified(ctx context.Context, client, code string) (first, secon
 	}
 	l.book.certificate(pair, client, renewEvent)
 	second = newCaller(pair, l.roots)
-	return first, second, l.tokenFor(ctx, second, client)
+	return first, second, l.takeToken(ctx, second, client, l.soon)
 }
 
 // redeem asks this place for a certificate, until there is an answer.

@@ -83,11 +83,12 @@ func parseFlags() options {
 	flag.StringVar(&o.only, "only", "", "only the steps whose names contain this `text`")
 	flag.Uint64Var(&o.seed, "seed", rand.Uint64(), "of the choice of moments to kill it at")
 	flag.Parse()
-	o.doses.cuts, o.doses.alone, o.doses.pauses, o.doses.restarts, o.doses.failover, o.doses.gone = 30, 6, 20, 10, 6, true
+	o.doses.cuts, o.doses.alone, o.doses.pauses, o.doses.restarts, o.doses.failover = 30, 6, 20, 10, 6
+	o.doses.gone, o.doses.quiet = true, 10*time.Second
 	o.rounds = 2
 	if *short {
 		o.kills, o.lossy, o.copies = 8, 3, 2
-		o.doses = doses{kills: 5, cuts: 1, pauses: 1, restarts: 1, failover: 1}
+		o.doses = doses{kills: 5, cuts: 1, pauses: 1, restarts: 1, failover: 1, quiet: time.Second}
 		o.rounds = 1
 	}
 	if *several {

@@ -38,6 +38,7 @@ type doses struct {
 	restarts int // of PostgreSQL
 	failover int // promotions of the standby
 	gone     bool
+	quiet    time.Duration // before the first fault
 }
 
 // A harmer does harm to a fleet under load and has it recover.
@@ -112,7 +113,8 @@ func (h *harmer) tell(took time.Duration) {
 		say("%3d × %s: all serve again after: %s", h.counts[kind], kind, quantiles(h.back[kind]))
 	}
 	say("a line that is cut: no tokens and not ready after: %s (%d times)", quantiles(h.dark), len(h.dark))
-	say("authority taken away in, faults or not: %s; %d times in %.0f s", quantiles(h.book.waits), len(h.book.waits), took.Seconds())
+	say("authority taken away in, faults and all: %s (%d times)", quantiles(h.book.waits), len(h.book.waits))
+	say("%d kills in %.0f s", len(h.book.ends), took.Seconds())
 }
 
 // all does every harm as often as is wished for, in random order.
@@ -131,6 +133,8 @@ func (h *harmer) all(ctx context.Context, d doses) error {
 	if _, err := h.fleet.serve(ctx, h.loads[0]); err != nil {
 		return err
 	}
+	pause(ctx, d.quiet)
+	say("authority taken away in, before any fault: %s (%d times)", quantiles(h.book.waitsSoFar()), len(h.book.waitsSoFar()))
 	for i, todo := range plan {
 		if !pause(ctx, 100*time.Millisecond+h.upTo(700*time.Millisecond)) {
 			return ctx.Err()

@@ -52,6 +52,8 @@ func (k *journalKeys) Day(ctx context.Context, day string) ([]byte, error) {
 	if key != nil && day >= oldest {
 		return key, nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, readTime)
+	defer cancel()
 	key, err := k.store.AuditDay(ctx, day, oldest)
 	if err != nil {
 		return nil, erased(err)
@@ -82,6 +84,8 @@ func (k *journalKeys) Subject(ctx context.Context, id string) ([]byte, error) {
 			return secret, nil
 		}
 	}
+	ctx, cancel := context.WithTimeout(ctx, readTime)
+	defer cancel()
 	return k.store.AuditSubject(ctx, id)
 }
 

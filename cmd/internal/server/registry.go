@@ -79,7 +79,7 @@ type registry struct {
 
 func newRegistry(db *store.Store, others foreign, anchors *mtls.Anchors, trustDomain, admin string) *registry {
 	r := &registry{
-		store: db, foreign: others, anchors: anchors, trustDomain: trustDomain, admin: admin,
+		store: timely{db}, foreign: others, anchors: anchors, trustDomain: trustDomain, admin: admin,
 		clients:      make(map[string]*issuer.Client),
 		certificates: make(map[mtls.Thumbprint]*issuer.Certificate),
 		secrets:      make(map[string][]byte),
@@ -202,7 +202,7 @@ func (r *registry) Client(ctx context.Context, id string) (*issuer.Client, error
 func (r *registry) holder(ctx context.Context, id string, t mtls.Thumbprint, epoch uint64) (*issuer.Client, error) {
 	h, err := r.store.Holder(ctx, id, t)
 	if err != nil {
-		return nil, fmt.Errorf("reading a client: %w", err)
+		return nil, again{fmt.Errorf("reading a client: %w", err)}
 	}
 	c, err := r.client(ctx, h.Client, epoch)
 	if err != nil {
