@@ -134,6 +134,25 @@ func TestUnknownCommit(t *testing.T) {
 	checkStamps(t, s)
 }
 
+// A commit that the server refuses counts as unknown too: nothing less can be trusted to be told apart.
+func TestRefusedCommit(t *testing.T) {
+	t.Parallel()
+	at := pgDatabase(t)
+	s := openURL(t, at, time.Now)
+	on(t, at, "ALTER TABLE codes ALTER CONSTRAINT codes_client_id_fkey DEFERRABLE INITIALLY DEFERRED")
+	told := 0
+	s.OnChange(func(Change) { told++ })
+	err := s.change(t.Context(), func(c *change) error {
+		return s.addCode(c, Code{ID: codeIDOf(1), PublicKey: []byte("x"), ClientID: "nobody", ExpiresAt: start})
+	})
+	want(t, err, ErrUnknown)
+	same(t, told, 1)
+	_, err = s.AddClient(t.Context(), Client{ID: "x"}, nil)
+	ok(t, err)
+	_, err = s.Code(t.Context(), codeIDOf(1))
+	want(t, err, ErrNotFound)
+}
+
 // A statement that the server refused was surely not done, even if the connection ended with it.
 func TestRefusedIsNotUnknown(t *testing.T) {
 	t.Parallel()

@@ -253,15 +253,16 @@ func TestSealing(t *testing.T) {
 }
 
 func TestTableForTheCALibrary(t *testing.T) {
-	t.Parallel()
-	s := openAt(t, t.TempDir(), time.Now)
-	_, err := s.DB().ExecContext(t.Context(), "INSERT INTO ca_kv (bucket, nkey, nvalue) VALUES ($1, $2, $3)", "b", []byte("k"), []byte("v"))
-	ok(t, err)
-	var created int64
-	ok(t, s.DB().QueryRowContext(t.Context(), "SELECT created_at FROM ca_kv").Scan(&created))
-	if age := time.Since(time.Unix(created, 0)); age < -time.Minute || age > time.Minute {
-		t.Errorf("created %v ago", age)
-	}
+	everyDatabase(t, func(t *testing.T, open opener) {
+		s := open(t, time.Now)
+		_, err := s.DB().ExecContext(t.Context(), "INSERT INTO ca_kv (bucket, nkey, nvalue) VALUES ($1, $2, $3)", "b", []byte("k"), []byte("v"))
+		ok(t, err)
+		var created int64
+		ok(t, s.DB().QueryRowContext(t.Context(), "SELECT created_at FROM ca_kv").Scan(&created))
+		if age := time.Since(time.Unix(created, 0)); age < -time.Minute || age > time.Minute {
+			t.Errorf("created %v ago", age)
+		}
+	})
 }
 
 // A commit that fails leaves the outcome unknown: listeners look again, and the next change works.
@@ -286,16 +287,19 @@ func TestFailedCommit(t *testing.T) {
 }
 
 func TestClosedStore(t *testing.T) {
-	t.Parallel()
-	s, err := Open(t.Context(), Config{Path: filepath.Join(t.TempDir(), "certbound.db"), KEK: testKEK})
-	ok(t, err)
-	ok(t, s.Close())
-	if _, err := s.AddClient(t.Context(), Client{ID: "x"}, nil); err == nil {
-		t.Error("a closed store was written to")
-	}
-	if _, err := s.Client(t.Context(), "x"); err == nil || errors.Is(err, ErrNotFound) {
-		t.Errorf("error is %v", err)
-	}
+	everyDatabase(t, func(t *testing.T, open opener) {
+		s := open(t, time.Now)
+		ok(t, s.Close())
+		if _, err := s.AddClient(t.Context(), Client{ID: "x"}, nil); err == nil {
+			t.Error("a closed store was written to")
+		}
+		if _, err := s.Client(t.Context(), "x"); err == nil || errors.Is(err, ErrNotFound) {
+			t.Errorf("error is %v", err)
+		}
+		if _, err := s.RenewLease(t.Context(), LeaseRenewal{Replica: "a"}); err == nil || errors.Is(err, ErrLeaseLost) {
+			t.Errorf("error is %v", err)
+		}
+	})
 }
 
 func TestLock(t *testing.T) {
