@@ -252,8 +252,7 @@ func (a *Authority) Purge(ctx context.Context, olderThan time.Time) error {
 	if youngest := time.Now().Add(-2 * (tokenLifetime + libraryLeeway)); tokens.After(youngest) {
 		tokens = youngest
 	}
-	err := a.kv.exec(ctx, a.kv.db, "DELETE FROM ca_kv WHERE bucket = ? AND created_at < ?", bucketTokens, tokens.Unix())
-	if err != nil {
+	if err := a.kv.purgeTokens(ctx, tokens); err != nil {
 		return fmt.Errorf("purge one-time tokens: %w", err)
 	}
 	removed, err := a.kv.purgeCertificates(ctx, olderThan)
@@ -264,46 +263,85 @@ func (a *Authority) Purge(ctx context.Context, olderThan time.Time) error {
 	return nil
 }
 
-// purgeCertificates walks the bucket in batches by key; nothing is held while a batch is judged.
-func (k *kv) purgeCertificates(ctx context.Context, olderThan time.Time) (removed int, err error) {
-	for after := []byte{}; ; {
-		keys, expired, err := k.certificateBatch(ctx, after, olderThan)
+// purgeTokens removes tokens in batches, so that no transaction keeps others from writing for long.
+func (k *kv) purgeTokens(ctx context.Context, olderThan time.Time) error {
+	query := k.bind("DELETE FROM ca_kv WHERE bucket = ? AND nkey IN (SELECT nkey FROM ca_kv WHERE bucket = ? AND created_at < ?" +
+		" ORDER BY created_at LIMIT " + strconv.Itoa(purgeBatch) + ")")
+	for {
+		result, err := k.db.ExecContext(ctx, query, bucketTokens, bucketTokens, olderThan.Unix())
 		if err != nil {
-			return removed, err
+			return err
 		}
-		for _, key := range expired {
-			for _, bucket := range []string{bucketCertData, bucketCerts} {
-				if err := k.del(ctx, k.db, []byte(bucket), key); err != nil {
-					return removed, err
-				}
-			}
-			removed++
+		if n, err := result.RowsAffected(); err != nil || n < purgeBatch {
+			return err
 		}
-		if len(keys) < purgeBatch {
-			return removed, nil
-		}
-		after = keys[len(keys)-1]
 	}
 }
 
-func (k *kv) certificateBatch(ctx context.Context, after []byte, olderThan time.Time) (keys, expired [][]byte, err error) {
-	query := k.bind("SELECT nkey, nvalue FROM ca_kv WHERE bucket = ? AND nkey > ? AND created_at < ? ORDER BY nkey LIMIT " +
-		strconv.Itoa(purgeBatch))
-	rows, err := k.db.QueryContext(ctx, query, bucketCerts, after, olderThan.Unix())
+// purgeCertificates walks the bucket in batches by age; nothing is held while a batch is judged.
+func (k *kv) purgeCertificates(ctx context.Context, olderThan time.Time) (removed int, err error) {
+	for after := (walked{key: []byte{}}); ; {
+		n, last, expired, err := k.certificateBatch(ctx, after, olderThan)
+		if err != nil {
+			return removed, err
+		}
+		if err := k.removeCertificates(ctx, expired); err != nil {
+			return removed, err
+		}
+		removed += len(expired)
+		if n < purgeBatch {
+			return removed, nil
+		}
+		after = last
+	}
+}
+
+// removeCertificates removes what the library keeps of certificates, in one transaction.
+func (k *kv) removeCertificates(ctx context.Context, keys [][]byte) error {
+	if len(keys) == 0 {
+		return nil
+	}
+	tx, err := k.db.BeginTx(ctx, nil)
 	if err != nil {
-		return nil, nil, err
+		return err
+	}
+	defer tx.Rollback() // after a commit it does nothing
+	for _, key := range keys {
+		for _, bucket := range []string{bucketCertData, bucketCerts} {
+			if err := k.del(ctx, tx, []byte(bucket), key); err != nil {
+				return err
+			}
+		}
+	}
+	return tx.Commit()
+}
+
+// walked says how far a walk has come.
+type walked struct {
+	created int64
+	key     []byte
+}
+
+// certificateBatch reads the next of the certificates that were written before olderThan, the oldest first.
+func (k *kv) certificateBatch(ctx context.Context, after walked, olderThan time.Time) (n int, last walked, expired [][]byte, err error) {
+	query := k.bind("SELECT created_at, nkey, nvalue FROM ca_kv WHERE bucket = ? AND created_at < ? AND (created_at, nkey) > (?, ?)" +
+		" ORDER BY created_at, nkey LIMIT " + strconv.Itoa(purgeBatch))
+	rows, err := k.db.QueryContext(ctx, query, bucketCerts, olderThan.Unix(), after.created, after.key)
+	if err != nil {
+		return 0, walked{}, nil, err
 	}
 	defer rows.Close()
 	for rows.Next() {
-		var key, der []byte
-		if err := rows.Scan(&key, &der); err != nil {
-			return nil, nil, err
+		var row walked
+		var der []byte
+		if err := rows.Scan(&row.created, &row.key, &der); err != nil {
+			return 0, walked{}, nil, err
 		}
-		keys = append(keys, key)
+		n, last = n+1, row
 		// What cannot be read was not written by the library and is not ours to remove.
 		if cert, err := x509.ParseCertificate(der); err == nil && cert.NotAfter.Before(olderThan) {
-			expired = append(expired, key)
+			expired = append(expired, row.key)
 		}
 	}
-	return keys, expired, rows.Err()
+	return n, last, expired, rows.Err()
 }

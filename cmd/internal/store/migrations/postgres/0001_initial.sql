@@ -216,6 +216,8 @@ CREATE TABLE ca_kv (
     created_at BIGINT NOT NULL DEFAULT (extract(epoch FROM clock_timestamp())::bigint),
     PRIMARY KEY (bucket, nkey)
 );
+-- For the removal of what is old.
+CREATE INDEX ca_kv_age ON ca_kv (bucket, created_at, nkey);
 
 -- The keys of what the journal seals: deleting one erases what it sealed.
 CREATE TABLE audit_days (
