@@ -108,6 +108,11 @@ func handle(r *mux.Router, path, name string, h http.Handler, methods ...string)
 	}).Name(name)
 }
 
+const (
+	certifyTime = 15 * time.Second // of a request for a certificate, until its transaction begins
+	crlTime     = 10 * time.Second // of making the revocation list
+)
+
 // enroll redeems a one-time code.
 func (s *service) enroll(w http.ResponseWriter, r *http.Request) {
 	var req pki.EnrollRequest
@@ -134,7 +139,9 @@ func (s *service) renew(w http.ResponseWriter, r *http.Request) {
 // certify reads a JSON request, has it answered with a certificate and counts the result.
 func (s *service) certify(w http.ResponseWriter, r *http.Request, into any, kind string,
 	answer func(context.Context, authority.Caller) (*pki.EnrollResponse, error)) {
-	ctx := context.WithoutCancel(r.Context()) // who hangs up must not leave a redeemed code without its record
+	// Who hangs up must not leave a redeemed code without its record, and a database that is silent keeps nobody for ever.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), certifyTime)
+	defer cancel()
 	res, err := (*pki.EnrollResponse)(nil), readJSON(w, r, into)
 	if unreadable, ok := errors.AsType[*tokens.Error](err); ok {
 		s.record(ctx, audit.Event{
@@ -183,7 +190,10 @@ func (s *service) roots(w http.ResponseWriter, _ *http.Request) {
 
 // crl hands out the revocation list as DER (RFC 5280, Section 4.2.1.13).
 func (s *service) crl(w http.ResponseWriter, r *http.Request) {
-	der, err := s.authority.CRL(r.Context())
+	// Others wait for the list meanwhile, however patient this reader is.
+	ctx, cancel := context.WithTimeout(r.Context(), crlTime)
+	defer cancel()
+	der, err := s.authority.CRL(ctx)
 	if err != nil {
 		s.log.Error("the revocation list could not be made", "error", err)
 		refuse(w, http.StatusServiceUnavailable, "temporarily_unavailable", "the revocation list cannot be had now: try again")

@@ -44,6 +44,7 @@ const (
 	leastConnections   = 8
 	sideConnections    = 3 // the lease among them, which must not wait behind others
 	connectTimeout     = 5 * time.Second
+	silenceAtMost      = 10 * time.Second
 	// connectionLife lets a pool leave a server to which a name does not point any more.
 	connectionLife = 30 * time.Minute
 
@@ -132,7 +133,7 @@ func newPostgres(cfg Config) (*postgresql, error) {
 		config.ConnectTimeout = connectTimeout
 	}
 	// A peer that is gone is noticed within seconds.
-	dialer := &net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 2 * time.Second, Count: 3}}
+	dialer := &net.Dialer{Control: silence, KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 2 * time.Second, Count: 3}}
 	config.DialFunc = dialer.DialContext
 	// Also what is only read must come from the primary: a standby may not know yet what was revoked.
 	config.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
