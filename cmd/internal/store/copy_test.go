@@ -284,3 +284,48 @@ func TestCopyDigest(t *testing.T) {
 		t.Errorf("the order matters: %v, %v", one, two)
 	}
 }
+
+// What a restore ends: open codes, requests that wait, the revocation list and the keys of session tickets.
+func TestReplayEnds(t *testing.T) {
+	everyDatabase(t, func(t *testing.T, open opener) {
+		f := newFixture(t, open)
+		f.client("c", 9)
+		furnish(f)
+		for _, query := range []string{
+			"INSERT INTO ticket_keys (listener, started_at, sealed, seal_version) VALUES ('mtls', 1, $1, 1)",
+			"INSERT INTO revocation_list (id, number, covers, made_at, der) VALUES (1, 1, 1, 1, $1)",
+		} {
+			_, err := f.writer.ExecContext(t.Context(), query, []byte{1})
+			ok(t, err)
+		}
+		before, err := f.Version(t.Context())
+		ok(t, err)
+		ok(t, f.SetRestoring(t.Context(), f.clock.now()))
+		failed := errors.New("no")
+		want(t, f.Replay(t.Context(), func(*Replay) ([]Entry, error) { return nil, failed }), failed)
+		c, err := f.Condition(t.Context())
+		ok(t, err)
+		same(t, c.State, ConditionRestoring)
+		ok(t, f.Replay(t.Context(), func(r *Replay) ([]Entry, error) {
+			return []Entry{{ID: "restored", Body: []byte("{}")}}, r.Saw(before + 1000)
+		}))
+		for _, table := range []string{"ticket_keys", "revocation_list", "pending_requests"} {
+			same(t, f.count(table), 0)
+		}
+		code, err := f.Code(t.Context(), codeIDOf(9))
+		ok(t, err)
+		same(t, code.Void, true)
+		after, err := f.Version(t.Context())
+		ok(t, err)
+		same(t, after, before+1000+restoredAhead)
+		checkStamps(t, f.Store)
+		c, err = f.Condition(t.Context())
+		ok(t, err)
+		if c != nil {
+			t.Errorf("still %+v", c)
+		}
+		entries, err := f.Outbox(t.Context(), 10)
+		ok(t, err)
+		same(t, entries[len(entries)-1].ID, "restored")
+	})
+}

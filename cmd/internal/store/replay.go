@@ -27,9 +27,10 @@ type Replay struct {
 }
 
 // Replay runs f in one transaction and ends the restoring of the database with it: open enrolment codes are void then,
-// requests that waited for an operator are dropped, the version is one that nobody has seen, whoever has anything in
-// memory drops it, and the database may be served. The entries that f returns go into the outbox of the replica that the
-// Store was opened for, or that As names. With an error nothing is changed. It blocks as long as f does.
+// requests that waited for an operator and shared keys of session tickets are gone, the version is one that nobody has
+// seen, whoever has anything in memory drops it, and the database may be served. The entries that f returns go into the
+// outbox of the replica that the Store was opened for, or that As names. With an error nothing is changed. It blocks as long
+// as f does.
 func (s *Store) Replay(ctx context.Context, f func(*Replay) ([]Entry, error)) error {
 	err := s.whole(ctx, func(tx *sql.Tx) error {
 		r := &Replay{s: s, replica: s.replica, c: &change{ctx: ctx, tx: tx, isUnique: s.dialect.isUnique}}
@@ -69,7 +70,7 @@ func (r *Replay) Saw(version int64) error {
 
 func (r *Replay) finish(entries []Entry) error {
 	c := r.c
-	for _, query := range []string{voidAllCodes, deleteAllPending, deleteRevocationList} {
+	for _, query := range []string{voidAllCodes, deleteAllPending, deleteRevocationList, resetTicketKeys} {
 		if _, err := c.tx.ExecContext(c.ctx, query); err != nil {
 			return err
 		}
@@ -84,7 +85,7 @@ func (r *Replay) finish(entries []Entry) error {
 	}
 	// Touched or not: rows of the backup itself may have none.
 	c.touched = []string{"sealed_keys", "clients", "codes", "certificates", "blocked_keys", "resources", "trusts", "pending_requests", "outbox"}
-	c.what = Change{Full: true}
+	c.what = Change{Full: true, Tickets: true}
 	if _, err := c.tx.ExecContext(c.ctx, setAhead, r.newest+restoredAhead-1, int64(restoredAhead)); err != nil {
 		return err
 	}
