@@ -142,7 +142,7 @@ func checkNotLost(ctx context.Context, data string, at store.Config) error {
 		if _, err := os.Stat(filepath.Join(data, name)); err == nil {
 			return &StartError{
 				Message: fmt.Sprintf("the database %s is missing, but %s shows that there was one", database, filepath.Join(data, name)),
-				Hint:    "put the database back from a backup; to begin anew, choose another folder with --data",
+				Hint:    "put the database back (certbound store restore makes one of a backup); to begin anew, choose another folder with --data",
 			}
 		}
 	}
