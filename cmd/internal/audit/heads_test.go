@@ -4,6 +4,7 @@
 package audit
 
 import (
+	"encoding/json"
 	"strings"
 	"testing"
 
@@ -76,10 +77,37 @@ func TestParseHeads(t *testing.T) {
 	if diff := cmp.Diff(k, read); err != nil || diff != "" {
 		t.Error(err, diff)
 	}
+	// What audit heads prints is an array, and has heads that are not signed.
+	k.Heads = append(k.Heads, seenOf("b", 2, 7))
+	if text, err = json.Marshal(k.Heads); err != nil {
+		t.Fatal(err)
+	}
+	read, err = ParseHeads(text)
+	if diff := cmp.Diff(k, read, cmp.AllowUnexported(Sighting{})); err != nil || diff != "" {
+		t.Error(err, diff)
+	}
+	if text, err = k.Text(); err != nil { // for what follows
+		t.Fatal(err)
+	}
+	// Of what nobody signed nothing is kept.
+	if merged, alarms := (KnownHeads{}).Merge(k.Heads[len(k.Heads)-1:]); len(merged.Heads) != 0 || len(alarms) != 0 {
+		t.Errorf("%+v, %q", merged, alarms)
+	}
 	if none, err := ParseHeads(nil); err != nil || len(none.Heads) != 0 {
 		t.Error(none, err)
 	}
-	for _, bad := range []string{"x", `{"heads":[{}]}`, strings.Replace(string(text), `"seq": `, `"seq": 1`, 1)} {
+	const seen = `[{"installation":"i","replica":"b","incarnation":1,"seen":`
+	chain := chainString([32]byte{1})
+	signed, err := json.Marshal(k.Heads[0].Checkpoint)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, bad := range []string{
+		"x", `{"heads":[{}]}`, `[{}]`, "[", seen + `{}}]`, seen + `{"by":"b","head":{"seq":0,"chain":"` + chain + `"}}}]`,
+		seen + `{"head":{"seq":1,"chain":"` + chain + `"}}}]`, seen + `{"by":"b","head":{"seq":1,"chain":"x"}}}]`,
+		seen + `{"by":"b","head":{"seq":1,"chain":"` + chain + `"}},"checkpoint":` + string(signed) + `}]`,
+		strings.Replace(string(text), `"seq": `, `"seq": 1`, 1),
+	} {
 		if _, err := ParseHeads([]byte(bad)); err == nil {
 			t.Errorf("accepted: %s", bad)
 		}
