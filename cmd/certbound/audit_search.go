@@ -377,6 +377,8 @@ func (c *cli) auditSearchCommand() *cobra.Command {
 		Long: "Look through the journal of decisions: what was granted or refused, to whom and why, oldest first. All that is asked\n" +
 			"for has to fit. A search through the service is recorded itself, because it shows addresses of callers; one through a\n" +
 			"folder (--data) shows them only as they are sealed.\n\n" +
+			"Each replica has a journal of its own, and answers from that. What one recorded for another that had died may be in both,\n" +
+			"with the same id: it is one event.\n\n" +
 			"Segments that are wholly older than --since or younger than --until are not read; all others are, at some hundred\n" +
 			"megabytes a second.",
 	}
@@ -485,7 +487,8 @@ func (c *cli) auditExportCommand() *cobra.Command {
 		Use: "export --format json|ocsf|cef", Short: "Print the journal for other systems, one record a line", Args: arguments(0, 0),
 		Long: "Print the journal for other systems, one record a line, oldest first: as the journal has it (json), as events of the Open\n" +
 			"Cybersecurity Schema Framework " + audit.OCSFVersion + " (ocsf: tokens are Authentication, changes of clients Account Change, all else\n" +
-			"API Activity), or in the Common Event Format (cef). An export through the service is recorded itself.",
+			"API Activity), or in the Common Event Format (cef). An export through the service is recorded itself.\n\n" +
+			"Each replica has a journal of its own: export all of them. Records of the same id in two journals are one event.",
 	}
 	l := c.lookupFlags(cmd)
 	cmd.Flags().StringVar(&format, "format", string(audit.FormatJSON), "json, ocsf or cef")

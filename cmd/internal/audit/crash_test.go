@@ -103,19 +103,19 @@ func load(t *testing.T, l *Log, p *promises, name string, n int) {
 }
 
 // The machine crashes at any point, five times over one journal: each time the journal opens again, it holds every record
-// that somebody was told of, its chain is whole, and it goes on.
+// that somebody was told of and the head that was given out last, its chain is whole, and it goes on.
 func TestCrash(t *testing.T) {
 	t.Parallel()
 	seeds := 100
 	if testing.Short() {
 		seeds = 20
 	}
-	var torn sync.Map
+	var torn, heads sync.Map
 	t.Run("seeds", func(t *testing.T) {
 		for seed := range seeds {
 			t.Run(fmt.Sprint(seed), func(t *testing.T) {
 				t.Parallel()
-				crashes(t, rand.New(rand.NewPCG(uint64(seed), 1)), func() { torn.Store(seed, true) })
+				crashes(t, rand.New(rand.NewPCG(uint64(seed), 1)), func() { torn.Store(seed, true) }, func() { heads.Store(seed, true) })
 			})
 		}
 	})
@@ -124,10 +124,16 @@ func TestCrash(t *testing.T) {
 	if n < seeds/10 {
 		t.Errorf("only %d of %d seeds tore a segment: this test shows nothing", n, seeds)
 	}
+	n = 0
+	heads.Range(func(any, any) bool { n++; return true })
+	if n < seeds/4 {
+		t.Errorf("only %d of %d seeds gave a head out: this test shows nothing", n, seeds)
+	}
 }
 
-func crashes(t *testing.T, rng *rand.Rand, torn func()) {
+func crashes(t *testing.T, rng *rand.Rand, torn, given func()) {
 	f := newFaultFS([]int{512, 4096}[rng.IntN(2)])
+	register := &memoryRegister{}
 	var p promises
 	mode := Sync(rng.IntN(4) / 3)
 	for life := range 5 {
@@ -144,7 +150,7 @@ func crashes(t *testing.T, rng *rand.Rand, torn func()) {
 		}
 		l, err := Open(t.Context(), Config{
 			Dir: "j", FS: f, SegmentBytes: minSegmentBytes, RefusalBytes: minSegmentBytes, headroom: 16 << 10, chunk: 16 << 10,
-			Sync: mode, SyncInterval: 3 * time.Millisecond,
+			Sync: mode, SyncInterval: 3 * time.Millisecond, Registrar: register,
 		})
 		if err == nil {
 			load(t, l, &p, fmt.Sprint(life), 60)
@@ -153,6 +159,10 @@ func crashes(t *testing.T, rng *rand.Rand, torn func()) {
 			}
 			f.crash()
 			_ = l.Close()
+			if seq, chain := l.SignedHead(); seq > 0 {
+				register.all[len(register.all)-1].Head = Head{Seq: seq, Chain: chain}
+				given()
+			}
 			if mode == Interval {
 				p.kept = nil // they were not promised for good
 			}
@@ -171,7 +181,7 @@ func crashes(t *testing.T, rng *rand.Rand, torn func()) {
 	}
 	f = f.reboot(rng)
 	verified(t, f)
-	l, err := Open(t.Context(), Config{Dir: "j", FS: f})
+	l, err := Open(t.Context(), Config{Dir: "j", FS: f, Registrar: register})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -31,7 +31,8 @@ type testJournal struct {
 	firstKey string
 	previous string // head of the last checkpoint
 	anchors  []Anchor
-	fill     int // newlines behind each segment
+	fill     int    // newlines behind each segment
+	loss     string // member "loss" of the next run's first record
 }
 
 type testStream struct {
@@ -91,8 +92,12 @@ func (j *testJournal) header(s *testStream, event string, previous Head) {
 	if s.name == streamRefusals {
 		key = ""
 	}
-	j.add(s, event, fmt.Sprintf(`"journal":{"installation":%q,"replica":%q,"incarnation":%d,"previous":{"seq":%d,"chain":%q},"key":%q}`,
-		j.id.Installation, j.id.Replica, j.id.Incarnation, previous.Seq, chainString(previous.Chain), key))
+	loss := ""
+	if j.loss != "" && s.name == streamMain {
+		loss, j.loss = `,"loss":`+j.loss, ""
+	}
+	j.add(s, event, fmt.Sprintf(`"journal":{"installation":%q,"replica":%q,"incarnation":%d,"previous":{"seq":%d,"chain":%q},"key":%q%s}`,
+		j.id.Installation, j.id.Replica, j.id.Incarnation, previous.Seq, chainString(previous.Chain), key, loss))
 }
 
 // add appends a record, of which members are the text behind event.

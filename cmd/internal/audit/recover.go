@@ -111,7 +111,7 @@ func (t *tail) holds(fs FS, dir string, known Incarnation) error {
 	}
 	file := filepath.Join(dir, t.names[at])
 	switch {
-	case s.head.Seq < known.Head.Seq || s.header.Incarnation != known.Incarnation || s.met.Chain != known.Head.Chain:
+	case s.met.Head != known.Head: // the chain says whose record it is, too
 		return &DamageError{File: file, Offset: s.met.at,
 			What: fmt.Sprintf("record %d is not the one of run %d that the database saw on %s: the journal was rewritten", known.Head.Seq, known.Incarnation, when)}
 	case at == len(t.names)-2 && t.header.Previous != s.head:

@@ -5,6 +5,7 @@ package audit
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
@@ -20,6 +21,10 @@ type trio struct{ a, b, c *testJournal }
 func newTrio(t testing.TB) *trio {
 	w := &trio{storyOf(t, "a"), storyOf(t, "b"), storyOf(t, "c")}
 	all := []*testJournal{w.a, w.b, w.c}
+	for _, j := range all[:2] { // one recorded it for the other, which had died: it is one event
+		j.add(&j.main, "client.add", `"id":"adopted","outcome":"granted"`)
+		j.frame(&j.main)
+	}
 	for range 2 {
 		for _, j := range all {
 			for _, other := range all {
@@ -312,6 +317,32 @@ func TestVerifyLoss(t *testing.T) {
 	before := Anchor{Identity: j.id, Seen: &Sighting{By: ByDatabase, Head: Head{Seq: 24}, Time: j.now}}
 	if found, _ := verdictOf(t, []string{j.dir}, VerifyOptions{Known: append(known, before), AcceptLoss: true}); len(found) != 1 || !strings.Contains(found[0], "were rewritten") {
 		t.Errorf("%q", found)
+	}
+}
+
+// A record of a loss that nothing was lost by, or that is of another place, excuses nothing.
+func TestVerifyLossFits(t *testing.T) {
+	t.Parallel()
+	for name, loss := range map[string]func(Head) Loss{
+		"fits": func(h Head) Loss { return Loss{Incarnation: 2, Known: Head{Seq: h.Seq + 5}, Found: h} },
+		"another place": func(h Head) Loss {
+			return Loss{Incarnation: 2, Known: Head{Seq: h.Seq + 5}, Found: Head{Seq: h.Seq - 1}}
+		},
+		"nothing is lost": func(h Head) Loss { return Loss{Incarnation: 2, Known: h, Found: h} },
+	} {
+		j := story(t)
+		j.stop()
+		text, err := json.Marshal(loss(j.main.head))
+		if err != nil {
+			t.Fatal(err)
+		}
+		j.loss = string(text)
+		j.begin()
+		j.checkpoint()
+		found, _ := verdictOf(t, []string{j.dir}, VerifyOptions{AcceptLoss: true})
+		if fits := name == "fits"; fits != (len(found) == 0) || !fits && !strings.Contains(found[0], "does not fit") {
+			t.Errorf("%s: %q", name, found)
+		}
 	}
 }
 

@@ -5,6 +5,7 @@ package server
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/certbound/certbound/cmd/internal/audit"
@@ -72,14 +73,19 @@ func (s *service) closeJournal() error {
 func (s *service) watchJournals(ctx context.Context) {
 	tick := time.NewTicker(watchInterval)
 	defer tick.Stop()
+	var said []string
 	for {
 		heads, err := s.otherHeads(ctx)
 		switch {
 		case err == nil:
 			_, alarms := s.folder.journal.Witness(heads)
 			for _, alarm := range alarms {
+				if slices.Contains(said, alarm) {
+					continue
+				}
 				s.log.ErrorContext(ctx, "the database says less of another replica's journal than it did: it was put back, or that journal was", "alarm", alarm)
 			}
+			said = alarms
 		case ctx.Err() == nil:
 			s.log.WarnContext(ctx, "where the other replicas' journals stand could not be read", "error", err)
 		}
