@@ -785,6 +785,9 @@ func (w *walker) open() (bool, error) {
 	if w.last() {
 		return false, nil
 	}
+	if w.v.opt.reached != nil {
+		w.v.opt.reached(w.files[w.at].name, false)
+	}
 	f, err := openSegment(w.dir, w.files[w.at])
 	if err != nil {
 		return false, err
@@ -793,8 +796,8 @@ func (w *walker) open() (bool, error) {
 	if err != nil {
 		return false, errors.Join(err, f.Close())
 	}
-	if w.v.opt.opened != nil {
-		w.v.opt.opened(w.files[w.at].name)
+	if w.v.opt.reached != nil {
+		w.v.opt.reached(w.files[w.at].name, true)
 	}
 	w.found = [2]fs.FileInfo{info, w.found[0]}
 	w.at++

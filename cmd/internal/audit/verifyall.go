@@ -22,8 +22,8 @@ type VerifyOptions struct {
 	// last of that time of another which goes further than that one's copy is noted only. Zero: they were not.
 	CopiedWithin time.Duration
 
-	several bool                 // the journal is one of several
-	opened  func(segment string) // told of each segment; for tests
+	several bool                            // the journal is one of several
+	reached func(segment string, open bool) // told of each segment before and after it is opened; for tests
 }
 
 // VerifyAll verifies the journals of an installation's replicas together: each folder as Verify does, and each journal by

@@ -89,6 +89,17 @@ func TestVerifyAllAccepts(t *testing.T) {
 			t.Errorf("%d: held to %q: %+v", i, by, r)
 		}
 	}
+	// One that the operator has seen nothing of is one of several. Alone, it is not the one that was looked for.
+	seen := slices.Concat(w.a.known(), w.c.known())
+	if found, noted := verdictOf(t, w.dirs(), VerifyOptions{Known: seen}); len(found)+len(noted) > 0 {
+		t.Errorf("%q, %q", found, noted)
+	}
+	if _, err := Verify(w.b.dir, seen); err == nil || !strings.Contains(err.Error(), "the known head of inst/") {
+		t.Error(err)
+	}
+	if found, _ := verdictOf(t, []string{w.b.dir}, VerifyOptions{Known: seen, Only: true}); len(found) > 0 {
+		t.Errorf("%q", found)
+	}
 	// Alone, a journal says of which others it speaks.
 	found, noted := verdictOf(t, w.dirs()[:1], VerifyOptions{Known: known})
 	if len(found) > 0 || len(noted) != 2 || !strings.Contains(noted[0], `replica "b" is not given, but stood at record`) {
@@ -196,7 +207,10 @@ func TestVerifyAllWitnesses(t *testing.T) {
 func TestVerifyAllCopies(t *testing.T) {
 	t.Parallel()
 	w := newTrio(t)
-	copied := filepath.Join(t.TempDir(), "a")
+	copied, stopped := filepath.Join(t.TempDir(), "a"), filepath.Join(t.TempDir(), "a")
+	if err := os.CopyFS(stopped, os.DirFS(w.a.dir)); err != nil {
+		t.Fatal(err)
+	}
 	w.a.begin()
 	w.a.tokens(2)
 	if err := os.CopyFS(copied, os.DirFS(w.a.dir)); err != nil {
@@ -205,8 +219,7 @@ func TestVerifyAllCopies(t *testing.T) {
 	w.a.tokens(9)
 	for _, j := range []*testJournal{w.b, w.c} {
 		j.begin()
-		j.witness(w.a)
-		j.tokens(1)
+		j.witness(w.a) // it is the last that the one says
 	}
 	w.c.now = w.c.now.Add(time.Hour)
 	w.c.checkpoint()
@@ -224,15 +237,9 @@ func TestVerifyAllCopies(t *testing.T) {
 	if n := count(VerifyOptions{CopiedWithin: 2 * time.Hour}); n != 0 {
 		t.Errorf("%d findings", n)
 	}
-	w.a.stop() // it had ended: nothing was cut off by copying
-	if err := os.RemoveAll(copied); err != nil {
-		t.Fatal(err)
-	}
-	stopped := storyOf(t, "a")
-	stopped.stop()
-	dirs[0] = stopped.dir
-	if n := count(VerifyOptions{CopiedWithin: 2 * time.Hour}); n == 0 {
-		t.Error("an older copy of a journal that had ended is accepted")
+	dirs[0] = stopped // that journal had ended: nothing was cut off by copying
+	if n := count(VerifyOptions{CopiedWithin: 2 * time.Hour}); n != 2 {
+		t.Errorf("%d findings: an older copy of a journal that had ended is accepted", n)
 	}
 }
 
@@ -373,8 +380,9 @@ func TestVerifyReadsAgain(t *testing.T) {
 			t.Fatal(err)
 		}
 		times := 0
-		opened := func(segment string) {
+		reached := func(segment string, open bool) {
 			switch {
+			case open != torn:
 			case !torn && segment == next.segment && times == 0:
 				times++
 				if err := os.WriteFile(name, whole, 0o600); err != nil {
@@ -394,7 +402,7 @@ func TestVerifyReadsAgain(t *testing.T) {
 				}
 			}
 		}
-		reports, err := VerifyAll([]string{j.dir}, VerifyOptions{opened: opened})
+		reports, err := VerifyAll([]string{j.dir}, VerifyOptions{reached: reached})
 		if err != nil || len(reports[0].Findings) > 0 || times == 0 || reports[0].Records.Last != next.head.Seq {
 			t.Errorf("torn %t: %v, %d times: %+v", torn, err, times, reports[0])
 		}
