@@ -92,15 +92,13 @@ func (r *Replica) early(ctx context.Context, version int64, began, by time.Durat
 func (r *Replica) confirmed(version int64, began time.Duration) (moves uint64, ok bool, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	after := r.renewal.at >= began && r.renewal.at > 0
+	after := r.renewal.at >= began
 	switch {
 	case errors.Is(r.failed, ErrOtherDatabase) || errors.Is(r.failed, ErrRegressed):
 		return 0, false, fmt.Errorf("%w: %w", store.ErrUnknown, r.failed)
 	case after && r.renewal.version < version:
 		return 0, false, fmt.Errorf("%w: the database was at version %d after version %d had been committed",
 			store.ErrUnknown, r.renewal.version, version)
-	case r.closed:
-		return 0, false, nil
 	case r.applied < version:
 		wake(r.wakeFollower)
 		return 0, false, nil

@@ -111,7 +111,7 @@ func (r *Replica) acknowledgeable() int64 {
 
 // grant extends the lease by what renewals promised whose version is applied now. r.mu is held.
 func (r *Replica) grant() {
-	if r.closed || r.held {
+	if r.closed {
 		return
 	}
 	now := r.clock.Boot()

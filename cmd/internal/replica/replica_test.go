@@ -46,6 +46,12 @@ func (w *world) machine(n int, change func(m *host)) {
 	change(w.machines[n])
 }
 
+func (w *world) atStep(do func(*process, step)) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.onStep = do
+}
+
 // refused wants a refusal whose reason says what.
 func refused(t *testing.T, p *process, what string) {
 	t.Helper()
@@ -92,6 +98,11 @@ func TestWrongDatabase(t *testing.T) {
 				if status := p.r.Status(); !errors.Is(status.Err, tt.want) {
 					t.Errorf("the replica ended with %v, want %v", status.Err, tt.want)
 				}
+				w.mu.Lock()
+				if w.fatal[tt.want] == 0 {
+					t.Error("Run did not return it")
+				}
+				w.mu.Unlock()
 				if e, err := p.r.Effective(t.Context(), 2); !errors.Is(err, store.ErrUnknown) {
 					t.Errorf("effect %+v, %v on a database that is not believed", e, err)
 				}
@@ -240,6 +251,20 @@ func TestReap(t *testing.T) {
 			w.machine(1, func(m *host) { m.away = 0 })
 		})
 	})
+	t.Run("no lease", func(t *testing.T) {
+		staged(t, 2, func(t *testing.T, w *world, _ *process) {
+			w.machine(1, func(m *host) { m.away = time.Hour })
+			w.process(1).kill()
+			w.mu.Lock()
+			w.lead = 2 * time.Second // so that the other one has none
+			w.mu.Unlock()
+			time.Sleep(12 * Term)
+			if !there(w) {
+				t.Error("removed by a replica without a lease")
+			}
+			w.machine(1, func(m *host) { m.away = 0 })
+		})
+	})
 	t.Run("the database was away", func(t *testing.T) {
 		staged(t, 2, func(t *testing.T, w *world, p *process) {
 			time.Sleep(9 * Term)
@@ -299,7 +324,57 @@ func TestEffective(t *testing.T) {
 			w.machine(1, func(m *host) { m.cut(time.Minute, writing, following) })
 			e, err := p.r.Effective(t.Context(), commit(t, w, p))
 			whole(t, e, err)
-			refused(t, w.process(1), "")
+			refused(t, w.process(1), "renewed")
+			if s := w.process(1).r.Status(); s.Lapses != 1 || s.Failures == 0 {
+				t.Errorf("the one that is cut off: %+v", s)
+			}
+			w.machine(1, func(m *host) { m.cutUntil = [links]time.Duration{} })
+			time.Sleep(4 * time.Second)
+			live(t, w.process(1))
+			e, err = p.r.Effective(t.Context(), commit(t, w, p))
+			early(t, e, err)
+		},
+		"a decision is on its way out": func(t *testing.T, w *world, p *process) {
+			passage, err := w.process(1).r.Pass()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			v := commit(t, w, p)
+			go func() {
+				time.Sleep(1500 * time.Millisecond)
+				passage.Leave()
+			}()
+			e, err := p.r.Effective(t.Context(), v)
+			if err != nil || !e.Early || e.Took < 1400*time.Millisecond || e.Took > 1700*time.Millisecond {
+				t.Errorf("effect %+v, %v of what a decision of before does not know", e, err)
+			}
+		},
+		"the database restarts while the rows are read": func(t *testing.T, w *world, p *process) {
+			v := commit(t, w, p)
+			w.atStep(func(by *process, s step) {
+				if by == p && s == stepRead {
+					w.atStep(nil)
+					w.server(func(s *server) { s.startedAt = time.Now() })
+					time.Sleep(1100 * time.Millisecond)
+				}
+			})
+			e, err := p.r.Effective(t.Context(), v)
+			whole(t, e, err)
+		},
+		"it ends while the rows are read": func(t *testing.T, w *world, p *process) {
+			v := commit(t, w, p)
+			passage, _ := p.r.Pass() // so that its row stays for now
+			w.atStep(func(by *process, s step) {
+				if by == p && s == stepRead {
+					w.atStep(nil)
+					p.stop()
+					time.Sleep(100 * time.Millisecond)
+				}
+			})
+			e, err := p.r.Effective(t.Context(), v)
+			whole(t, e, err)
+			passage.Leave()
 		},
 		"one is dead": func(t *testing.T, w *world, p *process) {
 			w.machine(1, func(m *host) { m.away = time.Hour })
@@ -438,9 +513,9 @@ func TestChangesNotFollowed(t *testing.T) {
 				if name != "cut off" {
 					break_(w)
 				}
-				time.Sleep(2 * time.Second)
+				time.Sleep(1800 * time.Millisecond)
 				live(t, p) // by what was renewed before
-				time.Sleep(1200 * time.Millisecond)
+				time.Sleep(1400 * time.Millisecond)
 				refused(t, p, "not renewed in time")
 				if s := p.r.Status(); s.Newest <= s.Applied || s.RenewedAgo > renewEvery+time.Millisecond*100 {
 					t.Errorf("status %+v", s)
@@ -458,6 +533,59 @@ func TestChangesNotFollowed(t *testing.T) {
 			})
 		})
 	}
+}
+
+// What a commit survives is asked at the start, each minute and when the database has moved; who cannot say does not know.
+func TestDurable(t *testing.T) {
+	t.Parallel()
+	staged(t, 1, func(t *testing.T, w *world, p *process) {
+		want := func(more int, durable, quorum bool, fails error) {
+			t.Helper()
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			if got := p.r.Status().Durable; w.asked != more || got != durable {
+				t.Errorf("asked %d times, want %d; durable: %v, want %v", w.asked, more, got, durable)
+			}
+			w.asked, w.quorum, w.askFails = 0, quorum, fails
+		}
+		want(1, true, false, nil)
+		time.Sleep(50 * time.Second)
+		want(0, true, false, nil)
+		time.Sleep(10 * time.Second)
+		want(1, false, true, nil)
+		w.server(func(s *server) { s.startedAt = time.Now() })
+		time.Sleep(1100 * time.Millisecond)
+		want(1, true, true, errors.New("away"))
+		time.Sleep(65 * time.Second)
+		want(1, false, true, nil)
+	})
+	r := open(t)
+	r.durable = true
+	if r.askDurable(t.Context()); r.Status().Durable {
+		t.Error("durable, though nobody can be asked")
+	}
+}
+
+// While the database is down it is tried four times a second, and the service is back soon after it is.
+func TestServerDown(t *testing.T) {
+	t.Parallel()
+	staged(t, 1, func(t *testing.T, w *world, p *process) {
+		time.Sleep(100 * time.Millisecond)
+		w.server(func(s *server) { s.up = false })
+		time.Sleep(2 * time.Second)
+		live(t, p)
+		time.Sleep(3 * time.Second)
+		refused(t, p, "not renewed in time")
+		if n := p.r.Status().Failures; n < 15 || n > 21 {
+			t.Errorf("%d tries in five seconds", n)
+		}
+		w.server(func(s *server) { s.up = true })
+		time.Sleep(400 * time.Millisecond)
+		live(t, p)
+		if err := p.r.Run(t.Context()); err == nil || p.r.Live() != nil {
+			t.Errorf("run a second time: %v, %v", err, p.r.Live())
+		}
+	})
 }
 
 func TestConfig(t *testing.T) {

@@ -38,8 +38,11 @@ type world struct {
 	mu       sync.Mutex // never held while anything waits
 	servers  []*server  // the last is the one that is meant
 	machines []*host
-	targets  [operators]int // the certificates that are revoked now
-	lead     time.Duration  // of the database's clock
+	targets  [operators]int       // the certificates that are revoked now
+	lead     time.Duration        // of the database's clock
+	onStep   func(*process, step) // what a staged test does at a step
+	asked    int                  // what a commit survives
+	askFails error                // when that is asked
 	healing  bool
 	ended    bool
 
@@ -314,6 +317,12 @@ func (p *process) sleep(d time.Duration) {
 // reached may hold up one goroutine of a process at a step, and does when the process is stopped. The moment at which Pass
 // has judged the lease is the one that counts as the decision's, so that the pause after it comes once that was noted.
 func (p *process) reached(s step) {
+	p.w.mu.Lock()
+	do := p.w.onStep
+	p.w.mu.Unlock()
+	if do != nil {
+		do(p, s)
+	}
 	if s == stepBegin && p.m.chance(p.w.faults.slowStart) {
 		p.sleep(p.m.between(100*time.Millisecond, 2*time.Second))
 	}
@@ -461,7 +470,7 @@ func (m *host) live() {
 
 	r, err := New(Config{
 		Database: database{p}, Name: fmt.Sprint("replica", m.n), Incarnation: incarnation, Hints: p.hint, Clock: m,
-		Durable: func(context.Context) (bool, error) { return w.quorum, nil },
+		Durable: func(context.Context) (bool, error) { return w.isDurable() },
 		Moved:   func(store.SystemID) { m.moved() }, reached: p.reached,
 	})
 	if err != nil {
@@ -496,6 +505,13 @@ func (m *host) live() {
 	}
 	p.dead.Store(true)
 	group.Wait()
+}
+
+func (w *world) isDurable() (bool, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.asked++
+	return w.quorum, w.askFails
 }
 
 func (m *host) moved() {

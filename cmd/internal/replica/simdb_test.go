@@ -84,8 +84,9 @@ func (s *server) commit(life int, do func(*rows), flush, reply time.Duration) er
 		return errors.Join(store.ErrUnknown, errors.New("no standby answers"))
 	}
 	s.log = append(s.log, logged{at: s.w.now(), do: do})
+	quorum := s.w.quorum
 	s.w.mu.Unlock()
-	if s.w.quorum {
+	if quorum {
 		time.Sleep(reply)
 	}
 	s.w.mu.Lock()
