@@ -262,6 +262,29 @@ func TestVerifyAllLyingWitness(t *testing.T) {
 	}
 }
 
+// What a journal said first of a record that another one never reached counts, whatever it says later; and a record that says
+// nothing of anybody is none.
+func TestVerifyAllWitnessRecords(t *testing.T) {
+	t.Parallel()
+	w := newTrio(t)
+	w.b.begin()
+	w.b.witnessHead(w.a.id, w.a.firstKey, Head{Seq: w.a.main.head.Seq + 9})
+	w.b.witness(w.a)
+	w.b.stop()
+	if found, _ := verdictOf(t, w.dirs(), VerifyOptions{}); len(found) != 1 || !strings.Contains(found[0], "its end was cut off") {
+		t.Errorf("%q", found)
+	}
+	for _, member := range []string{"", `"witness":{}`, `"witness":{"installation":"inst","replica":"a","incarnation":1,"head":{"seq":0,"chain":"` + chainString([32]byte{}) + `"}}`} {
+		j := story(t)
+		j.add(&j.main, eventWitness, member)
+		j.frame(&j.main)
+		j.tokens(1)
+		if _, err := Verify(j.dir, nil); err == nil || !strings.Contains(err.Error(), "the record is no JSON of the journal") {
+			t.Errorf("%s: %v", member, err)
+		}
+	}
+}
+
 // Those that are left out on purpose are noted.
 func TestVerifyAllOnly(t *testing.T) {
 	t.Parallel()
