@@ -436,7 +436,7 @@ func (p *process) issue(cert int) error {
 
 // writing is how long a client takes to read its answer.
 func (p *process) writing() time.Duration {
-	if p.w.faults.flavour != "calm" && p.m.chance(0.05) {
+	if f := p.w.faults.flavour; f != "calm" && f != "staged" && p.m.chance(0.05) {
 		return p.m.between(20*time.Millisecond, 1300*time.Millisecond)
 	}
 	return p.m.between(10*time.Microsecond, time.Millisecond)
