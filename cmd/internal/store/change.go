@@ -128,13 +128,12 @@ type transaction struct {
 // begin waits until it is this transaction's turn, which obeys ctx, and begins it. done ends it, unless it was committed,
 // and gives the connection back.
 func (s *Store) begin(ctx context.Context) (_ *sql.Conn, _ transaction, done func(), err error) {
-	began := time.Now()
-	for first := true; ; first = false {
+	for began := time.Now(); ; {
 		conn, tx, done, err := s.tryBegin(ctx)
 		if err == nil {
 			return conn, tx, done, nil
 		}
-		if !s.dialect.again(err, first) || time.Since(began) > patience {
+		if !s.dialect.again(err) || time.Since(began) > patience {
 			return nil, transaction{}, nil, err
 		}
 		select {
@@ -193,10 +192,9 @@ func (s *Store) direct(ctx context.Context, f func(ctx context.Context, w conn) 
 }
 
 func (s *Store) alone(ctx context.Context, f func(ctx context.Context, w conn) error) error {
-	began := time.Now()
-	for first := true; ; first = false {
+	for began := time.Now(); ; {
 		err := s.tryAlone(ctx, f)
-		if err == nil || !s.dialect.again(err, first) || time.Since(began) > patience {
+		if err == nil || !s.dialect.again(err) || time.Since(began) > patience {
 			return err
 		}
 		select {

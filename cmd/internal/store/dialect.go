@@ -29,8 +29,8 @@ type dialect interface {
 	limit() time.Duration
 	// turn waits, at the beginning of a transaction that decides, until no other one is open, in whatever process.
 	turn(ctx context.Context, tx *sql.Tx) error
-	// again reports whether what failed, at the first attempt or a later one, did nothing and is to be tried once more.
-	again(err error, first bool) bool
+	// again reports whether what failed did nothing, and may succeed if it is tried once more.
+	again(err error) bool
 	// commit runs write, which commits on a connection: a transaction, or one statement on its own. The error is
 	// ErrUnknown when it is not known to have been committed, or not to have been.
 	commit(conn *sql.Conn, transaction bool, write func() error) error

@@ -162,9 +162,9 @@ func (p *postgresql) place() string { return p.where }
 // limit is longer than any statement may take, and shorter than anybody waits.
 func (p *postgresql) limit() time.Duration { return 20 * time.Second }
 
-func (p *postgresql) open(n int) *sql.DB {
-	db := stdlib.OpenDB(*p.config, stdlib.OptionBeforeConnect(p.mark), stdlib.OptionAfterConnect(settle),
-		stdlib.OptionResetSession(p.sameLife))
+func (p *postgresql) open(n int, options ...stdlib.OptionOpenDB) *sql.DB {
+	db := stdlib.OpenDB(*p.config, append(options, stdlib.OptionBeforeConnect(p.mark), stdlib.OptionAfterConnect(settle),
+		stdlib.OptionResetSession(p.sameLife))...)
 	db.SetMaxOpenConns(n)
 	db.SetMaxIdleConns(n)
 	db.SetConnMaxLifetime(connectionLife)
@@ -172,8 +172,11 @@ func (p *postgresql) open(n int) *sql.DB {
 }
 
 func (p *postgresql) connect() (pools, error) {
+	// A connection that was lost since it was last used must not leave it unknown whether a write was made: each is tried
+	// before. Others are when they were idle for a second.
+	try := stdlib.OptionShouldPing(func(context.Context, stdlib.ShouldPingParams) bool { return true })
 	return pools{
-		writer: p.open(1), side: p.open(sideConnections), shared: p.open(callers),
+		writer: p.open(1, try), side: p.open(sideConnections, try), shared: p.open(callers),
 		reader: p.open(p.max - 1 - sideConnections - callers - 1), // one listens
 	}, nil
 }
@@ -261,14 +264,9 @@ func (p *postgresql) turn(ctx context.Context, tx *sql.Tx) error {
 	return err
 }
 
-// again is true for locks that did not come in time, and once for a connection that was lost while nobody used it. A
-// transaction in which something was done is never tried again.
-func (p *postgresql) again(err error, first bool) bool {
-	if errors.Is(err, ErrUnknown) {
-		return false
-	}
-	_, refused := errors.AsType[*pgconn.ConnectError](err)
-	return hasCode(err, codeLockNotAvailable, codeDeadlock) || first && !refused && Unavailable(err)
+// again is true for locks that did not come in time.
+func (p *postgresql) again(err error) bool {
+	return hasCode(err, codeLockNotAvailable, codeDeadlock) && !errors.Is(err, ErrUnknown)
 }
 
 // forget lets the server reuse the place of what was deleted. Older copies stay in its log until that is recycled, and in

@@ -172,7 +172,7 @@ func (f *sqliteFile) limit() time.Duration { return 30 * time.Second }
 // turn has nothing to wait for: an immediate transaction has the lock of the file when it has begun.
 func (f *sqliteFile) turn(context.Context, *sql.Tx) error { return nil }
 
-func (f *sqliteFile) again(error, bool) bool { return false }
+func (f *sqliteFile) again(error) bool { return false }
 
 func (f *sqliteFile) commit(_ *sql.Conn, _ bool, write func() error) error { return write() }
 
