@@ -156,9 +156,13 @@ func (s *Store) fillFile(ctx context.Context, path string, cfg CopyConfig, then 
 	if err != nil {
 		return Copied{}, err
 	}
-	made, err := Copy(ctx, s, to, then)
+	err = to.beginDraft(ctx)
+	var made Copied
 	if err == nil {
-		err = to.endLog(ctx)
+		made, err = Copy(ctx, s, to, then)
+	}
+	if err == nil {
+		err = to.journalMode(ctx, "delete")
 	}
 	if err = errors.Join(err, to.Close()); err != nil {
 		return Copied{}, err
@@ -170,19 +174,32 @@ func (s *Store) fillFile(ctx context.Context, path string, cfg CopyConfig, then 
 	return made, errors.Join(f.Sync(), f.Close())
 }
 
-// endLog makes a database of one file out of the file and its log.
-func (s *Store) endLog(ctx context.Context) error {
+// beginDraft has a file that nobody uses before it is whole, and that is synced then, written without a log and without a
+// sync, and its references not looked up one by one: they are those of the source.
+func (s *Store) beginDraft(ctx context.Context) error {
 	for _, db := range []*sql.DB{s.reader, s.shared} { // they would keep the log
 		if err := db.Close(); err != nil {
 			return err
 		}
 	}
-	var mode string
-	if err := s.writer.QueryRowContext(ctx, "PRAGMA journal_mode = DELETE").Scan(&mode); err != nil {
+	if err := s.journalMode(ctx, "memory"); err != nil {
 		return err
 	}
-	if mode != "delete" {
-		return fmt.Errorf("the log of the copy could not be ended: it is %q", mode)
+	for _, pragma := range []string{"synchronous = OFF", "foreign_keys = OFF", "cache_size = -65536"} {
+		if _, err := s.writer.ExecContext(ctx, "PRAGMA "+pragma); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Store) journalMode(ctx context.Context, mode string) error {
+	var got string
+	if err := s.writer.QueryRowContext(ctx, "PRAGMA journal_mode = "+mode).Scan(&got); err != nil {
+		return err
+	}
+	if got != mode {
+		return fmt.Errorf("the log of the copy is %q, not %q", got, mode)
 	}
 	return nil
 }

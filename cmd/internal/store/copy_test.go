@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -194,6 +195,12 @@ func TestBackup(t *testing.T) {
 		}
 		b, err := Open(t.Context(), Config{Path: file, KEK: testKEK, AnyCondition: true, ReadOnly: true})
 		ok(t, err)
+		rows, err := b.reader.QueryContext(t.Context(), "SELECT count(*) FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL UNION ALL SELECT count(*) FROM pragma_foreign_key_check")
+		counts, err := all(rows, err, func(r row) (n int, err error) { return n, r.Scan(&n) })
+		ok(t, err)
+		if counts[0] < 15 || counts[1] != 0 {
+			t.Errorf("%d indexes, %d references to nothing", counts[0], counts[1])
+		}
 		want := digests(t, f.Store)
 		got := digests(t, b)
 		delete(want, "settings")
@@ -212,7 +219,9 @@ func TestBackup(t *testing.T) {
 func TestBackupOfOneState(t *testing.T) {
 	everyDatabase(t, func(t *testing.T, open opener) {
 		f := newFixture(t, open)
-		stop, done := make(chan struct{}), make(chan int)
+		stop, done := make(chan struct{}), make(chan int, 1)
+		ended := sync.OnceValue(func() int { close(stop); return <-done })
+		t.Cleanup(func() { ended() })
 		go func() {
 			for n := 0; ; n++ {
 				select {
@@ -239,8 +248,7 @@ func TestBackupOfOneState(t *testing.T) {
 				t.Errorf("backup %d: version %d, %v", i, made.Version, rows)
 			}
 		}
-		close(stop)
-		if n := <-done; n == 0 {
+		if ended() == 0 {
 			t.Error("nothing was written meanwhile")
 		}
 	})
