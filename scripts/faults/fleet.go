@@ -228,21 +228,28 @@ func (l *load) askSlowly(ctx context.Context, c *caller, client string, anew boo
 func (f *fleet) serve(ctx context.Context, l *load) (time.Duration, error) {
 	begin := time.Now()
 	for i, s := range f.replicas {
-		if err := s.awaitReadiness(ctx, http.StatusOK, recovers); err != nil {
-			return 0, fmt.Errorf("replica %d: %w", i+1, err)
-		}
 		c, err := s.caller(spare)
 		if err != nil {
 			return 0, err
 		}
-		sent := time.Now()
-		a, err := c.askToken(ctx, s.tokenURL(), spare, resource)
-		if err == nil {
-			err = l.note(a, c, spare, sent)
-		}
-		c.close()
-		if err != nil {
-			return 0, fmt.Errorf("replica %d is ready and does not serve: %w", i+1, err)
+		defer c.close()
+		for {
+			if err := s.awaitReadiness(ctx, http.StatusOK, recovers); err != nil {
+				return 0, fmt.Errorf("replica %d: %w", i+1, err)
+			}
+			sent := time.Now()
+			a, err := c.askToken(ctx, s.tokenURL(), spare, resource)
+			// A lease that was about to end when it was asked for readiness may have ended since.
+			if err == nil && a.status == http.StatusServiceUnavailable && time.Since(begin) < recovers {
+				continue
+			}
+			if err == nil {
+				err = l.note(a, c, spare, sent)
+			}
+			if err != nil {
+				return 0, fmt.Errorf("replica %d is ready and does not serve: %w", i+1, err)
+			}
+			break
 		}
 	}
 	return time.Since(begin), nil
