@@ -33,7 +33,7 @@ const (
 type fleet struct {
 	dir      string
 	replicas []*service
-	lines    []*relay
+	lines    []*relay // and, after these, what answers in the place of replicas that are gone
 	front    *service // the addresses of the balancer; it has no process
 	balancer [2]*relay
 	password string

@@ -334,7 +334,7 @@ func (h *harmer) leave(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		defer line.close()
+		h.fleet.lines = append(h.fleet.lines, line)
 	}
 	if s.resume(); !pause(ctx, reaped) {
 		return ctx.Err()
