@@ -6,6 +6,7 @@ package admin
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"net/http"
 	"slices"
 	"strings"
@@ -182,6 +183,24 @@ func TestRegisteredOperatorIsJudgedInTheTransaction(t *testing.T) {
 				t.Error("the resource is there")
 			}
 		})
+	}
+}
+
+// A certificate that was registered is in force until it expires.
+func TestRegisteredCertificateExpires(t *testing.T) {
+	b := newBench(t)
+	cert := selfSigned(t, mtlstest.Leaf{CommonName: "robot"})
+	_, err := b.store.AddClient(t.Context(), store.Client{
+		ID: "robot", AuthMethod: byCertificate, Usage: "client", Scopes: []string{ScopeRegistry}, Certificates: [][]byte{cert.Raw},
+	}, nil)
+	b.must(err)
+	for at, want := range map[time.Time]error{cert.NotAfter: nil, cert.NotAfter.Add(time.Nanosecond): store.ErrExpired} {
+		b.must(b.store.Transact(t.Context(), func(tx *store.Store) error {
+			if _, err := InForce(t.Context(), tx, "robot", mtls.ThumbprintOf(cert), at); !errors.Is(err, want) {
+				t.Errorf("at %v: %v, want %v", at, err, want)
+			}
+			return nil
+		}))
 	}
 }
 
