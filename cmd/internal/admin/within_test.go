@@ -186,6 +186,24 @@ func TestRegisteredOperatorIsJudgedInTheTransaction(t *testing.T) {
 	}
 }
 
+// Who judges scopes must judge them in the transaction too, and the other way round.
+func TestScopesNeedInForce(t *testing.T) {
+	b := newBench(t)
+	for name, change := range map[string]func(c *Config){
+		"no InForce": func(c *Config) { c.InForce = nil }, "no Scopes": func(c *Config) { c.Scopes = nil },
+	} {
+		cfg := b.cfg
+		change(&cfg)
+		if _, err := New(cfg); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+	cfg := b.cfg
+	cfg.Scopes, cfg.InForce = nil, nil
+	_, err := New(cfg)
+	b.must(err)
+}
+
 // A certificate that was registered is in force until it expires.
 func TestRegisteredCertificateExpires(t *testing.T) {
 	b := newBench(t)
