@@ -224,12 +224,29 @@ rm -rf "$1"`
 
 // Close ends the cluster and removes its folder.
 func (c *Cluster) Close() error {
-	c.Kill()
-	err := os.RemoveAll(c.root)
+	err := c.Stop(Immediate)
+	c.release()
+	err = errors.Join(err, os.RemoveAll(c.root))
 	if c.keeper != nil {
 		c.keeper.Close()
 	}
 	return err
+}
+
+// release removes the segment of shared memory that a server leaves behind when it is killed and not started again. Its
+// lock file, which stays behind too, has it in the seventh line: key and number.
+func (c *Cluster) release() {
+	data, err := os.ReadFile(filepath.Join(c.data(), "postmaster.pid"))
+	if err != nil {
+		return
+	}
+	lines := strings.Split(string(data), "\n")
+	if len(lines) < 7 {
+		return
+	}
+	if fields := strings.Fields(lines[6]); len(fields) == 2 {
+		_ = exec.Command("ipcrm", "-m", fields[1]).Run() // a segment that stays is small
+	}
 }
 
 func (c *Cluster) data() string { return filepath.Join(c.root, "data") }
