@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -280,6 +281,14 @@ func (f *fleet) conclude(ctx context.Context, b *book) error {
 			verified = append(verified, fmt.Errorf("replica %d: %w", i+1, err))
 		}
 	}
+	// By what each says of the others as well. The operator's profile has seen what one of them signed.
+	folders := make([]string, len(f.replicas))
+	for i, s := range f.replicas {
+		folders[i] = s.data("audit")
+	}
+	if _, err := f.replicas[0].must(ctx, "audit verify --profile data/admin "+strings.Join(folders, " "), ""); err != nil {
+		verified = append(verified, fmt.Errorf("all replicas: %w", err))
+	}
 	tokens, certs, changes := b.counts()
 	say("received: %d tokens, %d certificates, %d changes; refused afterwards: %d certificates, %d of them revoked; %d codes raced for",
 		tokens, certs, changes, len(b.losses), len(b.revoked), b.races)
@@ -294,7 +303,7 @@ func (f *fleet) conclude(ctx context.Context, b *book) error {
 	if err := errors.Join(append(verified, b.judge(all, inv))...); err != nil {
 		return err
 	}
-	say("everything that was told is on record, once, and in the database; audit verify accepts each journal")
+	say("everything that was told is on record, once, and in the database; audit verify accepts each journal, and all together")
 	return nil
 }
 
