@@ -64,17 +64,25 @@ func (r *Replica) Pass() (issuer.Passage, error) {
 	return g, nil
 }
 
-// enter registers a decision under the newest generation. It counts only once that is still the newest one: whoever
-// retires a generation, and then sees nobody in it, may rely on nobody ever being in it again.
+// enter registers a decision under the newest generation.
 func (t *gate) enter() *generation {
 	for {
-		g := t.current.Load()
-		g.in.Add(1)
-		if t.current.Load() == g {
+		if g := t.current.Load(); t.join(g) {
 			return g
 		}
-		g.Leave()
 	}
+}
+
+// join registers a decision under a generation, and reports false when that was retired meanwhile. It counts only once the
+// generation is seen to be the newest one still: whoever retires one, and then sees nobody in it, may rely on nobody ever
+// deciding under it again.
+func (t *gate) join(g *generation) bool {
+	g.in.Add(1)
+	if t.current.Load() == g {
+		return true
+	}
+	g.Leave()
+	return false
 }
 
 // install has decisions rest on a version from now on: every change up to it was announced. r.mu is held.

@@ -107,6 +107,17 @@ func TestPassUnderTheNewestVersion(t *testing.T) {
 	}
 }
 
+// A decision that saw a generation before it was retired, and registers after that, is none of that generation.
+func TestPassOfARetiredGeneration(t *testing.T) {
+	t.Parallel()
+	r := open(t)
+	seen := r.gate.current.Load()
+	r.install(1)
+	if r.gate.join(seen) || seen.in.Load() != 0 {
+		t.Errorf("it decides on a state that was acknowledged to be gone; %d in there", seen.in.Load())
+	}
+}
+
 func TestNoLease(t *testing.T) {
 	t.Parallel()
 	r := open(t)
@@ -318,5 +329,54 @@ func TestSight(t *testing.T) {
 	}
 	if n := at(137, row); n != 0 {
 		t.Error("gone, after nobody had looked for a while")
+	}
+}
+
+// taken is a database that has a row of this replica's name already.
+type taken struct {
+	Database
+	rows []store.Lease
+	err  error
+}
+
+func (d taken) BeginLease(context.Context, store.Lease) error { return store.ErrLeaseLost }
+func (d taken) Leases(context.Context) ([]store.Lease, error) { return d.rows, d.err }
+
+// That there is a row is final when another process wrote it; the own one may have been written by a try whose answer was lost.
+func TestInsertAgain(t *testing.T) {
+	t.Parallel()
+	away := errors.New("away")
+	for name, tt := range map[string]struct {
+		db   taken
+		lost bool
+		want bool // that it is there
+	}{
+		"own":            {taken{rows: []store.Lease{{Replica: "b", Incarnation: 9}, {Replica: "a", Incarnation: 1}}}, false, true},
+		"a later one":    {taken{rows: []store.Lease{{Replica: "a", Incarnation: 2}}}, true, false},
+		"gone again":     {taken{rows: []store.Lease{{Replica: "b", Incarnation: 1}, {Replica: "c", Incarnation: 9}}}, false, false},
+		"cannot be read": {taken{err: away}, false, false},
+	} {
+		r := open(t)
+		r.cfg.Database = tt.db
+		if err := r.insert(t.Context()); !errors.Is(err, store.ErrLeaseLost) {
+			t.Errorf("%s, at first: %v", name, err)
+		}
+		if err := r.insert(t.Context()); (err == nil) != tt.want || errors.Is(err, store.ErrLeaseLost) != tt.lost {
+			t.Errorf("%s, again: %v", name, err)
+		}
+	}
+}
+
+// Clocks that could not be read together grant nothing.
+func TestClocksNotRead(t *testing.T) {
+	t.Parallel()
+	for name, ok := range map[string][2]bool{"before": {false, true}, "after": {true, false}, "neither": {false, false}, "both": {true, true}} {
+		r := open(t)
+		before, after := read(r.clock), read(r.clock)
+		before.ok, after.ok = ok[0], ok[1]
+		right := r.promise(t.Context(), store.Renewed{Now: time.Now()}, 0, before, after)
+		if want := name == "both"; right != want || (r.Live() == nil) != want {
+			t.Errorf("%s: right %v, lease %v", name, right, r.Live())
+		}
 	}
 }
