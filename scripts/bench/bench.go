@@ -41,6 +41,9 @@ type service struct {
 	sync    string
 	dir     string
 	process *process.Process
+	env     []string // more of it
+	// size asks how large the database is; nil: it is the files in dir.
+	size func() (int64, error)
 }
 
 func (b *bench) kill() {
@@ -100,7 +103,7 @@ func (b *bench) knows(ctx context.Context, sync string) bool {
 }
 
 func (b *bench) start(ctx context.Context, s *service, pin []string) error {
-	p, err := start(ctx, pin, s.dir, []string{"CERTBOUND_AUDIT_SYNC=" + s.sync}, b.certbound, "serve", "--data", "data",
+	p, err := start(ctx, pin, s.dir, append([]string{"CERTBOUND_AUDIT_SYNC=" + s.sync}, s.env...), b.certbound, "serve", "--data", "data",
 		"--public", "127.0.0.1:0", "--mtls", "127.0.0.1:0", "--debug", "127.0.0.1:0")
 	if err != nil {
 		return err
@@ -271,6 +274,9 @@ func (b *bench) grow(ctx context.Context, of *service, t *target) error {
 }
 
 func (s *service) databaseSize() (int64, error) {
+	if s.size != nil {
+		return s.size()
+	}
 	var size int64
 	for _, name := range []string{"certbound.db", "certbound.db-wal"} {
 		info, err := os.Stat(filepath.Join(s.dir, "data", name))

@@ -12,12 +12,15 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
+	"sync"
 	"time"
 
-	"github.com/certbound/certbound/scripts/process"
+	"github.com/certbound/certbound/scripts/postgres"
 )
 
 // What is promised of an installation with a million clients, a million certificates and 50,000 live revocations.
@@ -40,6 +43,7 @@ type scaleOptions struct {
 	clients, revoked int
 	warm             int // how many clients come before it is measured what they cost when they come again
 	renewals         int
+	postgres         bool
 	keep             string // folder that the installations are left in, or found
 }
 
@@ -58,6 +62,7 @@ func scale(ctx context.Context, args []string) error {
 	flags.IntVar(&o.rounds, "rounds", 9, "rounds of each installation in each mode")
 	flags.DurationVar(&o.round, "round", 2*time.Second, "how long a round lasts")
 	flags.IntVar(&o.starts, "starts", 7, "starts on the existing data folder")
+	flags.BoolVar(&l.postgres, "postgres", false, "keep the state in a throwaway PostgreSQL, and go on with two replicas")
 	flags.StringVar(&l.keep, "keep", "", "a `folder` to leave the installations in, or to find them, for as long as their certificates live (7 days)")
 	flags.StringVar(&o.only, "only", "", "measure only the tokens whose mode has this `text` in its name")
 	flags.BoolVar(&o.strict, "strict", false, "fail when something is above what is promised")
@@ -68,6 +73,9 @@ func scale(ctx context.Context, args []string) error {
 	if *short {
 		l.clients, l.revoked, l.warm, l.renewals = 20_000, 1_000, 2_000, 100
 		o.rounds, o.round, o.starts, o.strict = 3, 500*time.Millisecond, 3, false
+	}
+	if l.postgres && l.keep != "" {
+		return errors.New("a throwaway PostgreSQL cannot be kept: -postgres or -keep")
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Hour)
 	defer cancel()
@@ -88,6 +96,12 @@ func scale(ctx context.Context, args []string) error {
 	}
 	s := &scaled{scaleOptions: l, bench: bench{options: o, dir: dir, pins: newPins()}}
 	defer s.kill()
+	if l.postgres {
+		if s.cluster, err = postgres.New(ctx, postgres.Config{Fsync: true}); err != nil {
+			return err
+		}
+		defer s.cluster.Close()
+	}
 	return s.run(ctx)
 }
 
@@ -95,6 +109,7 @@ func scale(ctx context.Context, args []string) error {
 type scaled struct {
 	scaleOptions
 	bench
+	cluster      *postgres.Cluster // nil: SQLite
 	small, large *installation
 	broken       []error // promises
 }
@@ -116,7 +131,7 @@ func (s *scaled) run(ctx context.Context) error {
 		return err
 	}
 	defer s.large.population.file.Close()
-	steps := []func(context.Context) error{s.restarts, s.tokens, s.renew, s.answers, s.afterwards}
+	steps := []func(context.Context) error{s.restarts, s.tokens, s.renew, s.answers, s.replicas, s.afterwards}
 	if s.only != "" {
 		steps = steps[1:2]
 	}
@@ -161,6 +176,9 @@ func (s *scaled) build(ctx context.Context, i *installation, file string, client
 	if err := os.MkdirAll(i.dir, 0o700); err != nil {
 		return err
 	}
+	if err := s.share(ctx, i); err != nil {
+		return err
+	}
 	if err := s.start(ctx, &i.service, nil); err != nil {
 		return err
 	}
@@ -176,13 +194,11 @@ func (s *scaled) build(ctx context.Context, i *installation, file string, client
 		return err
 	}
 	begin := time.Now()
-	r, err := process.Run(ctx, process.Command{Dir: i.dir, Argv: []string{s.builder, "-data", "data", "-scope", "bench",
-		"-clients", fmt.Sprint(clients), "-revoked", fmt.Sprint(revoked), "-out", file + ".new"}}, "")
-	if err == nil && r.Exit != 0 {
-		err = fmt.Errorf("%s: exit status %d: %s", s.builder, r.Exit, r.Stderr)
-	}
-	if err != nil {
-		return err
+	cmd := exec.CommandContext(ctx, s.builder, "-data", "data", "-scope", "bench",
+		"-clients", strconv.Itoa(clients), "-revoked", strconv.Itoa(revoked), "-out", file+".new")
+	cmd.Dir, cmd.Env = i.dir, append(os.Environ(), i.env...)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w: %s", s.builder, err, out)
 	}
 	after, err := i.databaseSize()
 	if err != nil {
@@ -191,6 +207,74 @@ func (s *scaled) build(ctx context.Context, i *installation, file string, client
 	fmt.Printf("%-58s %10d, %d revoked; made in %.0f s\n", filepath.Base(i.dir)+": clients with a certificate each", clients, revoked, time.Since(begin).Seconds())
 	fmt.Printf("%-58s %10d (%d MiB in all)\n", "    database bytes per client", (after-before)/int64(clients), after>>20)
 	return os.Rename(file+".new", file)
+}
+
+// share gives an installation a database of its own in PostgreSQL, if that is where the state is kept.
+func (s *scaled) share(ctx context.Context, i *installation) error {
+	if s.cluster == nil {
+		return nil
+	}
+	name := strings.ReplaceAll(filepath.Base(i.dir), "-", "_")
+	if err := s.cluster.CreateDatabase(ctx, name, ""); err != nil {
+		return err
+	}
+	i.env = []string{"CERTBOUND_DATABASE=" + s.cluster.URL(name)}
+	i.size = func() (int64, error) {
+		answer, err := s.cluster.Query(ctx, name, "SELECT pg_database_size(current_database())")
+		if err != nil {
+			return 0, err
+		}
+		return strconv.ParseInt(answer, 10, 64)
+	}
+	return nil
+}
+
+// replicas starts a second replica of the large installation, and has both asked at once, by clients that came before. A
+// machine of two CPUs cannot show that two serve twice as many, but that a token costs no more.
+func (s *scaled) replicas(ctx context.Context) error {
+	if s.cluster == nil {
+		return nil
+	}
+	second := &installation{service: service{sync: s.large.sync, dir: s.large.dir + "-2", env: s.large.env}, population: s.large.population}
+	data := filepath.Join(second.dir, "data")
+	if err := os.MkdirAll(data, 0o700); err != nil {
+		return err
+	}
+	kek, err := os.ReadFile(filepath.Join(s.large.dir, "data", "kek"))
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(data, "kek"), kek, 0o600); err != nil {
+		return err
+	}
+	if err := s.start(ctx, &second.service, s.pins.server); err != nil {
+		return err
+	}
+	fmt.Println()
+	m := modes()[2]
+	for _, together := range [][]*installation{{s.large}, {second}, {s.large, second}} {
+		samples, errs := make([]sample, len(together)), make([]error, len(together))
+		var group sync.WaitGroup
+		for n, i := range together {
+			t, err := s.targetOf(i, s.large.population.known(s.large.population.drawn))
+			if err != nil {
+				return err
+			}
+			if _, err := load(ctx, t, m, time.Minute, 2*fewClients); err != nil {
+				return err
+			}
+			group.Go(func() { samples[n], errs[n] = load(ctx, t, m, 2*s.round, 0) })
+		}
+		group.Wait()
+		if err := errors.Join(errs...); err != nil {
+			return err
+		}
+		for n, i := range together {
+			fmt.Printf("%-58s %10.1f µs a token, %.0f a second\n", filepath.Base(i.dir)+fmt.Sprintf(": full handshake, %d of 2 replicas asked", len(together)),
+				micros(samples[n].cpu), samples[n].rate)
+		}
+	}
+	return nil
 }
 
 // restarts measures how long the large service takes to be ready, and its memory then, and leaves both running.

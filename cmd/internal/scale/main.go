@@ -6,7 +6,8 @@
 // only, and part of no release: it asks none of the rules that the service asks.
 //
 // All certificates are signed by the installation's own issuing key, each for a key of its own. They are written to a
-// file, with the private keys, for whoever plays the clients.
+// file, with the private keys, for whoever plays the clients. CERTBOUND_DATABASE names a PostgreSQL database, as for the
+// service.
 //
 //	go run ./cmd/internal/scale -data certbound-data -clients 1000000 -revoked 50000 -out clients.bin
 package main
@@ -31,10 +32,11 @@ import (
 )
 
 // batch is how many clients one transaction adds.
-const batch = 20_000
+const batch = 5_000
 
 type options struct {
 	data     string
+	url      string // of a PostgreSQL database; empty: SQLite in data
 	clients  int
 	revoked  int
 	scope    string
@@ -45,7 +47,7 @@ type options struct {
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	o := options{}
+	o := options{url: os.Getenv("CERTBOUND_DATABASE")}
 	flag.StringVar(&o.data, "data", "certbound-data", "the data `folder` of the installation, which must not run")
 	flag.IntVar(&o.clients, "clients", 1_000_000, "how many to add")
 	flag.IntVar(&o.revoked, "revoked", 50_000, "how many of their certificates are revoked, for a compromised key, evenly spread")
@@ -68,12 +70,13 @@ func run(ctx context.Context, o options) (err error) {
 		return err
 	}
 	defer lock.Unlock()
-	path := filepath.Join(o.data, "certbound.db")
-	kek, err := store.LoadKEK(o.data, path, store.KEKSource{Value: os.Getenv("CERTBOUND_KEK")})
-	if err != nil {
+	at := store.Config{Path: filepath.Join(o.data, "certbound.db"), URL: o.url}
+	// A new key would open nothing.
+	source := store.KEKSource{Value: os.Getenv("CERTBOUND_KEK"), Found: func() (bool, error) { return true, nil }}
+	if at.KEK, err = store.LoadKEK(o.data, store.Place(at), source); err != nil {
 		return err
 	}
-	db, err := store.Open(ctx, store.Config{Path: path, KEK: kek})
+	db, err := store.Open(ctx, at)
 	if err != nil {
 		return err
 	}

@@ -81,7 +81,7 @@ func newMint(ctx context.Context, db *store.Store, o options) (*mint, error) {
 	if err != nil {
 		return nil, err
 	}
-	ca, err := stepca.New(stepca.Config{Root: root, Issuing: issuing, IssuingKey: m.key, DB: db.DB(), Dialect: "sqlite"})
+	ca, err := stepca.New(stepca.Config{Root: root, Issuing: issuing, IssuingKey: m.key, DB: db.DB(), Dialect: db.Dialect()})
 	if err != nil {
 		return nil, err
 	}

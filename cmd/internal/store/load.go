@@ -15,8 +15,12 @@ import (
 	"time"
 )
 
-// maxLoaded is how many rows one statement of Load adds.
-const maxLoaded = 2
+// How many rows one statement of Load adds: to PostgreSQL each statement is a journey, while the driver of SQLite looks at
+// every argument once for each argument.
+const (
+	maxLoaded      = 100
+	maxLoadedLocal = 2
+)
 
 // Loaded is a client of our CA with everything that is stored of it once it has enrolled.
 type Loaded struct {
@@ -59,25 +63,35 @@ func (s *Store) Load(ctx context.Context, list []Loaded) error {
 // loadedRows are what is to be inserted into one table.
 type loadedRows struct {
 	table, columns string
-	versioned      bool
+	version        int64 // 0: the rows have none
 	args           []any
 	rows           int
 }
 
 func (r *loadedRows) add(args ...any) {
 	r.args = append(r.args, args...)
+	if r.version > 0 {
+		r.args = append(r.args, r.version)
+	}
 	r.rows++
 }
 
 // load adds clients in the transaction.
 func (s *Store) load(c *change, list []Loaded) error {
-	clients := loadedRows{table: "clients", columns: clientColumns + ", grantor", versioned: true}
+	// The version that the transaction will make: the turn to write is ours. To stamp so many rows later would write each
+	// of them twice.
+	var version int64
+	if err := c.tx.QueryRowContext(c.ctx, queryVersion).Scan(&version); err != nil {
+		return err
+	}
+	version++
+	clients := loadedRows{table: "clients", columns: clientColumns + ", grantor, version", version: version}
 	names := loadedRows{table: "client_names", columns: "kind, name, client_id"}
 	refs := loadedRows{table: "client_refs", columns: "client_id, kind, value"}
-	codes := loadedRows{table: "codes", columns: codeColumns, versioned: true}
-	certificates := loadedRows{table: "certificates", columns: certificateColumns, versioned: true}
+	codes := loadedRows{table: "codes", columns: codeColumns + ", version", version: version}
+	certificates := loadedRows{table: "certificates", columns: certificateColumns + ", version", version: version}
 	subjects := loadedRows{table: "audit_subjects", columns: "id, sealed, seal_version"}
-	blocked := loadedRows{table: "blocked_keys", columns: "key_hash, created_at", versioned: true}
+	blocked := loadedRows{table: "blocked_keys", columns: "key_hash, created_at, version", version: version}
 	library := loadedRows{table: "ca_kv", columns: "bucket, nkey, nvalue"}
 	for i := range list {
 		l := &list[i]
@@ -112,9 +126,12 @@ func (s *Store) load(c *change, list []Loaded) error {
 		}
 	}
 	// What others refer to comes first.
-	prepared := make(map[string]*sql.Stmt)
+	most, prepared := maxLoaded, make(map[string]*sql.Stmt)
+	if s.dialect.name() == "sqlite" {
+		most = maxLoadedLocal
+	}
 	for _, rows := range []loadedRows{clients, names, refs, certificates, codes, blocked, subjects, library} {
-		if err := rows.insert(c, prepared); err != nil {
+		if err := rows.insert(c, most, prepared); err != nil {
 			return err
 		}
 	}
@@ -135,16 +152,16 @@ func (l *Loaded) check() error {
 }
 
 // insert adds the rows, so many in one statement.
-func (r *loadedRows) insert(c *change, prepared map[string]*sql.Stmt) error {
+func (r *loadedRows) insert(c *change, most int, prepared map[string]*sql.Stmt) error {
 	if r.rows == 0 {
 		return nil
 	}
-	if r.versioned && !slices.Contains(c.touched, r.table) {
+	if r.version > 0 && !slices.Contains(c.touched, r.table) {
 		c.touched = append(c.touched, r.table)
 	}
 	width := len(r.args) / r.rows
 	for args := r.args; len(args) > 0; {
-		n := min(len(args)/width, maxLoaded)
+		n := min(len(args)/width, most)
 		query := r.query(n, width)
 		stmt, err := prepared[query], error(nil)
 		if stmt == nil {
