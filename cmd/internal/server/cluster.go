@@ -111,12 +111,28 @@ func (s *service) address() string {
 	return net.JoinHostPort(host, port)
 }
 
-// follow keeps the lease and what is in memory up to date until ctx ends. When the lease is lost for good the process must
-// end, for nothing that it remembers may be believed any more.
-func (s *service) follow(ctx context.Context) {
+// keepLease begins to keep the lease, and what is in memory up to date, until the function that it returns is called.
+func (s *service) keepLease(ctx context.Context) (end func()) {
 	if s.member == nil {
-		return
+		return func() {}
 	}
+	s.member.running = true
+	ctx, stop := context.WithCancel(context.WithoutCancel(ctx))
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		s.follow(ctx)
+	}()
+	return func() {
+		_ = s.folder.outbox.Close() // else another replica would take over what is recorded already
+		stop()
+		<-done
+	}
+}
+
+// follow keeps the lease until ctx ends. When it is lost for good the process must end, for nothing that it remembers may
+// be believed any more.
+func (s *service) follow(ctx context.Context) {
 	listening, stop := context.WithCancel(ctx)
 	heard := make(chan struct{})
 	go func() {

@@ -163,7 +163,29 @@ func (s *service) renewOwnOnce(ctx context.Context) error {
 		s.log.Info("the service's own certificate was renewed", "not_after", made.Leaf.NotAfter)
 	}
 	// The CA library keeps every one-time token that it saw, whole; ours live for one signing.
-	return errors.Join(s.ca.Purge(ctx, time.Now().Add(-libraryRetention)), s.refreshOperator(ctx))
+	return errors.Join(s.ca.Purge(ctx, time.Now().Add(-libraryRetention)), s.forgetReplicas(ctx, time.Now()), s.refreshOperator(ctx))
+}
+
+// forgetReplicas deletes the server certificates, with their keys, of replicas that let them expire: they are gone, or make
+// new ones when they come back.
+func (s *service) forgetReplicas(ctx context.Context, now time.Time) error {
+	rows, err := s.folder.store.Keys(ctx, purposeServer)
+	if err != nil {
+		return fmt.Errorf("reading the replicas' certificates: %w", err)
+	}
+	for _, row := range rows {
+		if row.ID == s.replica.Replica {
+			continue
+		}
+		own, err := parseOwn(row)
+		if err != nil || now.Before(own.Leaf.NotAfter) {
+			continue // what is damaged is its replica's to tell
+		}
+		if err := s.folder.store.DeleteKey(ctx, purposeServer, row.ID); err != nil && !isNotFound(err) {
+			return fmt.Errorf("forgetting a replica: %w", err)
+		}
+	}
+	return nil
 }
 
 // bootstrapOperator registers the first operator and lays down a profile for it, once. A first start that

@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -408,6 +409,34 @@ func TestReplicas_EachWithAKeyOfItsOwn(t *testing.T) {
 	start(t, configs[bad])
 	if s := instances[good].status(); len(s.Replicas) != 2 {
 		t.Errorf("%d replicas", len(s.Replicas))
+	}
+}
+
+// What replicas that are gone left behind goes when it has expired, and not before; the own is never touched.
+func TestForgetReplicas(t *testing.T) {
+	t.Parallel()
+	s := built(t, t.TempDir())
+	own, err := s.folder.store.Keys(t.Context(), purposeServer)
+	if err != nil || len(own) != 1 {
+		t.Fatal(own, err)
+	}
+	gone := own[0]
+	gone.ID = "gone"
+	if err := s.folder.store.PutKey(t.Context(), gone); err != nil {
+		t.Fatal(err)
+	}
+	end := s.own.Current().Leaf.NotAfter
+	for _, tc := range []struct {
+		now  time.Time
+		left int
+	}{{end.Add(-time.Second), 2}, {end, 1}, {end, 1}} {
+		if err := s.forgetReplicas(t.Context(), tc.now); err != nil {
+			t.Fatal(err)
+		}
+		keys, err := s.folder.store.Keys(t.Context(), purposeServer)
+		if err != nil || len(keys) != tc.left || !slices.ContainsFunc(keys, func(k store.Key) bool { return k.ID == s.replica.Replica }) {
+			t.Errorf("at %s: %d keys, %v; want %d and the own among them", tc.now, len(keys), err, tc.left)
+		}
 	}
 }
 

@@ -159,21 +159,7 @@ func (s *service) serve(ctx context.Context, stdout io.Writer) error {
 		return err
 	}
 	servers = append(servers, socket)
-	if s.member != nil {
-		s.member.running = true
-		// The lease ends last, when every answer has left, so that nobody waits for it in vain.
-		following, stopFollowing := context.WithCancel(context.WithoutCancel(ctx))
-		followed := make(chan struct{})
-		go func() {
-			defer close(followed)
-			s.follow(following)
-		}()
-		defer func() {
-			_ = s.folder.outbox.Close() // else another replica would take over what is recorded already
-			stopFollowing()
-			<-followed
-		}()
-	}
+	defer s.keepLease(ctx)() // it ends last, when every answer has left, so that nobody waits for it in vain
 	background, stopBackground := context.WithCancel(context.WithoutCancel(ctx))
 	var wg sync.WaitGroup
 	defer wg.Wait()
