@@ -311,9 +311,21 @@ func (s *service) httpServer(h http.Handler) *http.Server {
 		WriteTimeout:      s.cfg.HTTP.WriteTimeout,
 		IdleTimeout:       s.cfg.HTTP.IdleTimeout,
 		// With HTTP/2, WriteTimeout bounds an answer but not what is left to write on a connection that nobody reads.
-		HTTP2:    &http.HTTP2Config{WriteByteTimeout: s.cfg.HTTP.WriteTimeout},
+		HTTP2:    &http.HTTP2Config{WriteByteTimeout: s.unread()},
 		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 	}
+}
+
+// lastFrame is how long a connection may take nothing where answers are waited for by whoever revokes.
+const lastFrame = time.Second
+
+// unread is how long an HTTP/2 connection may take nothing. Its last frames may be written when their passage of the gate
+// has been left already; so with other replicas they must not wait for long.
+func (s *service) unread() time.Duration {
+	if s.member != nil {
+		return min(lastFrame, s.cfg.HTTP.WriteTimeout)
+	}
+	return s.cfg.HTTP.WriteTimeout
 }
 
 // resetTickets makes every session ticket given out so far resume nothing here. Where tickets are shared, those resume
