@@ -105,7 +105,7 @@ func copyFrom(ctx context.Context, source *sql.Tx, to *Store, then Finish) (Copi
 			return err
 		}
 		for _, t := range copiedTables() {
-			rows, err := t.copy(ctx, source, tx)
+			rows, err := t.copy(ctx, source, tx, to.Dialect() == postgresKind)
 			if err != nil {
 				return fmt.Errorf("table %s: %w", t.name, err)
 			}
@@ -194,13 +194,13 @@ func checkEmpty(ctx context.Context, tx *sql.Tx) error {
 }
 
 // copy copies the rows of a table, reads them back, and returns how many there are.
-func (t *table) copy(ctx context.Context, source, target *sql.Tx) (int64, error) {
+func (t *table) copy(ctx context.Context, source, target *sql.Tx, numbered bool) (int64, error) {
 	if t.name == "state" {
 		if _, err := target.ExecContext(ctx, "DELETE FROM state"); err != nil {
 			return 0, err
 		}
 	}
-	w := writer{ctx: ctx, tx: target, table: t}
+	w := writer{ctx: ctx, tx: target, table: t, numbered: numbered}
 	read, err := t.read(ctx, source, w.add)
 	if err == nil {
 		err = w.flush()
@@ -337,6 +337,8 @@ type writer struct {
 	args  []any
 	bytes int
 	full  *sql.Stmt // of as many rows as there usually are
+
+	numbered bool // the database wants its values numbered
 }
 
 func (w *writer) add(values []any) error {
@@ -366,20 +368,21 @@ func (w *writer) flush() error {
 	var err error
 	if n == w.most() {
 		if w.full == nil {
-			if w.full, err = w.tx.PrepareContext(w.ctx, w.table.insert(n)); err != nil {
+			if w.full, err = w.tx.PrepareContext(w.ctx, w.table.insert(n, w.numbered)); err != nil {
 				return err
 			}
 		}
 		_, err = w.full.ExecContext(w.ctx, w.args...)
 	} else {
-		_, err = w.tx.ExecContext(w.ctx, w.table.insert(n), w.args...)
+		_, err = w.tx.ExecContext(w.ctx, w.table.insert(n, w.numbered), w.args...)
 	}
 	w.args, w.bytes = w.args[:0], 0
 	return err
 }
 
-// insert is the statement that inserts so many rows.
-func (t *table) insert(rows int) string {
+// insert is the statement that inserts so many rows. SQLite takes a number for a name, and looks for each among all of them:
+// it is given none.
+func (t *table) insert(rows int, numbered bool) string {
 	var b strings.Builder
 	b.WriteString("INSERT INTO " + t.name + " (" + t.names() + ") VALUES ")
 	n := 0
@@ -391,6 +394,10 @@ func (t *table) insert(rows int) string {
 		for i := range t.columns {
 			if i > 0 {
 				b.WriteByte(',')
+			}
+			if !numbered {
+				b.WriteByte('?')
+				continue
 			}
 			n++
 			b.WriteByte('$')
