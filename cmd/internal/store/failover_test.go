@@ -288,3 +288,28 @@ func TestFailover(t *testing.T) {
 	t.Cleanup(func() { second.Close() })
 	want(t, openPG(t, second.URL("postgres")), ErrUnavailable)
 }
+
+// Once a lease was renewed on a newer timeline no fresh connection is to a former primary, though that takes writes and is
+// the only server there is.
+func TestFormerPrimary(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	s := openURL(t, c.URL("postgres"), time.Now)
+	ok(t, s.BeginLease(t.Context(), Lease{Replica: "a", Incarnation: 1}))
+	renewed, err := s.RenewLease(t.Context(), LeaseRenewal{Replica: "a", Incarnation: 1})
+	ok(t, err)
+	p := s.dialect.(*postgresql)
+	same(t, p.timeline.Load(), renewed.System.Timeline)
+	s.Reconnect()
+	_, err = s.Version(t.Context())
+	ok(t, err)
+
+	p.timeline.Add(1) // as a renewal at the other server has it
+	s.Reconnect()
+	if _, err = s.Version(t.Context()); !Unavailable(err) || !strings.Contains(err.Error(), "former primary") {
+		t.Errorf("a former primary answers: %v", err)
+	}
+	if _, err = s.AddClient(t.Context(), Client{ID: "x"}, nil); !Unavailable(err) {
+		t.Errorf("a former primary is written to: %v", err)
+	}
+}

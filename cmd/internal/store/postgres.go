@@ -37,6 +37,8 @@ type postgresql struct {
 	where  string        // without the password
 	max    int           // connections
 	life   atomic.Uint64 // counts how often connections of before were given up
+	// timeline is the newest that a renewal of the lease has seen: zero until then.
+	timeline atomic.Int64
 }
 
 const (
@@ -95,8 +97,10 @@ const (
 		UPDATE leases SET renewals = renewals + 1, applied = $3, renewed_at = ` + dbNow + `
 		WHERE replica = $1 AND incarnation = $2
 		RETURNING (SELECT version FROM state WHERE id = 1), ` + dbNow + `, ` + identity
-	identity = `(SELECT system_identifier::text FROM pg_control_system()), pg_walfile_name(pg_current_wal_insert_lsn()),
+	identity = `(SELECT system_identifier::text FROM pg_control_system()), ` + logFile + `,
 		(extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint`
+
+	logFile = `pg_walfile_name(pg_current_wal_insert_lsn())`
 
 	queryDurability = `SELECT current_setting('synchronous_commit'), current_setting('synchronous_standby_names')`
 
@@ -135,14 +139,47 @@ func newPostgres(cfg Config) (*postgresql, error) {
 	// A peer that is gone is noticed within seconds.
 	dialer := &net.Dialer{Control: silence, KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 2 * time.Second, Count: 3}}
 	config.DialFunc = dialer.DialContext
-	// Also what is only read must come from the primary: a standby may not know yet what was revoked.
-	config.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
 	config.OnNotice = noteDoubt
 	if config.RuntimeParams["application_name"] == "" {
 		config.RuntimeParams["application_name"] = "certbound"
 	}
 	most := max(cmp.Or(cfg.MaxConnections, defaultConnections), leastConnections)
-	return &postgresql{config: config, where: placeOf(config), max: most}, nil
+	p := &postgresql{config: config, where: placeOf(config), max: most}
+	config.ValidateConnect = p.validate
+	return p, nil
+}
+
+// validate refuses servers that a fresh connection must not be to; where the URL names several, the next is tried. What is
+// only read must come from the primary too: a standby may not know yet what was revoked. Nor does a former primary know it,
+// which nobody has ended: it still takes writes, as far as it knows, and a name or a list of hosts may lead back to it.
+func (p *postgresql) validate(ctx context.Context, c *pgconn.PgConn) error {
+	if err := pgconn.ValidateConnectTargetSessionAttrsReadWrite(ctx, c); err != nil {
+		return err
+	}
+	newest := p.timeline.Load()
+	if newest == 0 {
+		return nil
+	}
+	result := c.ExecParams(ctx, "SELECT "+logFile, nil, nil, nil, nil).Read()
+	if result.Err != nil {
+		return result.Err
+	}
+	if len(result.Rows) != 1 || len(result.Rows[0]) != 1 {
+		return errors.New("the server does not say on which timeline it is")
+	}
+	timeline, err := timelineOf(string(result.Rows[0][0]))
+	if err == nil && timeline < newest {
+		err = fmt.Errorf("this is a former primary: it is on timeline %d, another server on %d", timeline, newest)
+	}
+	return err
+}
+
+// timelineOf reads the name of a file of the log, which begins with its timeline: eight hexadecimal digits.
+func timelineOf(file string) (int64, error) {
+	if len(file) < 8 {
+		return 0, fmt.Errorf("the database's log is at %q", file)
+	}
+	return strconv.ParseInt(file[:8], 16, 64)
 }
 
 // placeOf names a database without its password.
@@ -487,12 +524,13 @@ func (p *postgresql) renewLease(ctx context.Context, w conn, r LeaseRenewal, _ t
 	if err != nil {
 		return Renewed{}, err
 	}
-	// A file of the log is named by its timeline first: eight hexadecimal digits.
-	if len(file) < 8 {
-		return Renewed{}, fmt.Errorf("the database's log is at %q", file)
+	if out.System.Timeline, err = timelineOf(file); err != nil {
+		return Renewed{}, err
 	}
-	out.System.Timeline, err = strconv.ParseInt(file[:8], 16, 64)
-	return out, err
+	for newest := p.timeline.Load(); newest < out.System.Timeline; newest = p.timeline.Load() {
+		p.timeline.CompareAndSwap(newest, out.System.Timeline)
+	}
+	return out, nil
 }
 
 func (p *postgresql) durability(ctx context.Context, w conn) (Durability, error) {
