@@ -28,6 +28,7 @@ CREATE TABLE sealed_keys (
 );
 CREATE INDEX sealed_keys_version ON sealed_keys (version);
 
+-- WITHOUT ROWID: a client that comes again after long is looked for here and in audit_subjects, once in each and not twice.
 CREATE TABLE clients (
     id            TEXT NOT NULL PRIMARY KEY,
     generation    BIGINT NOT NULL,
@@ -51,7 +52,7 @@ CREATE TABLE clients (
     created_at    BIGINT NOT NULL,
     updated_at    BIGINT NOT NULL,
     version       BIGINT
-);
+) WITHOUT ROWID;
 CREATE INDEX clients_version ON clients (version);
 CREATE INDEX clients_grantor ON clients (id) WHERE grantor;
 CREATE INDEX clients_trust ON clients (trust) WHERE trust <> '';
@@ -228,7 +229,7 @@ CREATE TABLE audit_subjects (
     id           TEXT NOT NULL PRIMARY KEY,
     sealed       BLOB NOT NULL,
     seal_version BIGINT NOT NULL
-);
+) WITHOUT ROWID;
 
 -- Keys of TLS session tickets that several servers share: one for each listener and hour, and none that is older than two.
 CREATE TABLE ticket_keys (
