@@ -20,7 +20,7 @@ import (
 
 const (
 	// cacheSize bounds each of the registry's two caches, in entries of a few hundred bytes.
-	cacheSize = 1 << 16
+	cacheSize = 1 << 15
 	// rememberedClients is for how many certificates of our own CA it is remembered that their signatures were verified.
 	rememberedClients = 1 << 20
 	// secretsAhead bounds the secrets that wait for the journal to ask for them, which it does within the same request.
