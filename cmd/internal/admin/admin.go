@@ -120,6 +120,9 @@ type Config struct {
 	Cluster func(context.Context) (Cluster, error)
 	// ResetTickets makes session tickets resume nothing any more. NewBreakGlass requires it; New does not use it.
 	ResetTickets func()
+	// ResetLeases removes the rows of replicas that do not renew them, and names those replicas; it may take seconds. Nil:
+	// no replicas share the database. New does not use it.
+	ResetLeases func(context.Context) ([]string, error)
 	// SharedTickets says that the store has keys of session tickets that all servers share: they are reset too.
 	SharedTickets bool
 

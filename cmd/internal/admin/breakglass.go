@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"strings"
 
 	"github.com/certbound/certbound/cmd/internal/audit"
 	"github.com/certbound/certbound/cmd/internal/store"
@@ -14,9 +15,9 @@ import (
 
 // NewBreakGlass returns what is left when nothing else works, for a socket that only the service's own user can reach:
 // below [Prefix], GET /status, POST /certificates/revoke, POST /clients/{id}/disable, POST /clients/{id}/invite for
-// clients that hold scopes of the operators' API, and POST /tickets/reset. It asks for no token and no scope and waits
-// for no second operator; Config.Actor names the caller "break-glass:" and its user id. Everything is recorded,
-// and all of it works while the journal takes no records: those wait in the database.
+// clients that hold scopes of the operators' API, POST /tickets/reset and POST /leases/reset. It asks for no token and no
+// scope and waits for no second operator; Config.Actor names the caller "break-glass:" and its user id. Everything is
+// recorded, and all of it works while the journal takes no records: those wait in the database.
 func NewBreakGlass(cfg Config) (http.Handler, error) {
 	if cfg.ResetTickets == nil {
 		return nil, errors.New("admin: break-glass needs a way to reset the session tickets")
@@ -40,6 +41,7 @@ func (a *api) breakGlassRoutes() []route {
 		{http.MethodPost, "/clients/{id}/disable", "client.disable", admin, change(a.disableClient)},
 		{http.MethodPost, "/clients/{id}/invite", clientInvite, admin, a.asked(clientInvite)},
 		{http.MethodPost, "/tickets/reset", "tickets.reset", admin, change(a.resetTickets)},
+		{http.MethodPost, "/leases/reset", "leases.reset", admin, change(a.resetLeases)},
 	}
 }
 
@@ -77,4 +79,24 @@ func (a *api) resetTickets(*http.Request, *none) (*deed, error) {
 		made := done
 		return &made, nil
 	}}, nil
+}
+
+// resetLeases ends the wait for replicas that are gone, as others would do by themselves later. It takes from nobody who is
+// there: a replica that renews its lease keeps it.
+func (a *api) resetLeases(r *http.Request, _ *none) (*deed, error) {
+	done := outcome{answer: &Change{Done: "no replicas share this database: there are no leases"}, events: []audit.Event{{}}}
+	if a.cfg.ResetLeases == nil {
+		return &deed{takes: true, made: &done}, nil
+	}
+	gone, err := a.cfg.ResetLeases(r.Context())
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	done.answer = &Change{Done: "every replica renews its lease: none was removed"}
+	if len(gone) > 0 {
+		names := strings.Join(gone, ", ")
+		done.answer = &Change{Done: "leases removed of replicas that are gone: " + names}
+		done.events[0].Detail = map[string]string{"replicas": names}
+	}
+	return &deed{takes: true, made: &done}, nil
 }

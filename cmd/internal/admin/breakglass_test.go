@@ -4,6 +4,8 @@
 package admin
 
 import (
+	"context"
+	"errors"
 	"net/http"
 	"slices"
 	"testing"
@@ -67,7 +69,7 @@ func TestBreakGlassIsSmall(t *testing.T) {
 	for _, rt := range new(api).breakGlassRoutes() {
 		got = append(got, rt.method+" "+rt.path)
 	}
-	want := []string{"GET /status", "GET /audit/heads", "POST /certificates/revoke", "POST /clients/{id}/disable", "POST /clients/{id}/invite", "POST /tickets/reset"}
+	want := []string{"GET /status", "GET /audit/heads", "POST /certificates/revoke", "POST /clients/{id}/disable", "POST /clients/{id}/invite", "POST /leases/reset", "POST /tickets/reset"}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
@@ -120,6 +122,39 @@ func TestBreakGlassWithoutTheRecord(t *testing.T) {
 	b.must(b.box.Flush(t.Context()))
 	if e := b.journal.last(t); b.journal.count() <= recorded || e.Outcome != audit.Granted {
 		t.Errorf("%d records came later, the last %+v", b.journal.count()-recorded, e)
+	}
+}
+
+// Leases that nobody renews can be removed, and who has none is told; why it could not be done is not "done".
+func TestBreakGlass_Leases(t *testing.T) {
+	for name, test := range map[string]struct {
+		reset  func(context.Context) ([]string, error)
+		status int
+		done   string
+		detail map[string]string
+	}{
+		"one process": {nil, http.StatusOK, "no replicas share this database: there are no leases", nil},
+		"all renew":   {func(context.Context) ([]string, error) { return nil, nil }, http.StatusOK, "every replica renews its lease: none was removed", nil},
+		"two are gone": {func(context.Context) ([]string, error) { return []string{"a", "b"}, nil }, http.StatusOK,
+			"leases removed of replicas that are gone: a, b", map[string]string{"replicas": "a, b"}},
+		"not reachable": {func(context.Context) ([]string, error) { return nil, errors.New("no database") }, http.StatusServiceUnavailable, "", nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBenchWith(t, Config{ResetLeases: test.reset, ResetTickets: func() {}}, NewBreakGlass)
+			b.as("break-glass:1000")
+			if test.status != http.StatusOK {
+				b.refused(http.MethodPost, "/leases/reset", "", test.status, "temporarily_unavailable", "")
+				return
+			}
+			var done Change
+			b.post("/leases/reset", "", test.status, &done)
+			if done.Done != test.done {
+				t.Errorf("done: %q, want %q", done.Done, test.done)
+			}
+			if e := b.journal.last(t); e.Name != "leases.reset" || e.Outcome != audit.Granted || e.Detail["replicas"] != test.detail["replicas"] {
+				t.Errorf("recorded: %+v", e)
+			}
+		})
 	}
 }
 

@@ -6,6 +6,7 @@ package replica
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/certbound/certbound/cmd/internal/store"
@@ -146,6 +147,40 @@ func (r *Replica) reap(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// Reset removes the rows of other replicas that do not renew them, without the patience of Run, and returns their names.
+// It blocks for a little more than a term: after that a replica whose row has not changed has no lease, by its own clock
+// too, and nobody need wait for it. It works without a lease of this replica's own.
+func (r *Replica) Reset(ctx context.Context) (removed []string, err error) {
+	before, err := r.cfg.Database.Leases(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for until := r.clock.Boot() + Settled; r.clock.Boot() < until; {
+		select {
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-time.After(until - r.clock.Boot()):
+		}
+	}
+	after, err := r.cfg.Database.Leases(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, row := range after {
+		same := slices.ContainsFunc(before, func(b store.Lease) bool {
+			return b.Replica == row.Replica && b.Incarnation == row.Incarnation && b.Renewals == row.Renewals
+		})
+		if !same || row.Replica == r.cfg.Name {
+			continue
+		}
+		if err := r.cfg.Database.ReapLease(ctx, row); err != nil {
+			return removed, err
+		}
+		removed = append(removed, row.Replica)
+	}
+	return removed, nil
 }
 
 // sight notes rows that were read after now, and returns those that have not changed for long.

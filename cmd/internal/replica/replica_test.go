@@ -251,6 +251,24 @@ func TestReap(t *testing.T) {
 			w.machine(1, func(m *host) { m.away = 0 })
 		})
 	})
+	t.Run("asked for", func(t *testing.T) {
+		staged(t, 2, func(t *testing.T, w *world, p *process) {
+			if gone, err := p.r.Reset(t.Context()); err != nil || len(gone) > 0 || !there(w) {
+				t.Errorf("removed %q of replicas that renew, %v", gone, err)
+			}
+			w.machine(1, func(m *host) { m.away = time.Hour })
+			w.process(1).kill()
+			began := time.Now()
+			gone, err := p.r.Reset(t.Context())
+			if err != nil || len(gone) != 1 || gone[0] != "replica1" || there(w) {
+				t.Errorf("removed %q, %v", gone, err)
+			}
+			if took := time.Since(began); took < Term {
+				t.Errorf("removed after %s, when it may still have had a lease", took)
+			}
+			w.machine(1, func(m *host) { m.away = 0 })
+		})
+	})
 	t.Run("no lease", func(t *testing.T) {
 		staged(t, 2, func(t *testing.T, w *world, _ *process) {
 			w.machine(1, func(m *host) { m.away = time.Hour })

@@ -187,6 +187,7 @@ func (s *service) adminConfig() admin.Config {
 		OwnCAs: []*x509.Certificate{s.root, s.issuing}, FileTrusts: s.fileTrusts(), TrustHealth: s.trust.Health,
 		FirstOperator: s.firstOperator(),
 		Journal:       s.newJournalView(),
+		ResetLeases:   s.resetLeases(),
 		ResetTickets:  s.resetTickets, SharedTickets: s.cfg.TLS.SharedTickets,
 	}
 }

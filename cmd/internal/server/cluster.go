@@ -197,6 +197,14 @@ func (s *service) effective() func(context.Context, int64) error {
 	}
 }
 
+// resetLeases removes the leases of replicas that are gone; nil where there can be none.
+func (s *service) resetLeases() func(context.Context) ([]string, error) {
+	if s.member == nil {
+		return nil
+	}
+	return s.member.Reset
+}
+
 // durability is what a revocation's answer says of the database, where it is less than one could want.
 func (s *service) durability() string {
 	if s.member == nil || s.member.Status().Durable {

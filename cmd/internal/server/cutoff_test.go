@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -226,5 +227,17 @@ func TestReplicas_DeadOne(t *testing.T) {
 	}
 	if !lapsed {
 		t.Error("the status does not say that the dead one's lease has lapsed")
+	}
+	// Who cannot wait until it is removed has it removed.
+	var change admin.Change
+	if err := socket.Do(t.Context(), http.MethodPost, "/leases/reset", nil, &change); err != nil || !strings.HasSuffix(change.Done, ": dead") {
+		t.Errorf("resetting the leases: %+v, %v", change, err)
+	}
+	began := time.Now()
+	if err := socket.Do(t.Context(), http.MethodPost, "/clients/payments/disable", nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(began); took >= replica.Term {
+		t.Errorf("with the dead replica removed it took %s", took)
 	}
 }
