@@ -277,7 +277,8 @@ func (f *fleet) conclude(ctx context.Context, b *book) error {
 			return fmt.Errorf("replica %d: %w", i+1, err)
 		}
 		all.merge(j, fmt.Sprintf("replica %d: ", i+1))
-		if err := s.verify(ctx, "data"); err != nil {
+		// By itself: the operator's profile keeps the heads of whichever replicas answered, perhaps of others alone.
+		if _, err := s.must(ctx, "audit verify --data data --heads=", ""); err != nil {
 			verified = append(verified, fmt.Errorf("replica %d: %w", i+1, err))
 		}
 	}
