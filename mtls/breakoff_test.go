@@ -45,7 +45,7 @@ func TestBreakOff(t *testing.T) {
 		_ = res.Body.Close()
 		t.Errorf("an answer came: %d", res.StatusCode)
 	}
-	if !<-broken || !<-broken {
+	if first, second := <-broken, <-broken; !first || !second {
 		t.Error("could not break off")
 	}
 }

@@ -50,14 +50,13 @@ type Config struct {
 
 // Report is what Run did.
 type Report struct {
-	Backup   *store.BackupTag  `json:"backup,omitempty"`
-	Rows     int64             `json:"rows,omitempty"` // copied from the backup by this run
-	Since    int64             `json:"since"`          // the version that was brought up to date
-	Journals []Journal         `json:"journals"`
-	Done     map[string]int    `json:"done"`   // records whose change was made again, by their events
-	Undone   []string          `json:"undone"` // what could not be made again, and what to do about it
-	Lost     []string          `json:"lost"`   // what was accepted as lost
-	counts   map[string]string // of the record
+	Backup   *store.BackupTag `json:"backup,omitempty"`
+	Rows     int64            `json:"rows,omitempty"` // copied from the backup by this run
+	Since    int64            `json:"since"`          // the version that was brought up to date
+	Journals []Journal        `json:"journals"`
+	Done     map[string]int   `json:"done"`   // records whose change was made again, by their events
+	Undone   []string         `json:"undone"` // what could not be made again, and what to do about it
+	Lost     []string         `json:"lost"`   // what was accepted as lost
 }
 
 // Journal is one that was read.
@@ -101,7 +100,6 @@ type run struct {
 	lesser  map[string]bool // files of journals that are not what was written
 	keys    audit.StoredKeys
 	partial map[string]bool // clients that were made again without something
-	replica string          // whose outbox takes the record
 	trust   string          // our trust domain
 }
 
