@@ -32,12 +32,6 @@ const (
 	fewClients    = 100
 )
 
-// The life of a token and of a certificate that the sums are made with: the defaults.
-const (
-	tokenLife       = 10 * time.Minute
-	certificateLife = 24 * time.Hour
-)
-
 type scaleOptions struct {
 	builder          string // of cmd/internal/scale
 	clients, revoked int
