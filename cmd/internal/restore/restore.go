@@ -309,11 +309,16 @@ func (r *run) readJournals(ctx context.Context, tag *store.BackupTag) error {
 				r.lose("the journal of the replica %s, which served when the backup was made, was not given", h.Replica)
 			}
 		}
+		for _, h := range r.Heads { // of one whose journal was given they were held to it
+			if h.Installation == tag.Installation {
+				witnessed = append(witnessed, h.Identity)
+			}
+		}
 		for _, w := range witnessed {
 			// Whoever had a lease then, or began later, may have changed something.
 			known := slices.ContainsFunc(tag.Journals, func(h store.BackupHead) bool { return h.Replica == w.Replica && h.Incarnation >= w.Incarnation })
 			if !given[w.Replica] && !known {
-				r.lose("the journal of the replica %s, of which another one speaks, was not given", w.Replica)
+				r.lose("the journal of the replica %s, of which another one or a known head speaks, was not given", w.Replica)
 				given[w.Replica] = true
 			}
 		}

@@ -525,6 +525,9 @@ func TestLoss(t *testing.T) {
 			w.record("client.disable", audit.Event{Client: "a"})
 			cfg.Journals = []string{filepath.Join(w.dir, "other")}
 		}, "the journal of the replica r1", false},
+		"a replica that only a known head speaks of": {func(_ *world, cfg *Config) {
+			cfg.Heads = []audit.Anchor{{Identity: audit.Identity{Installation: installation, Replica: "r2", Incarnation: 1}, Checkpoint: audit.Checkpoint{Seq: 7}}}
+		}, "the journal of the replica r2", false},
 		"an unknown change": {func(w *world, _ *Config) { w.record("client.bless", audit.Event{Client: "a"}) }, "client.bless", true},
 		"a new CA":          {func(w *world, _ *Config) { w.record("ca.create", audit.Event{Serial: "7"}) }, "the CA", true},
 	} {

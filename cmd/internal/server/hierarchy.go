@@ -138,7 +138,7 @@ func (h *hierarchy) check(now time.Time) error {
 	return nil
 }
 
-// files writes the public copies once and refuses copies that differ later.
+// files writes the public copies where there are none yet, and refuses copies that differ later.
 func (h *hierarchy) files(ctx context.Context, dir, setting string, db *store.Store) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("making the folder of the CA's certificates: %w", err)
@@ -148,9 +148,17 @@ func (h *hierarchy) files(ctx context.Context, dir, setting string, db *store.St
 	if err != nil && !first {
 		return fmt.Errorf("reading settings: %w", err)
 	}
-	for name, cert := range map[string]*x509.Certificate{"root.pem": h.root, "issuing.pem": h.issuing} {
+	copies := map[string]*x509.Certificate{"root.pem": h.root, "issuing.pem": h.issuing}
+	// A database that was restored is served in a new folder, which has neither. One that has lost one of them was changed.
+	none := true
+	for name := range copies {
+		if _, err := os.Lstat(filepath.Join(dir, name)); !errors.Is(err, os.ErrNotExist) {
+			none = false
+		}
+	}
+	for name, cert := range copies {
 		path := filepath.Join(dir, name)
-		if first {
+		if first || none {
 			block := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})
 			if err := writeFile(path, block, 0o644); err != nil {
 				return err

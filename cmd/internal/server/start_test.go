@@ -246,6 +246,32 @@ func TestHierarchy_Load(t *testing.T) {
 	if info, err := os.Stat(filepath.Join(data, "ca")); err != nil || info.Mode().Perm() != 0o700 {
 		t.Errorf("%v, %v", info, err)
 	}
+	for _, name := range []string{"root.pem", "issuing.pem"} {
+		path := filepath.Join(data, "ca", name)
+		kept, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := load(); err == nil || !strings.Contains(err.Error(), name) {
+			t.Errorf("%s alone is missing: %v", name, err)
+		}
+		if err := os.WriteFile(path, kept, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// A restored database in a new folder: the copies are made again, of the same certificates.
+	if err := os.RemoveAll(filepath.Join(data, "ca")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := load(); err != nil {
+		t.Errorf("the folder is new: %v", err)
+	}
+	if err := checkCopy(filepath.Join(data, "ca", "root.pem"), first.root); err != nil {
+		t.Error(err)
+	}
 	other, err := stepca.NewHierarchy("Other", now)
 	if err != nil {
 		t.Fatal(err)
