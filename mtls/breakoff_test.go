@@ -49,3 +49,27 @@ func TestBreakOff(t *testing.T) {
 		t.Error("could not break off")
 	}
 }
+
+// The peer of a connection is told ahead once it was asked for, and there is none before, nor where no connection is.
+func TestSeenPeer(t *testing.T) {
+	t.Parallel()
+	if mtls.SeenPeer(t.Context()) != nil {
+		t.Error("there is a peer without a connection")
+	}
+	ca := mtlstest.NewCA(t, "ca")
+	client, cert := mtlstest.NewCA(t, "clients").Issue(t, mtlstest.Leaf{}), ca.Issue(t, mtlstest.ServerLeaf())
+	seen := make(chan [3]*mtls.Peer, 1)
+	running := mtlstest.Server(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		before := mtls.SeenPeer(r.Context())
+		peer, _ := mtls.PeerFromRequest(r)
+		seen <- [3]*mtls.Peer{before, peer, mtls.SeenPeer(r.Context())}
+	}), cert, mtls.ClientCertificatesRequested)
+	res, err := mtlstest.Client(t, ca.Pool(), &client).Get(running.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = res.Body.Close()
+	if got := <-seen; got[0] != nil || got[1] == nil || got[2] != got[1] {
+		t.Errorf("seen before, found, seen after: %p, %p, %p", got[0], got[1], got[2])
+	}
+}

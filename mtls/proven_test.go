@@ -47,6 +47,13 @@ func TestProven(t *testing.T) {
 	if len(p.issuers) != 2 {
 		t.Errorf("%d lists of issuers, want 2", len(p.issuers))
 	}
+	kept := 0
+	for _, leaves := range p.buckets {
+		kept += len(leaves)
+	}
+	if kept != 40 {
+		t.Errorf("%d are remembered, want 40", kept)
+	}
 	key := provenKey(0)
 	if !p.put(&key, issuers[1]) || !slices.Equal(p.get(&key), issuers[1]) {
 		t.Error("a later chain does not take the place of the former")
@@ -118,6 +125,17 @@ func TestRememberOursOnly(t *testing.T) {
 		a.chains.put(key, []*x509.Certificate{leaf, stranger, authority})
 		if a.chains.proven.get(&key) != nil || len(a.chains.get(key, leaf)) != 3 {
 			t.Error("a chain with a certificate that is not of the anchors is remembered in short")
+		}
+		a.chains.put(key, []*x509.Certificate{leaf, authority})
+		if len(a.chains.get(key, leaf)) != 2 {
+			t.Error("a later chain does not take the place of the former")
+		}
+		// What finds no place there is kept with the others.
+		a.chains.proven.issuers = make([][]*x509.Certificate, maxIssuers)
+		key = provenKey(2)
+		a.chains.put(key, []*x509.Certificate{leaf, authority, authority})
+		if a.chains.proven.get(&key) != nil || len(a.chains.get(key, leaf)) != 3 {
+			t.Error("a chain that finds no place among those in short is not kept")
 		}
 	})
 }
