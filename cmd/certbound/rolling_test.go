@@ -113,7 +113,34 @@ type node struct {
 	args []string
 	env  []string
 	cmd  *exec.Cmd
-	err  bytes.Buffer
+	err  stderr
+}
+
+// stderr keeps what several processes say.
+type stderr struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+// Write implements io.Writer.
+func (s *stderr) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.text.Write(p)
+}
+
+// Reset forgets what was said so far.
+func (s *stderr) Reset() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.text.Reset()
+}
+
+// String is all that was said so far.
+func (s *stderr) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.text.String()
 }
 
 // run runs the real program and returns what it printed.

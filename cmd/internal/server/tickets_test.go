@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -346,12 +347,12 @@ func TestTicketScope(t *testing.T) {
 }
 
 // countedTickets counts readings, with keys of its own making.
-type countedTickets struct{ reads int }
+type countedTickets struct{ reads atomic.Int64 }
 
 func (c *countedTickets) OnChange(func(store.Change)) {}
 
 func (c *countedTickets) TicketKeys(_ context.Context, _ string, now time.Time) ([]store.TicketKey, error) {
-	c.reads++
+	c.reads.Add(1)
 	return []store.TicketKey{{StartedAt: now.Truncate(time.Hour), Key: [32]byte{1, byte(now.Hour())}}}, nil
 }
 
@@ -367,25 +368,25 @@ func TestSharedTicketsRun(t *testing.T) {
 		done := make(chan struct{})
 		go func() { s.run(ctx); close(done) }()
 		synctest.Wait()
-		if db.reads != 1 {
-			t.Errorf("read %d times at the start", db.reads)
+		if db.reads.Load() != 1 {
+			t.Errorf("read %d times at the start", db.reads.Load())
 		}
 		s.forget(store.Change{Tickets: true})
 		synctest.Wait()
-		if db.reads != 2 {
-			t.Errorf("read %d times after a reset", db.reads)
+		if db.reads.Load() != 2 {
+			t.Errorf("read %d times after a reset", db.reads.Load())
 		}
 		time.Sleep(10 * time.Minute)
 		synctest.Wait()
-		if db.reads != 12 {
-			t.Errorf("read %d times in ten minutes", db.reads)
+		if db.reads.Load() != 12 {
+			t.Errorf("read %d times in ten minutes", db.reads.Load())
 		}
 		time.Sleep(time.Until(time.Now().Truncate(time.Hour).Add(time.Hour)) - time.Nanosecond)
 		synctest.Wait()
-		ticket, before := sealed(t, &cfg), db.reads
+		ticket, before := sealed(t, &cfg), db.reads.Load()
 		time.Sleep(time.Nanosecond)
 		synctest.Wait()
-		if db.reads != before+1 {
+		if db.reads.Load() != before+1 {
 			t.Error("not read when the hour began")
 		}
 		wantResumes(t, "when a new key has come", &cfg, ticket, false)
