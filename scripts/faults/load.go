@@ -409,14 +409,8 @@ func (l *load) redeemed(ctx context.Context, code string) (*mtls.KeyPair, *ecdsa
 	if err != nil {
 		return nil, nil, err
 	}
-	beside := l.beside()
-	var second answer
-	var failed error
-	var both sync.WaitGroup
-	both.Go(func() { second, failed = beside.redeem(ctx, other) })
-	first, err := l.redeem(ctx, mine)
-	both.Wait()
-	if err := errors.Join(err, failed); err != nil {
+	first, second, err := l.race(ctx, mine, other)
+	if err != nil {
 		return nil, nil, err
 	}
 	l.book.raced()
@@ -431,6 +425,29 @@ func (l *load) redeemed(ctx context.Context, code string) (*mtls.KeyPair, *ecdsa
 		return pairOther, other.key, nil
 	}
 	return nil, nil, fmt.Errorf("one code, two places, no certificate: %w; %w", err, errOther)
+}
+
+// race redeems one code at two places at once. A replica may not have heard yet that a code was given, one whose database
+// was replaced a moment ago above all: both are asked again until one of them knows it.
+func (l *load) race(ctx context.Context, mine, other *enrolment) (first, second answer, _ error) {
+	begin := time.Now()
+	for {
+		beside := l.beside()
+		var err, failed error
+		var both sync.WaitGroup
+		both.Go(func() { second, failed = beside.redeem(ctx, other) })
+		first, err = l.redeem(ctx, mine)
+		both.Wait()
+		if err := errors.Join(err, failed); err != nil {
+			return first, second, err
+		}
+		unknown := first.status == http.StatusBadRequest && second.status == http.StatusBadRequest
+		if !unknown || time.Since(begin) > catchUp {
+			return first, second, nil
+		}
+		l.book.refusedEarly()
+		pause(ctx, think)
+	}
 }
 
 // refused requires that a client gets no token, neither on the connection that it has nor on a new one.
