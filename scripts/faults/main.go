@@ -79,11 +79,12 @@ func parseFlags() options {
 	flag.IntVar(&o.lossy, "interval-kills", 20, "how often to kill it with audit.sync: interval")
 	flag.IntVar(&o.copies, "copies", 10, "how often to copy the data folder")
 	flag.IntVar(&o.doses.kills, "replica-kills", 200, "how often to kill one of three replicas or their database")
+	failovers := flag.Int("failovers", 6, "how often to promote the standby of their database")
 	several := flag.Bool("replicas", false, "only the steps with several replicas on PostgreSQL")
 	flag.StringVar(&o.only, "only", "", "only the steps whose names contain this `text`")
 	flag.Uint64Var(&o.seed, "seed", rand.Uint64(), "of the choice of moments to kill it at")
 	flag.Parse()
-	o.doses.cuts, o.doses.alone, o.doses.pauses, o.doses.restarts, o.doses.failover = 30, 6, 20, 10, 6
+	o.doses.cuts, o.doses.alone, o.doses.pauses, o.doses.restarts, o.doses.failover = 30, 6, 20, 10, *failovers
 	o.doses.gone, o.doses.quiet = true, 10*time.Second
 	o.rounds = 2
 	if *short {
