@@ -24,6 +24,7 @@ type form struct {
 	clientID  string
 	scope     string
 	resources []string
+	token     string // what an endpoint other than the token endpoint is asked about
 	// secret says that another authentication method was tried in the body (RFC 6749, Section 2.3.1; RFC 7521,
 	// Section 4.2).
 	secret bool
@@ -77,6 +78,8 @@ func (f *form) set(name, value string) {
 		f.clientID = value
 	case "scope":
 		f.scope = value
+	case "token":
+		f.token = value
 	case "resource":
 		f.resources = append(f.resources, value)
 	case "client_secret", "client_assertion", "client_assertion_type":

@@ -61,28 +61,11 @@ func (r *Request) malformed(now time.Time) Decision {
 // its Peer, Address and CorrelationID also when it is refused.
 func readTokenRequest(w http.ResponseWriter, r *http.Request, peer *mtls.Peer) (Request, *tokens.Error) {
 	request := Request{Peer: peer, Address: callerAddress(r), CorrelationID: CorrelationID(r.Context())}
-	// A URL ends up in logs; nothing is taken from it, and we refuse rather than ignore what was meant for us.
-	if r.URL.RawQuery != "" {
-		return request, refusal(tokens.CodeInvalidRequest, "query_parameters",
-			"parameters belong into the body; the token endpoint takes no query")
+	f, refused := readForm(w, r)
+	if refused == nil {
+		refused = f.check(peer)
 	}
-	if len(r.Header["Authorization"]) > 0 {
-		return request, refusal(tokens.CodeInvalidClient, "authorization_header",
-			"clients authenticate with the certificate of the connection; no Authorization header is accepted")
-	}
-	if !isForm(r.Header["Content-Type"]) {
-		return request, refusal(tokens.CodeInvalidRequest, "content_type",
-			"the content type must be application/x-www-form-urlencoded")
-	}
-	body, refused := readBody(w, r)
 	if refused != nil {
-		return request, refused
-	}
-	f, refused := parseForm(body)
-	if refused != nil {
-		return request, refused
-	}
-	if refused := f.check(peer); refused != nil {
 		return request, refused
 	}
 	request.GrantType, request.ClientID = f.grantType, f.clientID
@@ -90,8 +73,42 @@ func readTokenRequest(w http.ResponseWriter, r *http.Request, peer *mtls.Peer) (
 	return request, nil
 }
 
+// readForm reads the form of a request to any endpoint for clients, which has nothing outside of it that could be meant
+// for us.
+func readForm(w http.ResponseWriter, r *http.Request) (form, *tokens.Error) {
+	// A URL ends up in logs; nothing is taken from it, and we refuse rather than ignore what was meant for us.
+	if r.URL.RawQuery != "" {
+		return form{}, refusal(tokens.CodeInvalidRequest, "query_parameters",
+			"parameters belong into the body; this endpoint takes no query")
+	}
+	if len(r.Header["Authorization"]) > 0 {
+		return form{}, refusal(tokens.CodeInvalidClient, "authorization_header",
+			"clients authenticate with the certificate of the connection; no Authorization header is accepted")
+	}
+	if !isForm(r.Header["Content-Type"]) {
+		return form{}, refusal(tokens.CodeInvalidRequest, "content_type",
+			"the content type must be application/x-www-form-urlencoded")
+	}
+	body, refused := readBody(w, r)
+	if refused != nil {
+		return form{}, refused
+	}
+	return parseForm(body)
+}
+
 // check refuses a form that Issue could make nothing of.
 func (f *form) check(peer *mtls.Peer) *tokens.Error {
+	if refused := f.checkMethod(peer); refused != nil {
+		return refused
+	}
+	if f.grantType == "" {
+		return refusal(tokens.CodeInvalidRequest, "grant_type_missing", "grant_type is missing")
+	}
+	return f.checkClient()
+}
+
+// checkMethod refuses every way to authenticate that lies in the form.
+func (f *form) checkMethod(peer *mtls.Peer) *tokens.Error {
 	switch {
 	case f.secret && peer.Certificate() != nil: // RFC 6749, Section 2.3: not more than one method
 		return refusal(tokens.CodeInvalidRequest, "two_methods",
@@ -99,9 +116,14 @@ func (f *form) check(peer *mtls.Peer) *tokens.Error {
 	case f.secret:
 		return refusal(tokens.CodeInvalidClient, "secret_instead_of_certificate",
 			"clients authenticate with a certificate; client_secret and client_assertion are not accepted")
-	case f.grantType == "":
-		return refusal(tokens.CodeInvalidRequest, "grant_type_missing", "grant_type is missing")
-	case f.clientID == "": // RFC 8705, Section 2
+	}
+	return nil
+}
+
+// checkClient refuses a form that names nobody (RFC 8705, Section 2).
+func (f *form) checkClient() *tokens.Error {
+	switch {
+	case f.clientID == "":
 		return refusal(tokens.CodeInvalidRequest, "client_id_missing", "client_id is missing")
 	case !isClientID(f.clientID):
 		return refusal(tokens.CodeInvalidRequest, "client_id_malformed", "client_id is not printable ASCII, or too long")

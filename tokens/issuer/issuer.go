@@ -220,6 +220,10 @@ type Config struct {
 	Gate Gate
 	// Events may be nil.
 	Events Events
+	// Authenticated is told of each client whose request authenticated at an endpoint that records refusals only, for
+	// whoever counts requests. The token endpoint's records say as much. It is called concurrently, must not block, and may
+	// be nil.
+	Authenticated func(ctx context.Context, clientID string, certificate mtls.Thumbprint)
 	// Lifetime of a token unless the client has its own: whole seconds, default DefaultLifetime or, if that is shorter,
 	// MaxLifetime.
 	Lifetime time.Duration
@@ -247,6 +251,7 @@ type Server struct {
 	recorder      Recorder
 	gate          Gate
 	events        Events
+	authenticated func(context.Context, string, mtls.Thumbprint)
 	lifetime      time.Duration
 	maxLifetime   time.Duration
 	scopes        func() []string
@@ -290,6 +295,7 @@ func New(c Config) (*Server, error) {
 		recorder:      c.Recorder,
 		gate:          c.Gate,
 		events:        c.Events,
+		authenticated: c.Authenticated,
 		lifetime:      c.Lifetime,
 		maxLifetime:   c.MaxLifetime,
 		scopes:        c.Scopes,
