@@ -65,6 +65,11 @@ type Config struct {
 	// Refused is told of each refusal before its answer leaves, for a server that keeps a record of them; the response
 	// header CorrelationHeader is set by then. It must not write to the response. May be nil.
 	Refused func(r *http.Request, refusal *tokens.Error, correlationID string)
+
+	// Metadata makes Protect answer requests for the protected resource metadata of RFC 9728 without a token, and every
+	// challenge name its URL. The Verifier's audience must then pass CheckIdentifier, and the metadata be served at its
+	// host: by a Protect that sees all paths, or by MetadataHandler at MetadataPath. Nil publishes nothing.
+	Metadata *Metadata
 }
 
 // Guard refuses requests that do not carry a token bound to their connection. Safe for concurrent use.
@@ -76,6 +81,7 @@ type Guard struct {
 	authorize   func(context.Context, *tokens.Claims, *mtls.Peer) error
 	events      Events
 	refused     func(*http.Request, *tokens.Error, string)
+	metadata    *published // nil when there is none
 }
 
 // New returns a Guard. The error says which field cannot be used.
@@ -104,6 +110,12 @@ func New(c Config) (*Guard, error) {
 	if g.certificate == nil {
 		g.certificate = mtls.PeerFromRequest
 	}
+	if c.Metadata != nil {
+		var err error
+		if g.metadata, err = newPublished(c.Metadata, c.Verifier); err != nil {
+			return nil, err
+		}
+	}
 	return g, nil
 }
 
@@ -117,6 +129,10 @@ func (g *Guard) Protect(next http.Handler, scopes ...string) http.Handler {
 	}
 	needed := slices.Clone(scopes)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if g.metadata.at(r) {
+			g.metadata.ServeHTTP(w, r)
+			return
+		}
 		claims, err := g.check(r, needed)
 		if err != nil {
 			g.refuse(w, r, err)
@@ -280,6 +296,9 @@ func (g *Guard) challenge(e *tokens.Error) string {
 	}
 	if e.Scope != "" {
 		challenge += `, scope="` + quotable(e.Scope) + `"`
+	}
+	if g.metadata != nil { // RFC 9728, Section 5.1
+		challenge += `, resource_metadata="` + g.metadata.url + `"`
 	}
 	return challenge
 }

@@ -135,28 +135,37 @@ func (s *service) buildIssuer(ctx context.Context) error {
 		return err
 	}
 	cfg.Registry = renewing{reg, s.renewAnchors}
-	s.renewals, err = issuer.New(cfg)
+	if s.renewals, err = issuer.New(cfg); err != nil {
+		return err
+	}
+	s.guard, err = s.operatorGuard()
 	return err
 }
 
 // adminResource is the operators' API as a resource of its own, never anybody's default audience.
 func (s *service) adminResource() string { return s.identity.issuer + "/admin/v1" }
 
-// adminHandler is the operators' API behind our own bound tokens, with the state of the client judged
-// live: a token that was good a second ago is worth nothing once its client or certificate is not.
-func (s *service) adminHandler() (http.Handler, error) {
+// operatorGuard keeps the operators' API with our own bound tokens, as any resource server does (RFC 9728 included), with
+// the state of the client judged live: a token that was good a second ago is worth nothing once its client or
+// certificate is not.
+func (s *service) operatorGuard() (*resource.Guard, error) {
 	verifier, err := tokens.NewVerifier(tokens.VerifierConfig{
 		Issuer: s.identity.issuer, Audience: s.adminResource(), Keys: s.keys,
 	})
 	if err != nil {
 		return nil, err
 	}
-	guard, err := resource.New(resource.Config{
+	cfg := resource.Config{
 		Verifier: verifier, Realm: s.identity.issuer, Authorize: s.authorizeOperator, Refused: s.operatorRefused,
-	})
-	if err != nil {
-		return nil, err
 	}
+	if resource.CheckIdentifier(s.adminResource()) == nil { // an issuer's path may hold characters that no header can
+		cfg.Metadata = &resource.Metadata{Scopes: admin.Scopes()}
+	}
+	return resource.New(cfg)
+}
+
+// adminHandler is the operators' API behind its guard.
+func (s *service) adminHandler() (http.Handler, error) {
 	cfg := s.adminConfig()
 	cfg.Actor, cfg.Scopes, cfg.Approvals = actor, s.operatorScopes, s.cfg.Admin.Approvals
 	cfg.StillAuthorized, cfg.InForce = s.stillAuthorized, operatorInForce
@@ -164,7 +173,7 @@ func (s *service) adminHandler() (http.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
-	return guard.Protect(withPeer(api)), nil // which scope a route needs is the API's own rule
+	return s.guard.Protect(withPeer(api)), nil // which scope a route needs is the API's own rule
 }
 
 // fileTrusts names the foreign authorities that the configuration's files hold.

@@ -43,6 +43,9 @@ func (s *service) publicRouter() http.Handler {
 		get(r, path, "metadata", s.issuer.MetadataHandler())
 	}
 	get(r, pathKeys, "jwks", s.issuer.KeysHandler())
+	if path := s.guard.MetadataPath(); path != "" { // on the issuer's host, which the operators' resource is named after
+		get(r, path, "resource_metadata", s.guard.MetadataHandler())
+	}
 	r.Handle(pathToken, s.issuer.MisdirectedHandler()).Name("token")
 	s.shared(r)
 	return s.entry("public", r)

@@ -35,6 +35,7 @@ import (
 	"github.com/certbound/certbound/mtls"
 	"github.com/certbound/certbound/pki/stepca"
 	"github.com/certbound/certbound/tokens/issuer"
+	"github.com/certbound/certbound/tokens/resource"
 )
 
 // ticketLife is how long a session ticket key seals; a ticket is accepted for at most twice that.
@@ -103,6 +104,7 @@ type service struct {
 	keys                  *keyring
 	authority             *authority.Authority
 	issuer                *issuer.Server
+	guard                 *resource.Guard // of the operators' API
 	metrics               *metrics
 	journalTimes          *journalTimes
 	limits                *admission.Limiter
