@@ -422,6 +422,9 @@ func (c *change) revoke(certs []Certificate, reason int, now time.Time) (Revocat
 		if _, err := c.exec("certificates", revokeCertificate, digest(cert.Thumbprint), moment(now), reason); err != nil {
 			return Revocation{}, err
 		}
+		if err := c.denyCertificate(cert.Thumbprint, cert.NotAfter, now); err != nil {
+			return Revocation{}, err
+		}
 		cert.RevokedAt, cert.Reason = asStored(now), reason
 		out.Revoked = append(out.Revoked, cert)
 		c.what.Revoked = true
@@ -437,5 +440,5 @@ func (c *change) block(keyHash [32]byte, now time.Time) (bool, error) {
 		return false, err
 	}
 	c.what.Blocked = append(c.what.Blocked, keyHash)
-	return true, nil
+	return true, c.denyKeyHolders(keyHash, now)
 }

@@ -30,6 +30,8 @@ type change struct {
 	failed  error // of a part: then nothing may be committed
 
 	isUnique func(error) bool // the dialect's
+	core     *core
+	denials  int64 // the position of the last denial, once there is one in this transaction
 }
 
 // Transact runs f in one transaction: what f does through tx, whose reading methods see it too, is committed together
@@ -93,7 +95,7 @@ func (s *Store) transact(ctx context.Context, f func(*change) error) error {
 	}
 	// The connection is held until the listeners have returned: they are told in the order of the versions, one at a time.
 	defer done()
-	c := &change{ctx: tx.ctx, tx: tx.Tx, isUnique: s.dialect.isUnique}
+	c := &change{ctx: tx.ctx, tx: tx.Tx, isUnique: s.dialect.isUnique, core: s.core}
 	if err := c.part(f); err != nil {
 		return err
 	}
@@ -247,6 +249,9 @@ func (s *Store) judge(err error) error {
 // stamp bumps the version, last of all so that its row is locked for the shortest time: the order of the commits is
 // then the order of the versions.
 func (c *change) stamp() error {
+	if err := c.countDenials(); err != nil {
+		return err
+	}
 	if err := c.tx.QueryRowContext(c.ctx, bumpVersion).Scan(&c.what.Version); err != nil {
 		return fmt.Errorf("bump the version: %w", err)
 	}

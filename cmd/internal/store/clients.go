@@ -479,6 +479,9 @@ func (s *Store) remove(c *change, id string, now time.Time) error {
 	if err := c.dropServer(id); err != nil {
 		return err
 	}
+	if err := c.denyClient(id, s.now()); err != nil {
+		return err
+	}
 	// For those who judge certificates alone.
 	if err := c.revokeAll(id, cessationOfOperation, now); err != nil {
 		return err

@@ -170,6 +170,12 @@ func testStore(t *testing.T, open opener) {
 		{"compromised keys of others", testRevokeOthers},
 		{"registered certificates are revoked", testRevokeRegistered},
 		{"blocked keys", testBlockedKeys},
+		{"denials", testDenials},
+		{"denials that say more", testDenialsSayMore},
+		{"what takes away denies", testTakeawaysDeny},
+		{"a compromised key denies its registered certificates", testCompromisedKeyDenies},
+		{"a restore denies what was denied", testReplayDenies},
+		{"old denials", testPruneDenials},
 		{"certificates are listed", testCertificateList},
 		{"resources", testResources},
 		{"keys", testKeys},
@@ -1072,13 +1078,13 @@ func testChanges(f *fixture) {
 	same(f.t, last(), Change{Thumbprints: [][32]byte{cert.Thumbprint}, Version: 2})
 	_, err := f.Revoke(f.ctx(), Selection{Serial: cert.Serial}, 0, f.clock.now())
 	ok(f.t, err)
-	same(f.t, last(), Change{Thumbprints: [][32]byte{cert.Thumbprint}, Revoked: true, Version: 3})
+	same(f.t, last(), Change{Thumbprints: [][32]byte{cert.Thumbprint}, Revoked: true, Denials: true, Version: 3})
 	ok(f.t, f.AddResource(f.ctx(), Resource{URI: "https://r.example"}))
 	same(f.t, last(), Change{Resources: true, Version: 4})
 	ok(f.t, f.RemoveResource(f.ctx(), "https://r.example"))
 	same(f.t, last(), Change{Resources: true, Version: 5})
 	ok(f.t, f.DisableClient(f.ctx(), "payments"))
-	same(f.t, last(), Change{ClientIDs: []string{"payments"}, Version: 6})
+	same(f.t, last(), Change{ClientIDs: []string{"payments"}, Denials: true, Version: 6})
 	ok(f.t, f.DisableClient(f.ctx(), "payments"))
 	same(f.t, last().Version, int64(6)) // nothing to change, nothing to tell
 
@@ -1102,7 +1108,7 @@ func testChanges(f *fixture) {
 // checkStamps checks that every row has the version of a change that was committed.
 func checkStamps(t *testing.T, s *Store) {
 	t.Helper()
-	for _, table := range []string{"clients", "codes", "certificates", "resources", "sealed_keys", "blocked_keys",
+	for _, table := range []string{"clients", "codes", "certificates", "resources", "sealed_keys", "blocked_keys", "denials",
 		"trusts", "pending_requests", "outbox"} {
 		var unstamped, ahead int
 		err := s.read.QueryRowContext(t.Context(), `SELECT

@@ -17,6 +17,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/certbound/certbound/tokens"
 )
 
 // furnish puts something into every table that a copy takes.
@@ -48,6 +50,7 @@ func furnish(f *fixture) {
 	ok(t, err)
 	_, err = f.NextCRLNumber(ctx)
 	ok(t, err)
+	f.deny(1, tokens.Denial{ClientID: "a", IssuedBefore: f.clock.now()})
 	_, err = f.writer.ExecContext(ctx, "INSERT INTO client_certificates (thumbprint, client_id, key_hash, not_before, not_after) VALUES ($1, 'a', $2, 1, 2)",
 		bytes.Repeat([]byte{1}, 32), bytes.Repeat([]byte{2}, 32))
 	ok(t, err)

@@ -134,7 +134,7 @@ func testRestoreDisabled(f *fixture) {
 	f.clock.advance(time.Minute)
 	restored, err := f.restore(2, scopeGrant) // it stays what it was
 	ok(f.t, err)
-	same(f.t, last, Change{ClientIDs: []string{"operator"}, Thumbprints: [][32]byte{stolen.Thumbprint}, Revoked: true, Version: last.Version})
+	same(f.t, last, Change{ClientIDs: []string{"operator"}, Thumbprints: [][32]byte{stolen.Thumbprint}, Revoked: true, Denials: true, Version: last.Version})
 	got, err := f.Client(f.ctx(), "operator")
 	ok(f.t, err)
 	same(f.t, got, restored)

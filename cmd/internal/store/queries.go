@@ -10,11 +10,11 @@ const (
 	insertSchemaVersion = `INSERT INTO schema_version (version, oldest) VALUES ($1, $2)`
 	updateSchemaVersion = `UPDATE schema_version SET version = $1, oldest = $2`
 
-	insertState   = `INSERT INTO state (id, version, crl_number, kek_check) VALUES (1, 0, 0, $1)`
+	insertState   = `INSERT INTO state (id, version, crl_number, denial_seq, kek_check) VALUES (1, 0, 0, 0, $1)`
 	queryKEKCheck = `SELECT kek_check FROM state WHERE id = 1`
 	queryVersion  = `SELECT version FROM state WHERE id = 1`
-	// A restored database gives no version and no number of a revocation list a second time.
-	setAhead      = `UPDATE state SET version = $1, crl_number = crl_number + $2 WHERE id = 1`
+	// A restored database gives no version, no number of a revocation list and no position of a denial a second time.
+	setAhead      = `UPDATE state SET version = $1, crl_number = crl_number + $2, denial_seq = denial_seq + $2 WHERE id = 1`
 	bumpVersion   = `UPDATE state SET version = version + 1 WHERE id = 1 RETURNING version`
 	bumpCRLNumber = `UPDATE state SET crl_number = crl_number + 1 WHERE id = 1 RETURNING crl_number`
 

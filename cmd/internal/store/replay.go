@@ -33,7 +33,7 @@ type Replay struct {
 // as f does.
 func (s *Store) Replay(ctx context.Context, f func(*Replay) ([]Entry, error)) error {
 	err := s.whole(ctx, func(tx *sql.Tx) error {
-		r := &Replay{s: s, replica: s.replica, c: &change{ctx: ctx, tx: tx, isUnique: s.dialect.isUnique}}
+		r := &Replay{s: s, replica: s.replica, c: &change{ctx: ctx, tx: tx, isUnique: s.dialect.isUnique, core: s.core}}
 		if err := r.Saw(0); err != nil {
 			return err
 		}
@@ -84,9 +84,16 @@ func (r *Replay) finish(entries []Entry) error {
 		return err
 	}
 	// Touched or not: rows of the backup itself may have none.
-	c.touched = []string{"sealed_keys", "clients", "codes", "certificates", "blocked_keys", "resources", "trusts", "pending_requests", "outbox"}
+	c.touched = []string{"sealed_keys", "clients", "codes", "certificates", "blocked_keys", "denials", "resources", "trusts", "pending_requests", "outbox"}
 	c.what = Change{Full: true, Tickets: true}
+	if err := c.countDenials(); err != nil {
+		return err
+	}
 	if _, err := c.tx.ExecContext(c.ctx, setAhead, r.newest+restoredAhead-1, int64(restoredAhead)); err != nil {
+		return err
+	}
+	// Whoever has seen positions of before sees all denials again.
+	if _, err := c.tx.ExecContext(c.ctx, shiftDenials, int64(restoredAhead)); err != nil {
 		return err
 	}
 	return c.stamp()

@@ -407,6 +407,7 @@ type Change struct {
 	Resources bool
 	Trusts    bool
 	Keys      bool // sealed keys
+	Denials   bool // there are more of them
 	Tickets   bool // no session ticket of before may be resumed any more
 	// AuditSubjects are those whose secret in the journal was deleted.
 	AuditSubjects []string

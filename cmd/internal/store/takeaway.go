@@ -106,6 +106,9 @@ func (s *Store) takeRegistered(c *change, client Client, thumbprint *[32]byte, r
 	for _, cert := range taken {
 		cert.RevokedAt, cert.Reason = asStored(now), reason
 		if changed || blocked[cert.KeyHash] {
+			if err := c.denyCertificate(cert.Thumbprint, cert.NotAfter, now); err != nil {
+				return err
+			}
 			out.Revoked = append(out.Revoked, cert)
 		} else {
 			out.Already = append(out.Already, cert)
@@ -167,6 +170,9 @@ func (s *Store) keepRegistered(c *change, id string, taken []Certificate, left [
 // disable disables a client, the last grantor too.
 func (s *Store) disable(c *change, id string) error {
 	if err := c.void(id); err != nil {
+		return err
+	}
+	if err := c.denyClient(id, s.now()); err != nil {
 		return err
 	}
 	return s.setDisabled(c, id, true)

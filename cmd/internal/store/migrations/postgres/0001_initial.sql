@@ -7,6 +7,7 @@ CREATE TABLE state (
     id         INTEGER PRIMARY KEY CHECK (id = 1),
     version    BIGINT NOT NULL,
     crl_number BIGINT NOT NULL,
+    denial_seq BIGINT NOT NULL,
     kek_check  BYTEA NOT NULL
 ) WITH (fillfactor = 50);
 
@@ -132,6 +133,20 @@ CREATE TABLE blocked_keys (
     version    BIGINT
 );
 CREATE INDEX blocked_keys_version ON blocked_keys (version);
+
+-- Tokens that are refused although they have not expired, until nothing could use them any more. A row's position is
+-- greater than that of every row that was there before, also of those that are gone: it counts in state.denial_seq.
+CREATE TABLE denials (
+    position  BIGINT NOT NULL PRIMARY KEY,
+    kind      TEXT COLLATE "C" NOT NULL,
+    value     TEXT COLLATE "C" NOT NULL,
+    before_at BIGINT NOT NULL,
+    until_at  BIGINT NOT NULL,
+    version   BIGINT,
+    UNIQUE (kind, value)
+);
+CREATE INDEX denials_version ON denials (version);
+CREATE INDEX denials_until ON denials (until_at);
 
 CREATE TABLE resources (
     uri        TEXT COLLATE "C" NOT NULL PRIMARY KEY,
