@@ -5,6 +5,8 @@ package tokens
 
 import (
 	"context"
+	"crypto"
+	"crypto/ecdsa"
 	"errors"
 	"fmt"
 	"net/url"
@@ -24,6 +26,9 @@ const (
 	maxAhead      = 60 * time.Second
 )
 
+// defaultCacheBytes is enough for some ten thousand tokens.
+const defaultCacheBytes = 8 << 20
+
 // VerifierConfig says which tokens a resource server accepts.
 type VerifierConfig struct {
 	Issuer   string // exactly the "iss" of acceptable tokens; required, an https URL
@@ -38,9 +43,15 @@ type VerifierConfig struct {
 	// the lower s and a Verifier refuses the other, so that nobody can make a second token of one. Set it for an issuer
 	// whose library writes either, as most do; then nothing may be keyed by a token's bytes.
 	AnySignatureForm bool
+
+	// CacheBytes bounds the memory for tokens that were accepted, in bytes: 0 means 8 MiB, negative none. A token that
+	// comes again byte for byte is spared its signature and nothing else: key, issuer, audience, times, certificate and
+	// binding are judged anew. What was refused is not remembered.
+	CacheBytes int
 }
 
-// Verifier verifies the access tokens of one issuer for one audience. It is immutable and safe for concurrent use.
+// Verifier verifies the access tokens of one issuer for one audience. What it accepts never changes; it is safe for
+// concurrent use.
 type Verifier struct {
 	issuer     string
 	audience   string
@@ -49,6 +60,14 @@ type Verifier struct {
 	leeway     time.Duration
 	now        func() time.Time
 	anyForm    bool
+	accepted   *jose.Cache[*verified]
+}
+
+// verified is a token whose signature verified. It is shared and never modified once others see it.
+type verified struct {
+	payload // with Thumbprint and without cnf
+	key     PublicKey
+	unbound error // why the Thumbprint is none
 }
 
 // NewVerifier returns a Verifier. The error says which field cannot be used.
@@ -89,6 +108,10 @@ func NewVerifier(c VerifierConfig) (*Verifier, error) {
 	if v.now == nil {
 		v.now = time.Now
 	}
+	if c.CacheBytes == 0 {
+		c.CacheBytes = defaultCacheBytes
+	}
+	v.accepted = jose.NewCache[*verified](c.CacheBytes)
 	return v, nil
 }
 
@@ -104,11 +127,59 @@ func (v *Verifier) Audience() string { return v.audience }
 // cannot be had. A nil peer is refused. The dates of the certificate are judged, its chain is not: possession of
 // the bound key is what counts (RFC 8705, Section 6.2), and TLS has proved it.
 //
-// It blocks as long as Keys does, until ctx is done. Safe for concurrent use.
+// It blocks as long as Keys does, until ctx is done. A token that it accepted before is cheaper, see
+// VerifierConfig.CacheBytes. Safe for concurrent use.
 func (v *Verifier) Verify(ctx context.Context, raw string, peer *mtls.Peer) (*Claims, error) {
 	if peer.Certificate() == nil { // before any work on what a stranger sent
 		return nil, invalid("no_certificate", mtls.ErrNoCertificate)
 	}
+	p, known := v.known(ctx, raw)
+	if !known {
+		var err error
+		if p, err = v.read(ctx, raw); err != nil {
+			return nil, err
+		}
+	}
+	if p.Issuer != v.issuer {
+		return nil, invalid("wrong_issuer", nil)
+	}
+	if !slices.Contains(p.Audience, v.audience) {
+		return nil, invalid("wrong_audience", nil)
+	}
+	now := v.now()
+	if reason := v.outsideLife(&p.payload, now); reason != "" {
+		return nil, invalid(reason, nil)
+	}
+	if err := peer.CheckValidity(now); err != nil {
+		return nil, invalid("certificate_not_valid", err)
+	}
+	if p.unbound != nil {
+		return nil, invalid("not_bound", p.unbound)
+	}
+	if !p.Thumbprint.Equal(peer.Thumbprint()) { // constant time
+		return nil, invalid("thumbprint_mismatch", nil)
+	}
+	if !known {
+		v.accepted.Put(raw, p, p.bytes())
+	}
+	return p.copied(), nil
+}
+
+// known returns what was made of a token of these very bytes, if it was accepted before and the key that signed it is
+// still the issuer's.
+func (v *Verifier) known(ctx context.Context, raw string) (*verified, bool) {
+	p, ok := v.accepted.Get(raw)
+	if !ok {
+		return nil, false
+	}
+	// Without the key it is read anew, and refused as one that never came. Whether another key under the same id signed it
+	// shows when the signature is verified.
+	key, err := v.keys.Key(ctx, p.key.ID)
+	return p, err == nil && sameKey(&key, &p.key)
+}
+
+// read reads a token and verifies its signature. Nothing else of it has been judged.
+func (v *Verifier) read(ctx context.Context, raw string) (*verified, error) {
 	token, err := jose.Parse(raw) // judges the size first
 	if err != nil {
 		return nil, invalid("malformed", err)
@@ -127,7 +198,7 @@ func (v *Verifier) Verify(ctx context.Context, raw string, peer *mtls.Peer) (*Cl
 	if err != nil {
 		return nil, unavailable(err)
 	}
-	data, err := v.open(token, jose.PublicKey{ID: key.ID, Algorithm: jose.Algorithm(key.Algorithm), Key: key.Key})
+	data, err := v.open(token, asJOSE(&key))
 	if errors.Is(err, jose.ErrSignatureForm) {
 		return nil, invalid("signature_form", err)
 	}
@@ -138,28 +209,51 @@ func (v *Verifier) Verify(ctx context.Context, raw string, peer *mtls.Peer) (*Cl
 	if err != nil {
 		return nil, invalid("malformed_claims", err)
 	}
-	if p.Issuer != v.issuer {
-		return nil, invalid("wrong_issuer", nil)
+	read := &verified{payload: *p, key: key}
+	read.Thumbprint, read.unbound = binding(p.cnf)
+	read.cnf = nil
+	return read, nil
+}
+
+// sameKey reports whether now, which anybody may have made, verifies what then did. A key of a kind that cannot tell is
+// like no other.
+func sameKey(now, then *PublicKey) bool {
+	if now.Algorithm != then.Algorithm || asJOSE(now).Check() != nil {
+		return false
 	}
-	if !slices.Contains(p.Audience, v.audience) {
-		return nil, invalid("wrong_audience", nil)
+	x, _ := now.Key.(*ecdsa.PublicKey)
+	y, _ := then.Key.(*ecdsa.PublicKey)
+	if x != nil && x == y { // until the keys are fetched again
+		return true
 	}
-	now := v.now()
-	if reason := v.outsideLife(p, now); reason != "" {
-		return nil, invalid(reason, nil)
+	key, ok := then.Key.(interface{ Equal(crypto.PublicKey) bool })
+	return ok && key.Equal(now.Key)
+}
+
+func asJOSE(k *PublicKey) jose.PublicKey {
+	return jose.PublicKey{ID: k.ID, Algorithm: jose.Algorithm(k.Algorithm), Key: k.Key}
+}
+
+// copied returns the claims in memory of their own.
+func (p *verified) copied() *Claims {
+	c := p.Claims
+	c.Audience, c.Scope = slices.Clone(c.Audience), slices.Clone(c.Scope)
+	return &c
+}
+
+// bytes is about how much memory p takes.
+func (p *verified) bytes() int {
+	const (
+		ownBytes  = 384 // of the struct
+		textBytes = 16  // of a string beside what it says
+	)
+	n := ownBytes + len(p.Issuer) + len(p.Subject) + len(p.ClientID) + len(p.ID) + len(p.key.ID)
+	for _, list := range [][]string{p.Audience, p.Scope} {
+		for _, s := range list {
+			n += textBytes + len(s)
+		}
 	}
-	if err := peer.CheckValidity(now); err != nil {
-		return nil, invalid("certificate_not_valid", err)
-	}
-	bound, err := binding(p.cnf)
-	if err != nil {
-		return nil, invalid("not_bound", err)
-	}
-	if !bound.Equal(peer.Thumbprint()) { // constant time
-		return nil, invalid("thumbprint_mismatch", nil)
-	}
-	p.Thumbprint = bound
-	return &p.Claims, nil
+	return n
 }
 
 // open returns the payload if k signed it, in the form that v asks for.
