@@ -125,6 +125,8 @@ func causeHint(err error) string {
 		return "name an empty database, or a file that is not there yet"
 	case errors.Is(err, store.ErrDamaged):
 		return "put back the file from a backup; what is left of it was not touched"
+	case errors.Is(err, store.ErrDraft):
+		return "remove it, and make the copy or the backup again: this one is not whole"
 	case errors.Is(err, store.ErrForeign):
 		return "name another folder with --data"
 	case errors.Is(err, syscall.EADDRINUSE):

@@ -70,6 +70,7 @@ func importTable() map[string]allowance {
 		"cmd/internal/replica":   {ours: []string{"cmd/internal/store", "tokens/issuer"}},
 		"cmd/internal/authority": {ours: and("cmd/internal/store", "cmd/internal/audit", "cmd/internal/outbox")},
 		"cmd/internal/restore":   {ours: []string{"cmd/internal/store", "cmd/internal/audit", "mtls", "pki"}},
+		"cmd/internal/move":      {ours: []string{"cmd/internal/store", "cmd/internal/audit", "cmd/internal/replica", "cmd/internal/restore"}},
 		"cmd/internal/admin":     {ours: and("cmd/internal/store", "cmd/internal/audit", "cmd/internal/outbox", "cmd/internal/trust"), outside: []string{router}},
 		"cmd/internal/scale":     {ours: []string{"cmd/internal/store", "mtls", "pki", "pki/stepca"}}, // for scripts/bench
 		"cmd/internal/server": {ours: and("cmd/internal/..."), outside: []string{

@@ -5,7 +5,6 @@ package main
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -20,6 +19,7 @@ import (
 
 	"github.com/certbound/certbound/cmd/internal/audit"
 	"github.com/certbound/certbound/cmd/internal/config"
+	"github.com/certbound/certbound/cmd/internal/move"
 	"github.com/certbound/certbound/cmd/internal/restore"
 	"github.com/certbound/certbound/cmd/internal/server"
 	"github.com/certbound/certbound/cmd/internal/store"
@@ -83,9 +83,13 @@ func (d *database) read(ctx context.Context) (*store.Store, error) {
 	at.ReadOnly = true
 	db, err := store.Open(ctx, at)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, failf("name the data folder of the service with --data, or its database with --database", "there is no database %s", d.place())
+		return nil, d.missing()
 	}
 	return db, err
+}
+
+func (d *database) missing() error {
+	return failf("name the data folder of the service with --data, or its database with --database", "there is no database %s", d.place())
 }
 
 // target reads what --to says.
@@ -109,12 +113,11 @@ func target(from *database, to string) (store.Config, error) {
 	return at, nil
 }
 
-// moved is what copy and migrate print.
-type moved struct {
+// copied is what copy prints.
+type copied struct {
 	From string `json:"from"`
 	To   string `json:"to"`
 	store.Copied
-	Retired bool `json:"retired"` // the source
 }
 
 func showTables(tables []store.TableCount) string {
@@ -136,9 +139,10 @@ func (c *cli) storeCopyCommand() *cobra.Command {
 			"copy is one state, written in one transaction, and every table of it is read back before it counts. Private keys stay\n" +
 			"sealed under the same key-encryption key. The service must be stopped. It goes on with the database that it had: the\n" +
 			"copy is for looking at, or for trying an upgrade. To move the service, use store migrate; to keep a copy for bad days,\n" +
-			"store backup, which asks for no stop.",
+			"store backup, which asks for no stop. Cut short, it leaves an empty database, or FILE.draft, which nobody serves: run it\n" +
+			"again with the same --to.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			done, err := c.copyDatabase(cmd, flags, to, false)
+			done, err := c.copyDatabase(cmd, flags, to)
 			if err != nil {
 				return err
 			}
@@ -155,28 +159,29 @@ func (c *cli) storeCopyCommand() *cobra.Command {
 func (c *cli) storeMigrateCommand() *cobra.Command {
 	var flags *configFlags
 	var to string
-	var dry bool
+	var dry, cancel bool
 	cmd := &cobra.Command{
-		Use: "migrate [--to URL|FILE] [--dry-run]", Short: "Move the service to another database, or bring this one up to date", Args: arguments(0, 0),
-		Long: "With --to: copy the database whole into an empty one, of either kind, and put the old one out of service. Identity,\n" +
+		Use: "migrate [--to URL|FILE [--cancel]] [--dry-run]", Short: "Move the service to another database, or bring this one up to date", Args: arguments(0, 0),
+		Long: "With --to: put the database out of service, and copy it whole into an empty one, of either kind. Identity,\n" +
 			"certificates, tokens and codes stay what they are; the data folder with the journal and the key-encryption key stays\n" +
 			"where it is, and serve --database URL goes on with it. Serving the old database is refused from then on, with the words\n" +
 			"where it moved: what is revoked in the new one is not in the old one. To come back, migrate the other way. The journal\n" +
 			"says so once the service runs again. Further replicas need the same key-encryption key (DATA/kek, or CERTBOUND_KEK).\n\n" +
+			"Cut short anywhere, run it again with the same --to: it goes on where it was, and until then the old database is not\n" +
+			"served. An error puts it into service again by itself, if it is certain that nothing has arrived. --cancel with the same\n" +
+			"--to does so later, when the target can be reached and has nothing of it. A file that was begun is FILE.draft; the next\n" +
+			"run removes it.\n\n" +
 			"Without --to: bring the schema of the database up to date, as the next start of serve would. --dry-run says whether\n" +
 			"there is something to do and changes nothing.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if cmd.Flags().Changed("to") {
-				if dry {
-					return usagef("leave one of the two out", "--dry-run tries the schema, and --to moves the database")
-				}
-				done, err := c.copyDatabase(cmd, flags, to, true)
-				if err != nil {
-					return err
-				}
-				return c.print(done, func(w io.Writer) {
-					fields(w, "moved", done.From, "to", done.To, "rows", showTables(done.Tables), "next", nextStart(done.To))
-				})
+			moves := cmd.Flags().Changed("to")
+			switch {
+			case moves && dry:
+				return usagef("leave one of the two out", "--dry-run tries the schema, and --to moves the database")
+			case cancel && !moves:
+				return usagef("name with --to where it is being moved", "--cancel needs to look whether anything has arrived")
+			case moves:
+				return c.moveDatabase(cmd, flags, to, cancel)
 			}
 			return c.upgradeSchema(cmd, flags, dry)
 		},
@@ -184,7 +189,77 @@ func (c *cli) storeMigrateCommand() *cobra.Command {
 	flags = databaseFlags(cmd)
 	cmd.Flags().StringVar(&to, "to", "", "where to: postgres://user@host/name, or a file")
 	cmd.Flags().BoolVar(&dry, "dry-run", false, "say what would be done to the schema, and do nothing")
+	cmd.Flags().BoolVar(&cancel, "cancel", false, "give up a move that was cut short, when nothing has arrived")
 	return cmd
+}
+
+// moveDatabase moves the database, or gives up a move.
+func (c *cli) moveDatabase(cmd *cobra.Command, flags *configFlags, to string, cancel bool) error {
+	from, err := c.openDatabase(cmd, flags, true)
+	if err != nil {
+		return err
+	}
+	defer from.close()
+	cfg := move.Config{From: from.at, Program: version}
+	if cfg.To, err = target(from, to); err != nil {
+		return err
+	}
+	if cfg.Replica, err = server.ReplicaOf(from.cfg.Data); err != nil {
+		return err
+	}
+	found, err := store.Exists(cmd.Context(), from.at)
+	if err != nil {
+		return err
+	}
+	if !found {
+		return from.missing()
+	}
+	if cancel {
+		report, err := move.Cancel(cmd.Context(), cfg)
+		if err != nil {
+			return moveFailure(err, cfg)
+		}
+		return c.print(report, func(w io.Writer) {
+			fields(w, "in service again", report.From, "not moved to", report.To)
+		})
+	}
+	report, err := move.Run(cmd.Context(), cfg)
+	if err != nil {
+		return moveFailure(err, cfg)
+	}
+	return c.print(report, func(w io.Writer) {
+		fields(w, "moved", report.From, "to", report.To, "rows", showTables(report.Tables), "next", nextStart(report.To))
+	})
+}
+
+func moveFailure(err error, cfg move.Config) error {
+	to := store.Place(cfg.To)
+	unfinished, is := errors.AsType[*move.UnfinishedError](err)
+	switch {
+	case is:
+		return &failure{exit: exitFailed, code: "unfinished", description: err.Error(), hint: unfinished.Hint()}
+	case errors.Is(err, restore.ErrServing):
+		return failf("stop every replica, then run it again", "%v", err)
+	case errors.Is(err, store.ErrMoving):
+		return failf("wait until it has ended", "%v", err)
+	case errors.Is(err, move.ErrElsewhere):
+		return failf("name with --to the place that it is being moved to", "%v", err)
+	case errors.Is(err, move.ErrForeignTarget):
+		return failf("find out what became of what was copied there; if it is nowhere, certbound store migrate --cancel --to "+to+
+			" puts the old database into service again", "%v", err)
+	case errors.Is(err, move.ErrArrived):
+		return failf("finish it: certbound store migrate --to "+to+"; to come back then, migrate the other way", "%v", err)
+	case errors.Is(err, move.ErrNotMoving):
+		return failf("there is nothing to give up", "%v", err)
+	}
+	return copyFailure(err)
+}
+
+func copyFailure(err error) error {
+	if errors.Is(err, fs.ErrExist) || errors.Is(err, store.ErrNotEmpty) {
+		return failf("name an empty database, or a file that is not there yet", "%v", err)
+	}
+	return err
 }
 
 func nextStart(to string) string {
@@ -194,8 +269,8 @@ func nextStart(to string) string {
 	return "certbound serve, with the data folder that " + to + " lies in"
 }
 
-// copyDatabase copies the database, and with retire puts the old one out of service.
-func (c *cli) copyDatabase(cmd *cobra.Command, flags *configFlags, to string, retire bool) (*moved, error) {
+// copyDatabase copies the database.
+func (c *cli) copyDatabase(cmd *cobra.Command, flags *configFlags, to string) (*copied, error) {
 	ctx := cmd.Context()
 	from, err := c.openDatabase(cmd, flags, true)
 	if err != nil {
@@ -216,52 +291,11 @@ func (c *cli) copyDatabase(cmd *cobra.Command, flags *configFlags, to string, re
 			return nil, failf("stop every replica, then run it again", "%v", err)
 		}
 	}
-	done := &moved{From: from.place(), To: store.Place(at)}
-	cfg := store.CopyConfig{KEK: from.at.KEK, Program: version}
-	if retire {
-		if cfg.Replica, err = server.ReplicaOf(from.cfg.Data); err != nil {
-			return nil, err
-		}
-		entry, err := migrated(done)
-		if err != nil {
-			return nil, err
-		}
-		cfg.Entries = []store.Entry{entry}
+	done := &copied{From: from.place(), To: store.Place(at)}
+	if done.Copied, err = source.CopyInto(ctx, at, store.CopyConfig{KEK: from.at.KEK, Program: version}); err != nil {
+		return nil, copyFailure(err)
 	}
-	if done.Copied, err = source.CopyInto(ctx, at, cfg); err != nil {
-		if errors.Is(err, fs.ErrExist) || errors.Is(err, store.ErrNotEmpty) {
-			return nil, failf("name an empty database, or a file that is not there yet", "%v", err)
-		}
-		return nil, err
-	}
-	if !retire {
-		return done, nil
-	}
-	if err := source.Close(); err != nil {
-		return nil, err
-	}
-	if err := c.retire(ctx, from, done.To); err != nil {
-		return nil, failf("do not serve on both: put it away before the new one is served",
-			"everything was copied to %s, but %s could not be put out of service: %v", done.To, done.From, err)
-	}
-	done.Retired = true
 	return done, nil
-}
-
-// migrated is what the journal will say of it.
-func migrated(done *moved) (store.Entry, error) {
-	e := audit.Event{ID: rand.Text(), Time: time.Now(), Name: "store.migrate", Outcome: audit.Granted, Class: audit.Takeaway,
-		Detail: map[string]string{"from": done.From, "to": done.To}}
-	body, err := audit.EncodeEvent(e)
-	return store.Entry{ID: e.ID, Body: body}, err
-}
-
-func (c *cli) retire(ctx context.Context, from *database, to string) error {
-	db, err := store.Open(ctx, from.at)
-	if err != nil {
-		return err
-	}
-	return errors.Join(db.Retire(ctx, to, time.Now()), db.Close())
 }
 
 // upgradeSchema brings the schema up to date.
@@ -321,7 +355,8 @@ func (c *cli) storeBackupCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "backup FILE", Short: "Write a backup of the database into one file, while the service runs", Args: arguments(1, 1),
 		Long: "Write a backup of the database into one file, 0600, of either kind of database: it is one state, read back before it\n" +
-			"counts, and on the disk when this ends. The service may run and is not disturbed. An existing file is not replaced.\n\n" +
+			"counts, and on the disk when this ends. The service may run and is not disturbed. An existing file is not replaced.\n" +
+			"Cut short, it leaves FILE.draft, which is no backup: the next one of that name removes it.\n\n" +
 			"What is not in it: the key-encryption key (DATA/kek, or where the configuration has it), without which nobody reads the\n" +
 			"private keys in the backup, neither a thief nor you: keep it elsewhere, once. And the journal, DATA/audit of every\n" +
 			"replica: store restore needs it, to do again what was revoked after the backup. Copy that folder as often as you can bear\n" +

@@ -16,8 +16,8 @@ import (
 // Run renews the lease, follows what others change, acknowledges it, and removes the rows of replicas that are long gone.
 // It returns nil after ctx has ended: nothing is granted any more from then on, the decisions that had passed the gate are
 // waited for, and the row is removed last, so that nobody waits for this replica in vain. It returns an error when the
-// replica can never serve again: store.ErrLeaseLost when a later incarnation has taken its name, ErrOtherDatabase,
-// ErrRegressed. Everything else heals by itself.
+// replica can never serve again: store.ErrLeaseLost when a later incarnation has taken its name, store.ErrNotServable when
+// the database was put out of service, ErrOtherDatabase, ErrRegressed. Everything else heals by itself.
 func (r *Replica) Run(ctx context.Context) error {
 	r.mu.Lock()
 	if !r.begun || r.running || r.closed {
@@ -118,7 +118,8 @@ func (r *Replica) renewAlways(ctx context.Context) error {
 }
 
 func final(err error) bool {
-	return errors.Is(err, store.ErrLeaseLost) || errors.Is(err, ErrOtherDatabase) || errors.Is(err, ErrRegressed)
+	return errors.Is(err, store.ErrLeaseLost) || errors.Is(err, ErrOtherDatabase) || errors.Is(err, ErrRegressed) ||
+		errors.Is(err, store.ErrNotServable)
 }
 
 // untilRenewal returns how long the next renewal has time.

@@ -174,7 +174,7 @@ func (r *run) change(ctx context.Context, tx *store.Replay, e *audit.Entry, less
 	case "ca.create":
 		r.lose("the CA whose issuing certificate has the serial number %s was made after the backup: its keys are gone", e.Serial)
 		return false, nil
-	case "approval.request", "approval.reject", "renew.fork", "store.restore", "store.migrate":
+	case "approval.request", "approval.reject", "renew.fork", "store.restore", "store.migrate", "store.migrate.cancel":
 		return false, nil // what waited for an operator is dropped anyway, and alarms change nothing
 	}
 	r.lose("record %d says %s of %s, which this program does not know: it cannot be made again", e.Seq, e.Name, subject(e))

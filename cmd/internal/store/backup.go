@@ -27,6 +27,10 @@ type CopyConfig struct {
 	Entries []Entry
 	Replica string
 	Now     func() time.Time // nil: time.Now
+	// Ending, unless nil, is the last thing before the copy is committed, or has its name: with an error there is no copy.
+	Ending func(context.Context) error
+
+	moveID string // the move that it is a part of; see Move
 }
 
 func (c *CopyConfig) now() time.Time {
@@ -112,9 +116,25 @@ func (s *Store) enter(ctx context.Context, tx *sql.Tx, target Config, cfg CopyCo
 			return err
 		}
 	}
+	if cfg.moveID != "" { // of the two, it is the one to serve
+		if err := errors.Join(setCondition(ctx, tx, nil), setMovedFrom(ctx, tx, cfg.moveID)); err != nil {
+			return err
+		}
+	}
+	if err := s.enterEntries(ctx, tx, cfg.Replica, cfg.Entries); err != nil {
+		return err
+	}
+	if cfg.Ending != nil {
+		return cfg.Ending(ctx)
+	}
+	return nil
+}
+
+// enterEntries puts entries into an outbox, of this database or of a copy, which is sealed under the same key.
+func (s *Store) enterEntries(ctx context.Context, tx *sql.Tx, replica string, entries []Entry) error {
 	c := &change{ctx: ctx, tx: tx, isUnique: func(error) bool { return false }}
-	for _, e := range cfg.Entries {
-		if err := s.noteAs(c, cfg.Replica, e); err != nil { // both are sealed under the same key
+	for _, e := range entries {
+		if err := s.noteAs(c, replica, e); err != nil {
 			return err
 		}
 	}
@@ -164,6 +184,9 @@ func (s *Store) fillFile(ctx context.Context, path string, cfg CopyConfig, then 
 	if err == nil {
 		err = to.journalMode(ctx, "delete")
 	}
+	if err == nil {
+		_, err = to.writer.ExecContext(ctx, fmt.Sprintf("PRAGMA application_id = %d", applicationID))
+	}
 	if err = errors.Join(err, to.Close()); err != nil {
 		return Copied{}, err
 	}
@@ -175,7 +198,8 @@ func (s *Store) fillFile(ctx context.Context, path string, cfg CopyConfig, then 
 }
 
 // beginDraft has a file that nobody uses before it is whole, and that is synced then, written without a log and without a
-// sync, and its references not looked up one by one: they are those of the source.
+// sync, and its references not looked up one by one: they are those of the source. Until it is whole it does not pass for a
+// database, whatever name somebody gives it.
 func (s *Store) beginDraft(ctx context.Context) error {
 	for _, db := range []*sql.DB{s.reader, s.shared} { // they would keep the log
 		if err := db.Close(); err != nil {
@@ -185,7 +209,7 @@ func (s *Store) beginDraft(ctx context.Context) error {
 	if err := s.journalMode(ctx, "memory"); err != nil {
 		return err
 	}
-	for _, pragma := range []string{"synchronous = OFF", "foreign_keys = OFF", "cache_size = -65536"} {
+	for _, pragma := range []string{fmt.Sprintf("application_id = %d", draftID), "synchronous = OFF", "foreign_keys = OFF", "cache_size = -65536"} {
 		if _, err := s.writer.ExecContext(ctx, "PRAGMA "+pragma); err != nil {
 			return err
 		}

@@ -23,6 +23,7 @@ const settingCondition = "database.condition"
 const (
 	ConditionBackup    = "backup"    // it is a backup's file
 	ConditionRestoring = "restoring" // it was filled from a backup, and what happened since is still to be made again
+	ConditionMoving    = "moving"    // it is being copied to another database, which may be whole already, and is served in its place then
 	ConditionMoved     = "moved"     // all of it was copied to another database, which is served in its place
 )
 
@@ -30,7 +31,9 @@ const (
 type Condition struct {
 	State string     `json:"state"`
 	Since time.Time  `json:"since"`
-	To    string     `json:"to,omitempty"`     // where it was moved, without a password
+	To    string     `json:"to,omitempty"`     // where it was or is being moved, without a password
+	ID    string     `json:"id,omitempty"`     // of the move, random: what arrives there has it
+	By    string     `json:"by,omitempty"`     // replica from whose data folder it is moved
 	Back  *BackupTag `json:"backup,omitempty"` // which backup it is, or was filled from
 }
 
@@ -67,6 +70,8 @@ func (e *ConditionError) Error() string {
 		return "it is a backup made at " + at + ": what was revoked since is not in it"
 	case ConditionRestoring:
 		return "it was filled from a backup at " + at + ", and what was revoked since that was made is not in it yet"
+	case ConditionMoving:
+		return "it is being moved to " + c.To + " since " + at + ", and may be there already"
 	case ConditionMoved:
 		return "it was moved to " + c.To + " at " + at + ", and what was revoked there since is not in it"
 	}
@@ -80,6 +85,9 @@ func (e *ConditionError) Hint() string {
 		return "certbound store restore makes a database of it that can be served"
 	case ConditionRestoring:
 		return "run certbound store restore again with the same file: it goes on where it was"
+	case ConditionMoving:
+		return "run certbound store migrate again, with --to " + c.To + " as before: it goes on where it was; certbound store migrate --cancel --to " +
+			c.To + " puts this one into service again, if nothing has arrived there"
 	case ConditionMoved:
 		if strings.HasPrefix(c.To, "postgres") {
 			return "serve --database " + c.To + "; to come back, move this file away and then: certbound store migrate --database " + c.To +

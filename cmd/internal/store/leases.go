@@ -49,15 +49,16 @@ type SystemID struct {
 }
 
 // BeginLease inserts the row of a replica that is about to load its state, or takes over the one of an earlier incarnation.
-// The error is ErrLeaseLost when there is one of the same or of a later incarnation, and ErrUnknown as for RenewLease.
+// The error is ErrLeaseLost when there is one of the same or of a later incarnation, a ConditionError when the database is
+// out of service, and ErrUnknown as for RenewLease.
 func (s *Store) BeginLease(ctx context.Context, l Lease) error {
-	err := s.direct(ctx, func(_ context.Context, w conn) error {
+	err := s.direct(ctx, func(ctx context.Context, w conn) error {
 		result, err := s.dialect.beginLease(ctx, w, l, s.now())
 		if err != nil {
 			return err
 		}
 		if n, err := result.RowsAffected(); err != nil || n == 0 {
-			return errors.Join(ErrLeaseLost, err)
+			return errors.Join(noLease(ctx, w), err)
 		}
 		return nil
 	})
@@ -68,13 +69,13 @@ func (s *Store) BeginLease(ctx context.Context, l Lease) error {
 }
 
 // RenewLease commits a renewal. It is a write, because a database that was replaced by another still answers reads. Errors:
-// ErrLeaseLost; ErrUnknown when the commit's outcome is not known. No error but nil extends a lease.
+// ErrLeaseLost; a ConditionError when the database was put out of service; ErrUnknown when the commit's outcome is not known. No error but nil extends a lease.
 func (s *Store) RenewLease(ctx context.Context, r LeaseRenewal) (Renewed, error) {
 	var out Renewed
-	err := s.direct(ctx, func(_ context.Context, w conn) (err error) {
+	err := s.direct(ctx, func(ctx context.Context, w conn) (err error) {
 		out, err = s.dialect.renewLease(ctx, w, r, s.now())
 		if errors.Is(err, sql.ErrNoRows) {
-			return ErrLeaseLost
+			return noLease(ctx, w)
 		}
 		return err
 	})
@@ -82,6 +83,18 @@ func (s *Store) RenewLease(ctx context.Context, r LeaseRenewal) (Renewed, error)
 		return Renewed{}, fmt.Errorf("renew the lease of %q: %w", r.Replica, err)
 	}
 	return out, nil
+}
+
+// noLease is why a statement found no lease to write.
+func noLease(ctx context.Context, w conn) error {
+	c, err := readCondition(ctx, w)
+	if err != nil {
+		return err
+	}
+	if c != nil {
+		return &ConditionError{*c}
+	}
+	return ErrLeaseLost
 }
 
 // Leases lists the replicas, as the database has committed them.

@@ -89,13 +89,13 @@ const (
 		WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
 			AND NOT EXISTS (SELECT 1 FROM pg_depend d WHERE d.objid = c.oid AND d.classid = 'pg_class'::regclass AND d.deptype = 'e')`
 
-	beginLeaseNow = `INSERT INTO leases (` + leaseColumns + `) VALUES ($1, $2, 0, $3, $4, $5, ` + txNow + `, ` + txNow + `)` + takeOver
+	beginLeaseNow = `INSERT INTO leases (` + leaseColumns + `) SELECT $1, $2, 0, $3, $4, $5, ` + txNow + `, ` + txNow + ` WHERE ` + servable + takeOver
 	// renewLeaseNow is one write that commits once, and answers who the database is. The timeline is that of the end of the
 	// log: a checkpoint would tell it too late after a promotion.
 	renewLeaseNow = `WITH head AS (UPDATE journals SET head_seq = $4, head_chain = $5, head_at = ` + dbNow + `
 			WHERE replica = $1 AND incarnation = $2 AND head_seq < $4)
 		UPDATE leases SET renewals = renewals + 1, applied = $3, renewed_at = ` + dbNow + `
-		WHERE replica = $1 AND incarnation = $2
+		WHERE replica = $1 AND incarnation = $2 AND ` + servable + `
 		RETURNING (SELECT version FROM state WHERE id = 1), ` + dbNow + `, ` + identity
 	identity = `(SELECT system_identifier::text FROM pg_control_system()), ` + logFile + `,
 		(extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint`

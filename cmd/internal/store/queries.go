@@ -182,14 +182,16 @@ const (
 	queryChanges = `SELECT version, body FROM changes WHERE version > $1 ORDER BY version LIMIT $2`
 
 	leaseColumns = `replica, incarnation, renewals, applied, program, address, started_at, renewed_at`
-	insertLease  = `INSERT INTO leases (` + leaseColumns + `) VALUES ($1, $2, 0, $3, $4, $5, $6, $6)` + takeOver
-	takeOver     = `
+	insertLease  = `INSERT INTO leases (` + leaseColumns + `) SELECT $1, $2, 0, $3, $4, $5, $6, $6 WHERE ` + servable + takeOver
+	// servable is no part of what finds a row: whoever serves notices by it that the database was put out of service.
+	servable = `NOT EXISTS (SELECT 1 FROM settings WHERE name = '` + settingCondition + `')`
+	takeOver = `
 		ON CONFLICT (replica) DO UPDATE SET incarnation = excluded.incarnation, renewals = 0, applied = excluded.applied,
 			program = excluded.program, address = excluded.address, started_at = excluded.started_at,
 			renewed_at = excluded.renewed_at
 		WHERE leases.incarnation < excluded.incarnation`
 	renewLease = `UPDATE leases SET renewals = renewals + 1, applied = $3, renewed_at = $4
-		WHERE replica = $1 AND incarnation = $2 RETURNING (SELECT version FROM state WHERE id = 1)`
+		WHERE replica = $1 AND incarnation = $2 AND ` + servable + ` RETURNING (SELECT version FROM state WHERE id = 1)`
 	queryLeases = `SELECT ` + leaseColumns + ` FROM leases ORDER BY replica`
 	deleteLease = `DELETE FROM leases WHERE replica = $1 AND incarnation = $2 AND renewals = $3`
 	endLease    = `DELETE FROM leases WHERE replica = $1 AND incarnation = $2`

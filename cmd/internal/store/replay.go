@@ -333,10 +333,3 @@ func (s *Store) SetRestoring(ctx context.Context, now time.Time) error {
 		return setCondition(ctx, tx, &Condition{State: ConditionRestoring, Since: asStored(now)})
 	})
 }
-
-// Retire puts a database that was copied to another one out of service.
-func (s *Store) Retire(ctx context.Context, to string, now time.Time) error {
-	return s.whole(ctx, func(tx *sql.Tx) error {
-		return setCondition(ctx, tx, &Condition{State: ConditionMoved, Since: asStored(now), To: to})
-	})
-}

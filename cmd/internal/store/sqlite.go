@@ -32,6 +32,7 @@ const (
 	// applicationID marks our files in SQLite's header: "CBND".
 	applicationID       = 0x43424e44
 	applicationIDOffset = 68
+	draftID             = 0x43424e64 // "CBNd": a copy that is not whole
 	headerSize          = 100
 	headerMagic         = "SQLite format 3\x00"
 
@@ -155,10 +156,14 @@ func inspectHeader(path string) (int64, error) {
 	if string(header[:len(headerMagic)]) != headerMagic {
 		return 0, fmt.Errorf("%w, or its beginning is damaged", ErrForeign)
 	}
-	if id := binary.BigEndian.Uint32(header[applicationIDOffset:]); id != applicationID {
+	switch id := binary.BigEndian.Uint32(header[applicationIDOffset:]); id {
+	case applicationID:
+		return info.Size(), nil
+	case draftID:
+		return 0, ErrDraft
+	default:
 		return 0, fmt.Errorf("%w: its application id is %#x", ErrForeign, id)
 	}
-	return info.Size(), nil
 }
 
 func (f *sqliteFile) name() string  { return "sqlite" }

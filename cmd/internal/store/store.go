@@ -86,6 +86,8 @@ var (
 	ErrNewerSchema = errors.New("written by a newer version of certbound")
 	// ErrOlderSchema says that the database was not brought up to date yet.
 	ErrOlderSchema = errors.New("written by an older version of certbound")
+	// ErrDraft says that the file is what is left of a copy or a backup that was cut short.
+	ErrDraft = errors.New("it is an unfinished copy of a database, of a run that was cut short")
 	// ErrForeign says that the file is a database of another application.
 	ErrForeign = errors.New("not a certbound database")
 	// ErrLeaseLost says that the replica has no such lease any more: its row went, or a later incarnation took it over.
