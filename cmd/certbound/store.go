@@ -408,7 +408,9 @@ func (c *cli) storeRestoreCommand() *cobra.Command {
 			"that waited for an operator are void. The service refuses to serve the database until that is done. Cut short, run it\n" +
 			"again: it goes on where it was.\n\n" +
 			"--journal names the data folder of a replica, or a copy of its folder audit; name each replica's. Without it DATA/audit is\n" +
-			"taken. They are verified first, and held to the heads that the backup and the operator's profile know. What a record does\n" +
+			"taken. They are verified first, and held to the heads that the backup and the operator's profile know. The journal of a\n" +
+			"replica that began after the backup is missed too, since the others' speak of it before it decides anything; of one that\n" +
+			"began while no other was live, only those that came later and the heads of the operator's profile do. What a record does\n" +
 			"not carry is not made up: certificates of clients and of foreign CAs, and personal members sealed on a later day than\n" +
 			"the backup's. Such clients come back disabled, such CAs not at all, and the output names them.\n\n" +
 			"--accept-loss goes on without journals, with one that ends too early, and with one that is not what was written, of which\n" +

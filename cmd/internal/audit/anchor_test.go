@@ -420,3 +420,80 @@ func TestWitness(t *testing.T) {
 	}
 	verified(t, f)
 }
+
+// A run of another replica that nothing was recorded of is recorded at once, and that it was begun once; what was known of
+// the one before it goes on to count.
+func TestWitnessOfTheBegun(t *testing.T) {
+	t.Parallel()
+	f := newFaultFS(4096)
+	clock := &handClock{}
+	l := openFault(t, f, Config{Installation: "i", Replica: "a", Now: clock.now})
+	begun := func(replica string, incarnation uint64) Anchor { return seenOf(replica, incarnation, 0) }
+	want := func(n int, heads ...Anchor) {
+		t.Helper()
+		if got, alarms := l.Witness(heads); got != n || len(alarms) > 0 {
+			t.Errorf("%d recorded, %v", got, alarms)
+		}
+	}
+	is := func(witnessed bool, replica string, incarnation uint64) {
+		t.Helper()
+		if l.Witnesses(Identity{"i", replica, incarnation}) != witnessed {
+			t.Errorf("run %d of %s: %t is wrong", incarnation, replica, !witnessed)
+		}
+	}
+	is(false, "b", 1)
+	want(1, begun("b", 1), begun("a", 7))
+	is(true, "b", 1)
+	is(false, "b", 0)
+	is(false, "c", 1)
+	want(0, begun("b", 1), seenOf("b", 1, 3)) // its head has time
+	clock.advance(witnessEvery)
+	want(1, begun("b", 1), seenOf("b", 1, 4))
+	want(2, seenOf("b", 2, 9), begun("b", 3)) // these have not
+	want(0, seenOf("b", 2, 9), begun("b", 3), begun("b", 2))
+	is(false, "b", 1) // the newest are remembered
+	is(true, "b", 2)
+	is(true, "b", 3)
+	clock.advance(witnessEvery)
+	want(1, seenOf("b", 2, 10), begun("b", 3)) // what it left when it ended
+	mustClose(t, l)
+	is(true, "b", 3)
+	var seen []string
+	for _, line := range chained(t, f, streamMain) {
+		if _, member, ok := strings.Cut(string(line), `"witness":{"installation":"i","replica":"b",`); ok {
+			seen = append(seen, member[:strings.Index(member, `}`)])
+		}
+	}
+	if len(seen) != 5 || !strings.HasPrefix(seen[0], `"incarnation":1,"first_key":"k","begun":true,"time":"`) ||
+		!strings.HasPrefix(seen[1], `"incarnation":1,"first_key":"k","head":{"seq":4,`) {
+		t.Errorf("%q", seen)
+	}
+	verified(t, f)
+}
+
+// Whoever is told that there is a witness may rely on the disk having it, in both modes; what the disk did not take is none.
+func TestWitnessIsDurable(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []Sync{Always, Interval} {
+		f := newFaultFS(4096)
+		l := openFault(t, f, Config{Installation: "i", Replica: "a", Sync: mode, SyncInterval: time.Hour})
+		l.Witness([]Anchor{seenOf("b", 1, 0)})
+		if !l.Witnesses(Identity{"i", "b", 1}) {
+			t.Fatal("there is no witness")
+		}
+		if kept := chained(t, f.clone(), streamMain); !bytes.Contains(bytes.Join(kept, nil), []byte(`"replica":"b","incarnation":1,"first_key":"k","begun":true`)) {
+			t.Errorf("mode %d: the disk has %s", mode, kept)
+		}
+		l.Witness([]Anchor{seenOf("b", 2, 0)})
+		f.before = func(op, _ string) error {
+			if op == "sync" {
+				return syscall.EIO
+			}
+			return nil
+		}
+		if l.Witnesses(Identity{"i", "b", 2}) {
+			t.Error("what the disk refused is a witness")
+		}
+		_ = l.Close() // it failed
+	}
+}

@@ -26,8 +26,8 @@ type Anchor struct {
 
 // Sighting is where somebody saw a journal stand.
 type Sighting struct {
-	By   string    `json:"by"` // who keeps it: "database", or the replica whose journal says so
-	Head Head      `json:"head"`
+	By   string    `json:"by"`   // who keeps it: "database", or the replica whose journal says so
+	Head Head      `json:"head"` // zero: its incarnation was begun, and nothing that it said was seen yet
 	Time time.Time `json:"time"`
 
 	record   uint64    // of the journal that says so, and its time
@@ -51,6 +51,9 @@ func (a *Anchor) seq() uint64 {
 	return seq
 }
 
+// begun reports whether nothing was seen but that the incarnation was begun.
+func (a *Anchor) begun() bool { return a.Seen != nil && a.Seen.Head.Seq == 0 }
+
 // keeper is who keeps the head.
 func (a *Anchor) keeper() string {
 	if a.Seen == nil {
@@ -72,6 +75,9 @@ func (a *Anchor) who() string {
 	if a.Seen == nil {
 		return "the known head of " + a.Identity.String()
 	}
+	if a.begun() {
+		return fmt.Sprintf("the beginning of %s that %s names", printable(a.Identity.String()), a.source())
+	}
 	return fmt.Sprintf("the head of %s that %s names", printable(a.Identity.String()), a.source())
 }
 
@@ -86,7 +92,7 @@ func (a *Anchor) accuse(f Finding) Finding {
 // check refuses a head that nobody could have been shown.
 func (a *Anchor) check() error {
 	if a.Seen != nil {
-		if a.Seen.By == "" || a.Seen.Head.Seq == 0 || a.Checkpoint != (Checkpoint{}) {
+		if a.Seen.By == "" || a.begun() && a.Seen.record == 0 || a.Checkpoint != (Checkpoint{}) {
 			return fmt.Errorf("what was seen of %s is malformed", a.Identity)
 		}
 		return nil

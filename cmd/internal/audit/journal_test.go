@@ -186,7 +186,7 @@ func (j *testJournal) witness(other *testJournal) {
 }
 
 func (j *testJournal) witnessHead(id Identity, key string, head Head) {
-	text, err := json.Marshal(witnessMember{id, key, head, j.now})
+	text, err := json.Marshal(witnessMember{id, key, head.Seq == 0, head, j.now})
 	if err != nil {
 		j.t.Fatal(err)
 	}

@@ -244,6 +244,22 @@ func (s *stream) admit(size int, class Class) error {
 	}
 }
 
+// reaches has the disk take what was recorded up to a record, waits for it, and reports whether it is durable. The stream is
+// locked.
+func (s *stream) reaches(seq uint64) bool {
+	for s.last.Seq < seq {
+		switch {
+		case s.ended() != nil || !s.retryAt.IsZero():
+			return false
+		case s.committing:
+			s.changed.Wait()
+		default:
+			s.commit(true)
+		}
+	}
+	return true
+}
+
 // leaveOut counts refusals that are not recorded for want of room.
 func (s *stream) leaveOut(n uint64) {
 	s.mu.Lock()

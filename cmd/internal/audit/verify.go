@@ -197,6 +197,7 @@ type verifier struct {
 	stated   statedHeads // what the journal states of the refusals
 
 	known     []Anchor                // those still to come, by sequence number
+	begun     []Anchor                // incarnations of which nothing but their beginning is known
 	anchors   map[string]AnchorReport // by who keeps them
 	witnessed map[Identity]Anchor
 }
@@ -248,9 +249,15 @@ func (v *verifier) expect(known []Anchor) error {
 			return fmt.Errorf("the known heads: %w", err)
 		}
 	}
-	v.known = slices.Clone(known)
+	for _, k := range known {
+		if k.begun() {
+			v.begun = append(v.begun, k)
+		} else {
+			v.known = append(v.known, k)
+		}
+	}
 	slices.SortStableFunc(v.known, func(a, b Anchor) int { return cmp.Compare(a.seq(), b.seq()) })
-	v.report.Known = len(known)
+	v.report.Known = len(v.known)
 	return nil
 }
 
@@ -398,8 +405,8 @@ func (v *verifier) begin(r *walked) {
 	if r.event == eventStart {
 		v.firstKey = r.journal.Key
 	}
-	for i := range v.known {
-		if k := &v.known[i]; k.Identity == id && v.firstKey != "" && k.FirstKey != "" && k.FirstKey != v.firstKey {
+	for _, k := range slices.Concat(v.known, v.begun) {
+		if k.Identity == id && v.firstKey != "" && k.FirstKey != "" && k.FirstKey != v.firstKey {
 			v.find(k.accuse(r.finding("the key of the first checkpoint is not the one that " + k.who() + " names: the journal was made anew")))
 		}
 	}
@@ -1082,7 +1089,7 @@ func (r *walked) read(line []byte) bool {
 	case eventCheckpoint:
 		return r.checkpoint != nil
 	case eventWitness:
-		return r.witness != nil && r.witness.Head.Seq > 0
+		return r.witness.says()
 	case eventRefusals:
 		r.head = e.Refusals
 	case eventRetention:

@@ -128,8 +128,12 @@ func missingJournals(reports []*Report, opt VerifyOptions) {
 		if m.Seen != nil {
 			who = "as " + m.source() + " says"
 		}
-		f := m.accuse(Finding{Record: seq, What: fmt.Sprintf("the journal of replica %s is not given, but stood at record %d in run %d on %s, %s",
-			printable(name), seq, m.Incarnation, at.UTC().Format(time.RFC3339), who)})
+		stood := fmt.Sprintf("stood at record %d in run %d", seq, m.Incarnation)
+		if m.begun() {
+			stood = fmt.Sprintf("began run %d", m.Incarnation)
+		}
+		f := m.accuse(Finding{Record: seq, What: fmt.Sprintf("the journal of replica %s is not given, but %s on %s, %s",
+			printable(name), stood, at.UTC().Format(time.RFC3339), who)})
 		if len(reports) == 1 || opt.Only {
 			m.in.Notes = append(m.in.Notes, f)
 		} else {

@@ -274,7 +274,8 @@ func TestVerifyAllWitnessRecords(t *testing.T) {
 	if found, _ := verdictOf(t, w.dirs(), VerifyOptions{}); len(found) != 1 || !strings.Contains(found[0], "its end was cut off") {
 		t.Errorf("%q", found)
 	}
-	for _, member := range []string{"", `"witness":{}`, `"witness":{"installation":"inst","replica":"a","incarnation":1,"head":{"seq":0,"chain":"` + chainString([32]byte{}) + `"}}`} {
+	for _, member := range []string{"", `"witness":{}`, `"witness":{"installation":"inst","replica":"a","incarnation":1,"head":{"seq":0,"chain":"` + chainString([32]byte{}) + `"}}`,
+		`"witness":{"installation":"inst","replica":"a","incarnation":1,"begun":true,"head":{"seq":5,"chain":"` + chainString([32]byte{}) + `"}}`} {
 		j := story(t)
 		j.add(&j.main, eventWitness, member)
 		j.frame(&j.main)
@@ -429,5 +430,31 @@ func TestVerifyReadsAgain(t *testing.T) {
 		if err != nil || len(reports[0].Findings) > 0 || times == 0 || reports[0].Records.Last != next.head.Seq {
 			t.Errorf("torn %t: %v, %d times: %+v", torn, err, times, reports[0])
 		}
+	}
+}
+
+// A journal of which another one says only that it was begun is missed when it is not given, and held to its first key.
+func TestVerifyAllBegun(t *testing.T) {
+	t.Parallel()
+	w := newTrio(t)
+	w.b.begin()
+	w.b.witnessHead(Identity{"inst", "new", 4}, "key", Head{})
+	next := w.a.id
+	next.Incarnation++
+	w.b.witnessHead(next, "key", Head{}) // it was ended before its first record
+	w.b.stop()
+	found, noted := verdictOf(t, w.dirs(), VerifyOptions{})
+	if len(found) != 1 || len(noted) != 0 || !strings.Contains(found[0], `the journal of replica "new" is not given, but began run 4 on `) {
+		t.Errorf("%q, %q", found, noted)
+	}
+	w.a.begin() // with another key
+	w.a.stop()
+	found, _ = verdictOf(t, w.dirs(), VerifyOptions{})
+	if len(found) != 2 || !strings.Contains(found[0], "the key of the first checkpoint is not the one that the beginning of") || !strings.Contains(found[0], "made anew") {
+		t.Errorf("%q", found)
+	}
+	// Nobody but a journal says that one was begun.
+	if _, err := Verify(w.c.dir, []Anchor{seenOf("c", 1, 0)}); err == nil || !strings.Contains(err.Error(), "malformed") {
+		t.Error(err)
 	}
 }

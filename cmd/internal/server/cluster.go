@@ -26,7 +26,8 @@ func (s *service) shares() bool { return s.cfg.PostgreSQL() }
 type member struct {
 	*replica.Replica
 	hints   chan struct{}
-	running bool // from then on its row is its own business
+	begun   chan struct{} // somebody has begun a journal, or may have
+	running bool          // from then on its row is its own business
 }
 
 // join makes this replica known, before anything is loaded that others may change: from now on they wait for it.
@@ -39,7 +40,7 @@ func (s *service) join(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	m := &member{hints: make(chan struct{}, 1)}
+	m := &member{hints: make(chan struct{}, 1), begun: make(chan struct{}, 1)}
 	m.Replica, err = replica.New(replica.Config{
 		Database: db, Name: s.replica.Replica, Incarnation: incarnation, Program: s.version, Address: s.address(),
 		Hints: m.hints,
@@ -66,8 +67,23 @@ func (s *service) join(ctx context.Context) error {
 		return db.EndLease(ctx, s.replica.Replica, incarnation) // it never served
 	})
 	s.member = m
+	db.OnChange(m.heard)
+	if err := s.awaitWitness(ctx); err != nil {
+		return err
+	}
 	s.forgetErased(store.Change{Full: true}) // what the journal has read so far may have changed
 	return nil
+}
+
+// heard wakes whoever watches the others' journals when there may be another one.
+func (m *member) heard(c store.Change) {
+	if !c.Journals && !c.Full {
+		return
+	}
+	select {
+	case m.begun <- struct{}{}:
+	default: // it looks at all of them
+	}
 }
 
 // incarnation is the number of this start: the journal's, or the one that it will have once its disk has room for it.

@@ -4,7 +4,9 @@
 package server
 
 import (
+	"context"
 	"errors"
+	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -15,6 +17,10 @@ import (
 
 	"github.com/certbound/certbound/cmd/internal/admin"
 	"github.com/certbound/certbound/cmd/internal/audit"
+	"github.com/certbound/certbound/cmd/internal/replica"
+	"github.com/certbound/certbound/cmd/internal/restore"
+	"github.com/certbound/certbound/cmd/internal/store"
+	"github.com/certbound/certbound/pki"
 )
 
 // knows waits until the database has a head of each of so many replicas, and returns them.
@@ -106,5 +112,150 @@ func TestReplicasWatchEachOther(t *testing.T) {
 	reports, err = audit.VerifyAll([]string{dirs[1]}, audit.VerifyOptions{})
 	if err != nil || !slices.ContainsFunc(reports[0].Notes, func(f audit.Finding) bool { return strings.Contains(f.What, known.Replica) }) {
 		t.Errorf("%v: %+v", err, reports)
+	}
+}
+
+// A9: a replica that began after the backup and was lost within its first seconds, with all that it took away, is missed by a
+// restore that has nothing but another one's journal: that speaks of it since before it decided anything.
+func TestLostNewcomerIsMissed(t *testing.T) {
+	t.Parallel()
+	i := newInstallation(t)
+	one := start(t, i.config())
+	one.addLedger()
+	payments, code := one.enrolled("payments"), one.addClient("billing")
+	kek, err := store.LoadKEK("", "", store.KEKSource{File: i.kek})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	backup := filepath.Join(dir, "backup")
+	if _, _, err := i.open().Backup(t.Context(), backup, store.CopyConfig{KEK: kek}); err != nil {
+		t.Fatal(err)
+	}
+	two := start(t, i.config())
+	kept := filepath.Join(dir, "one") // all that is kept of the two
+	if err := os.CopyFS(kept, os.DirFS(filepath.Join(one.data, journalFolder))); err != nil {
+		t.Fatal(err)
+	}
+	var lost string
+	for _, r := range one.status().Replicas {
+		if !r.This {
+			lost = r.Replica
+		}
+	}
+	request := pki.NewEnrollRequest(code, two.issuer, newCSR(t, newKey(t)))
+	if status, _ := two.certify(two.client(nil), two.public()+pathEnroll, request); status != http.StatusOK {
+		t.Fatalf("enrolling at the second: %d", status)
+	}
+	res, err := two.socketClient().Post("http://certbound/admin/v1/certificates/revoke", "application/json",
+		strings.NewReader(`{"x5t#S256":"`+thumbprint(payments)+`"}`))
+	if err != nil || res.StatusCode != http.StatusOK {
+		t.Fatalf("revoking at the second: %v, %v", res, err)
+	}
+	res.Body.Close()
+	again := func(target string, journals ...string) (*restore.Report, error) {
+		return restore.Run(t.Context(), restore.Config{
+			Backup: backup, Target: store.Config{Path: filepath.Join(dir, target), KEK: kek}, Journals: journals, Program: "test",
+		})
+	}
+	_, err = again("refused.db", kept)
+	refused, ok := errors.AsType[*restore.LossError](err)
+	if !ok || lost == "" || !strings.Contains(refused.Error(), "the journal of the replica "+lost) {
+		t.Errorf("without the journal of %s: %v", lost, err)
+	}
+	for _, in := range []*instance{two, one} {
+		if err := in.stop(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	report, err := again("whole.db", one.data, two.data)
+	if err != nil || len(report.Lost) > 0 || report.Done["cert.revoke"] != 1 {
+		t.Errorf("with both: %v, %+v", err, report)
+	}
+}
+
+// A start waits, before anything is decided, until another live replica's journal speaks of this one; for one that does not
+// answer only a while, and for one that is gone not at all.
+func TestStartAwaitsItsWitness(t *testing.T) {
+	t.Parallel()
+	i := newInstallation(t)
+	if err := start(t, i.config()).stop(); err != nil {
+		t.Fatal(err)
+	}
+	db := i.open()
+	fake := store.Lease{Replica: "fake", Incarnation: 1}
+	if err := db.BeginLease(t.Context(), fake); err != nil {
+		t.Fatal(err)
+	}
+	renewing, stop := context.WithCancel(t.Context())
+	defer stop()
+	go func() {
+		for renewing.Err() == nil {
+			if _, err := db.RenewLease(renewing, store.LeaseRenewal{Replica: fake.Replica, Incarnation: fake.Incarnation}); err != nil && renewing.Err() == nil {
+				t.Error(err)
+				return
+			}
+			time.Sleep(replica.Term / 20)
+		}
+	}()
+	const complaint = "no other replica's journal speaks of this one"
+	// begin opens a service, calls meanwhile with its replica once that is known, and returns what it logged and how long it took.
+	begin := func(meanwhile func(opened chan error, name string)) (logged string, took time.Duration) {
+		logs := &syncBuffer{}
+		s := &service{cfg: i.config(), log: slog.New(slog.NewTextHandler(logs, nil)), fatal: make(chan error, 1)}
+		opened := make(chan error, 1)
+		began := time.Now()
+		go func() {
+			err := s.open(t.Context())
+			took = time.Since(began)
+			opened <- err
+		}()
+		if meanwhile != nil {
+			var name string
+			eventually(t, 20*time.Second, "the replica is known", func() bool {
+				leases, err := db.Leases(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, l := range leases {
+					if l.Replica != fake.Replica {
+						name = l.Replica
+					}
+				}
+				return name != ""
+			})
+			meanwhile(opened, name)
+		}
+		if err := errors.Join(<-opened, s.close()); err != nil {
+			t.Fatal(err)
+		}
+		return logs.String(), took
+	}
+	_, took := begin(func(opened chan error, name string) {
+		select {
+		case err := <-opened:
+			opened <- err
+		case <-time.After(witnessTimeout / 4):
+			if err := db.SetWitnessed(t.Context(), name, 1); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	if took < witnessTimeout/4 {
+		t.Errorf("it began within %s, and no journal spoke of it", took)
+	}
+	if logged, took := begin(nil); took < witnessTimeout || !strings.Contains(logged, complaint) {
+		t.Errorf("without an answer it took %s: %s", took, logged)
+	}
+	stop()
+	eventually(t, 20*time.Second, "the other's lease ends", func() bool {
+		_, others, err := db.Witnessed(t.Context(), "nobody", 1, replica.Term)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return !others
+	})
+	if logged, took := begin(nil); strings.Contains(logged, complaint) {
+		t.Errorf("alone it took %s: %s", took, logged)
 	}
 }

@@ -16,7 +16,10 @@ import (
 )
 
 // journalRegister keeps in the database what whoever holds the journal's files must not rewrite.
-type journalRegister struct{ store *store.Store }
+type journalRegister struct {
+	store  *store.Store
+	shared bool // with other replicas
+}
 
 // Last implements audit.Registrar.
 func (r journalRegister) Last(ctx context.Context, replica string) (audit.Incarnation, error) {
@@ -34,12 +37,16 @@ func (r journalRegister) Last(ctx context.Context, replica string) (audit.Incarn
 	}, nil
 }
 
-// Begin implements audit.Registrar.
+// Begin implements audit.Registrar. The journals of the other replicas are asked to speak of this one.
 func (r journalRegister) Begin(ctx context.Context, i audit.Incarnation) error {
-	return r.store.BeginJournal(ctx, store.Journal{
+	err := r.store.BeginJournal(ctx, store.Journal{
 		Replica: i.Replica, Incarnation: i.Incarnation, FirstKey: i.Key,
 		PreviousSeq: i.Previous.Seq, PreviousChain: i.Previous.Chain, StartedAt: i.Started,
 	})
+	if err != nil || !r.shared {
+		return err
+	}
+	return r.store.AskWitness(ctx)
 }
 
 // openJournal goes on with the journal.
@@ -48,7 +55,7 @@ func (s *service) openJournal(ctx context.Context, db *store.Store) (*audit.Log,
 	s.journalKeys = newJournalKeys(db, s.cfg.Audit.Retention)
 	cfg := audit.Config{
 		Installation: s.replica.Installation, Replica: s.replica.Replica,
-		Dir: filepath.Join(s.cfg.Data, journalFolder), Reserve: s.reserve, Registrar: journalRegister{db}, Keys: s.journalKeys,
+		Dir: filepath.Join(s.cfg.Data, journalFolder), Reserve: s.reserve, Registrar: journalRegister{db, s.shares()}, Keys: s.journalKeys,
 		SyncInterval: s.cfg.Audit.SyncInterval, SegmentBytes: int64(s.cfg.Audit.SegmentSize), SegmentAge: s.cfg.Audit.SegmentAge,
 		RefusalBytes: int64(s.cfg.Audit.RefusalQuota),
 		InFlight:     s.pace.expected,

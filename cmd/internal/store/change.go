@@ -102,7 +102,7 @@ func (s *Store) transact(ctx context.Context, f func(*change) error) error {
 	if len(c.touched) == 0 && !c.wrote {
 		return nil
 	}
-	if len(c.touched) > 0 || len(c.what.AuditSubjects) > 0 || c.what.Tickets {
+	if len(c.touched) > 0 || len(c.what.AuditSubjects) > 0 || c.what.Tickets || c.what.Journals {
 		if err := c.stamp(); err != nil {
 			return err
 		}

@@ -222,6 +222,7 @@ func testStore(t *testing.T, open opener) {
 		{"old changes", testChangesPruned},
 		{"leases", testLeases},
 		{"heads of journals", testHeads},
+		{"witnesses of journals", testWitnesses},
 		{"adopted outbox", testAdoptOutbox},
 		{"odd texts", testOddTexts},
 		{"one order", testOrder},

@@ -61,7 +61,7 @@ func copiedTables() []table {
 		{"audit_days", []column{{"day", t}, {"sealed", b}, {"seal_version", i}}},
 		{"audit_subjects", []column{{"id", t}, {"sealed", b}, {"seal_version", i}}},
 		{"journals", []column{{"replica", t}, {"incarnation", i}, {"first_key", t}, {"previous_seq", i}, {"previous_chain", b},
-			{"started_at", i}, {"head_seq", i}, {"head_chain", b}, {"head_at", i}}},
+			{"started_at", i}, {"head_seq", i}, {"head_chain", b}, {"head_at", i}, {"witnessed_at", i}}},
 	}
 }
 

@@ -44,6 +44,8 @@ type dialect interface {
 
 	beginLease(ctx context.Context, w conn, l Lease, now time.Time) (sql.Result, error)
 	renewLease(ctx context.Context, w conn, r LeaseRenewal, now time.Time) (Renewed, error)
+	// witnessed is Store.Witnessed, by the database's clock where it has one.
+	witnessed(ctx context.Context, w conn, replica string, incarnation uint64, within time.Duration, now time.Time) (witnessed, others bool, err error)
 	durability(ctx context.Context, w conn) (Durability, error)
 	listen(ctx context.Context, s *Store, f func())
 	// reconnect has no statement begun from now on use a connection of before.

@@ -82,3 +82,49 @@ func (s *Store) JournalHeads(ctx context.Context, limit int) ([]Journal, error) 
 	}
 	return heads, nil
 }
+
+// AskWitness has the other replicas hear, as of a change, that a journal was begun: theirs are to speak of it.
+func (s *Store) AskWitness(ctx context.Context) error {
+	err := s.change(ctx, func(c *change) error {
+		c.wrote, c.what.Journals = true, true
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("ask the other replicas for a witness: %w", err)
+	}
+	return nil
+}
+
+// BegunJournals lists those replicas' newest incarnations of which no head is known yet: at most limit, those that began last.
+func (s *Store) BegunJournals(ctx context.Context, limit int) ([]Journal, error) {
+	rows, err := s.read.QueryContext(ctx, queryBegunJournals, limit)
+	begun, err := all(rows, err, func(r row) (j Journal, err error) {
+		err = r.Scan(&j.Replica, &j.Incarnation, &j.FirstKey, (*moment)(&j.StartedAt))
+		return j, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("journals that were begun: %w", err)
+	}
+	return begun, nil
+}
+
+// SetWitnessed stores that the journal of another replica speaks of an incarnation, durably. Only the first time counts.
+func (s *Store) SetWitnessed(ctx context.Context, replica string, incarnation uint64) error {
+	err := s.direct(ctx, func(ctx context.Context, w conn) error {
+		_, err := w.ExecContext(ctx, setWitnessed, replica, incarnation, moment(s.now()))
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("witness of journal %d of %q: %w", incarnation, replica, err)
+	}
+	return nil
+}
+
+// Witnessed reports whether the journal of another replica speaks of an incarnation, and whether there is another replica
+// that has renewed its lease within a time, by the database's clock.
+func (s *Store) Witnessed(ctx context.Context, replica string, incarnation uint64, within time.Duration) (witnessed, others bool, err error) {
+	if witnessed, others, err = s.dialect.witnessed(ctx, s.write, replica, incarnation, within, s.now()); err != nil {
+		return false, false, fmt.Errorf("witness of journal %d of %q: %w", incarnation, replica, err)
+	}
+	return witnessed, others, nil
+}

@@ -59,3 +59,45 @@ func testJournals(f *fixture) {
 	ok(f.t, err)
 	same(f.t, version, int64(0)) // they decide nothing
 }
+
+// Whoever begins a journal asks the others to speak of it, and is told when one of them does.
+func testWitnesses(f *fixture) {
+	begun := Journal{Replica: "new", Incarnation: 2, FirstKey: "k2", StartedAt: f.clock.now()}
+	ok(f.t, f.BeginJournal(f.ctx(), Journal{Replica: "new", Incarnation: 1, FirstKey: "k1", StartedAt: f.clock.now()}))
+	ok(f.t, f.BeginJournal(f.ctx(), begun))
+	ok(f.t, f.BeginJournal(f.ctx(), Journal{Replica: "known", Incarnation: 1, FirstKey: "k", StartedAt: f.clock.now()}))
+	ok(f.t, f.AdvanceHead(f.ctx(), "known", 1, 5, keyOf(5)))
+	list, err := f.BegunJournals(f.ctx(), 10)
+	ok(f.t, err)
+	same(f.t, list, []Journal{begun})
+
+	var heard []Change
+	f.OnChange(func(c Change) { heard = append(heard, c) })
+	ok(f.t, f.AskWitness(f.ctx()))
+	same(f.t, heard, []Change{{Journals: true, Version: 1}})
+	others, err := f.ChangesSince(f.ctx(), 0, 10)
+	ok(f.t, err)
+	same(f.t, others, []Change{{Journals: true, Version: 1}})
+
+	is := func(incarnation uint64, witnessed, others bool) {
+		f.t.Helper()
+		gotWitnessed, gotOthers, err := f.Witnessed(f.ctx(), "new", incarnation, time.Minute)
+		ok(f.t, err)
+		same(f.t, []bool{gotWitnessed, gotOthers}, []bool{witnessed, others})
+	}
+	ok(f.t, f.BeginLease(f.ctx(), Lease{Replica: "new", Incarnation: 2}))
+	is(2, false, false) // its own lease is not another's
+	ok(f.t, f.BeginLease(f.ctx(), Lease{Replica: "known", Incarnation: 1}))
+	is(2, false, true)
+	ok(f.t, f.SetWitnessed(f.ctx(), "new", 2))
+	ok(f.t, f.SetWitnessed(f.ctx(), "new", 2))
+	is(2, true, true)
+	is(1, false, true)
+	if f.Dialect() == "sqlite" { // the other one goes by its own clock
+		f.clock.advance(2 * time.Minute)
+		is(2, true, false)
+	}
+	_, gone, err := f.Witnessed(f.ctx(), "new", 2, -time.Hour)
+	ok(f.t, err)
+	same(f.t, gone, false)
+}

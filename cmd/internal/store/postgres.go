@@ -97,7 +97,8 @@ const (
 		UPDATE leases SET renewals = renewals + 1, applied = $3, renewed_at = ` + dbNow + `
 		WHERE replica = $1 AND incarnation = $2 AND ` + servable + `
 		RETURNING (SELECT version FROM state WHERE id = 1), ` + dbNow + `, ` + identity
-	identity = `(SELECT system_identifier::text FROM pg_control_system()), ` + logFile + `,
+	witnessedNow = `SELECT ` + isWitnessed + `, EXISTS (SELECT 1 FROM leases WHERE replica <> $1 AND renewed_at > ` + dbNow + ` - $3)`
+	identity     = `(SELECT system_identifier::text FROM pg_control_system()), ` + logFile + `,
 		(extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint`
 
 	logFile = `pg_walfile_name(pg_current_wal_insert_lsn())`
@@ -531,6 +532,11 @@ func (p *postgresql) renewLease(ctx context.Context, w conn, r LeaseRenewal, _ t
 		p.timeline.CompareAndSwap(newest, out.System.Timeline)
 	}
 	return out, nil
+}
+
+func (p *postgresql) witnessed(ctx context.Context, w conn, replica string, incarnation uint64, within time.Duration, _ time.Time) (is, others bool, err error) {
+	err = w.QueryRowContext(ctx, witnessedNow, replica, incarnation, within.Microseconds()).Scan(&is, &others)
+	return is, others, err
 }
 
 func (p *postgresql) durability(ctx context.Context, w conn) (Durability, error) {

@@ -207,6 +207,13 @@ const (
 			AND incarnation = (SELECT max(k.incarnation) FROM journals k WHERE k.replica = j.replica AND k.head_seq > 0)
 		ORDER BY head_at DESC, replica LIMIT $1`
 
+	queryBegunJournals = `SELECT replica, incarnation, first_key, started_at FROM journals j WHERE head_seq = 0
+			AND incarnation = (SELECT max(k.incarnation) FROM journals k WHERE k.replica = j.replica)
+		ORDER BY started_at DESC, replica LIMIT $1`
+	setWitnessed   = `UPDATE journals SET witnessed_at = $3 WHERE replica = $1 AND incarnation = $2 AND witnessed_at IS NULL`
+	isWitnessed    = `EXISTS (SELECT 1 FROM journals WHERE replica = $1 AND incarnation = $2 AND witnessed_at IS NOT NULL)`
+	queryWitnessed = `SELECT ` + isWitnessed + `, EXISTS (SELECT 1 FROM leases WHERE replica <> $1 AND renewed_at > $3)`
+
 	// The newest incarnation of each replica, the one that started last first, and whether it has a lease.
 	queryNewestJournals = `SELECT replica, incarnation, head_seq, head_chain, head_at,
 			EXISTS (SELECT 1 FROM leases l WHERE l.replica = j.replica)

@@ -394,6 +394,11 @@ func (f *sqliteFile) renewLease(ctx context.Context, w conn, r LeaseRenewal, now
 	return out, err
 }
 
+func (f *sqliteFile) witnessed(ctx context.Context, w conn, replica string, incarnation uint64, within time.Duration, now time.Time) (is, others bool, err error) {
+	err = w.QueryRowContext(ctx, queryWitnessed, replica, incarnation, moment(now.Add(-within))).Scan(&is, &others)
+	return is, others, err
+}
+
 func (f *sqliteFile) durability(context.Context, conn) (Durability, error) { return SingleNode, nil }
 
 // listen has nobody to listen to: one process uses the file.

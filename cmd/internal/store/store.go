@@ -411,6 +411,7 @@ type Change struct {
 	Keys      bool // sealed keys
 	Denials   bool // there are more of them
 	Tickets   bool // no session ticket of before may be resumed any more
+	Journals  bool `json:",omitempty"` // a journal was begun: those of the other replicas should speak of it
 	// AuditSubjects are those whose secret in the journal was deleted.
 	AuditSubjects []string
 	// Full says that anything may have changed: nothing that is remembered may be believed any more.

@@ -266,6 +266,7 @@ CREATE TABLE journals (
     head_seq       BIGINT NOT NULL,
     head_chain     BYTEA,
     head_at        BIGINT,
+    witnessed_at   BIGINT,  -- when another replica's journal first spoke of it
     PRIMARY KEY (replica, incarnation)
 );
 
