@@ -8,7 +8,11 @@ import (
 
 	"github.com/certbound/certbound/mtls"
 	"github.com/certbound/certbound/tokens"
+	"github.com/certbound/certbound/tokens/internal/jose"
 )
+
+// maxCallBytes bounds the body of a request about a token: as much as one to the token endpoint may have, and any token.
+const maxCallBytes = MaxBodyBytes + jose.MaxTokenBytes
 
 // call is a request about a token, whose sender has authenticated.
 type call struct {
@@ -45,7 +49,7 @@ func (s *Server) caller(w http.ResponseWriter, r *http.Request, peer *mtls.Peer)
 	if Address(ctx) == "" {
 		ctx = WithAddress(ctx, r.RemoteAddr)
 	}
-	f, refused := readForm(w, r)
+	f, refused := readForm(w, r, maxCallBytes)
 	if refused == nil {
 		refused = f.checkCall(peer)
 	}

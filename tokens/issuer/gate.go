@@ -109,13 +109,13 @@ func (r *Response) Done() {
 	}
 }
 
-// answer writes a token, whose passage the caller leaves afterwards. With a Gate it ends only when the system has the whole answer, or when none of what is
-// missing can leave any more because the connection was broken off. With HTTP/2 the last frame may still wait behind those of other streams of the connection, for as long as http.HTTP2Config.WriteByteTimeout
-// lets a connection stand that takes nothing.
-func (s *Server) answer(w http.ResponseWriter, r *http.Request, response *Response) {
-	body := response.appendJSON(make([]byte, 0, 128+len(response.AccessToken)))
-	if response.passage == nil {
-		writeJSON(w, r, http.StatusOK, body)
+// deliver writes what was decided, whose passage the caller leaves afterwards; nil without a Gate. With one it ends only
+// when the system has the whole answer, or when none of what is missing can leave any more because the connection was
+// broken off. With HTTP/2 the last frame may still wait behind those of other streams of the connection, for as long as
+// http.HTTP2Config.WriteByteTimeout lets a connection stand that takes nothing.
+func deliver(w http.ResponseWriter, r *http.Request, passage Passage, contentType string, body []byte) {
+	if passage == nil {
+		writeUnkept(w, r, http.StatusOK, contentType, body)
 		return
 	}
 	control := http.NewResponseController(w)
@@ -125,7 +125,7 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, response *Respon
 	// The deadline of an HTTP/2 stream frees nobody who waits for a connection that takes nothing.
 	late := time.AfterFunc(writeBound, func() { mtls.BreakOff(r) })
 	defer late.Stop()
-	writeJSON(w, r, http.StatusOK, body)
+	writeUnkept(w, r, http.StatusOK, contentType, body)
 	if err := control.Flush(); err != nil {
 		mtls.BreakOff(r)
 		panic(http.ErrAbortHandler) // ends the connection, or the stream, also where BreakOff cannot

@@ -46,7 +46,8 @@ func (s *Server) serveToken(w http.ResponseWriter, r *http.Request, peer *mtls.P
 		return
 	}
 	defer response.Done() // also when answering panics
-	s.answer(w, r, response)
+	deliver(w, r, response.passage, "application/json",
+		response.appendJSON(make([]byte, 0, 128+len(response.AccessToken))))
 }
 
 // malformed is the record of a request that Issue never saw. Its client_id is left out: it is no more than text.
@@ -61,7 +62,7 @@ func (r *Request) malformed(now time.Time) Decision {
 // its Peer, Address and CorrelationID also when it is refused.
 func readTokenRequest(w http.ResponseWriter, r *http.Request, peer *mtls.Peer) (Request, *tokens.Error) {
 	request := Request{Peer: peer, Address: callerAddress(r), CorrelationID: CorrelationID(r.Context())}
-	f, refused := readForm(w, r)
+	f, refused := readForm(w, r, MaxBodyBytes)
 	if refused == nil {
 		refused = f.check(peer)
 	}
@@ -73,9 +74,9 @@ func readTokenRequest(w http.ResponseWriter, r *http.Request, peer *mtls.Peer) (
 	return request, nil
 }
 
-// readForm reads the form of a request to any endpoint for clients, which has nothing outside of it that could be meant
-// for us.
-func readForm(w http.ResponseWriter, r *http.Request) (form, *tokens.Error) {
+// readForm reads the form, of at most so many bytes, of a request to any endpoint for clients, which has nothing outside of
+// it that could be meant for us.
+func readForm(w http.ResponseWriter, r *http.Request, most int64) (form, *tokens.Error) {
 	// A URL ends up in logs; nothing is taken from it, and we refuse rather than ignore what was meant for us.
 	if r.URL.RawQuery != "" {
 		return form{}, refusal(tokens.CodeInvalidRequest, "query_parameters",
@@ -89,7 +90,7 @@ func readForm(w http.ResponseWriter, r *http.Request) (form, *tokens.Error) {
 		return form{}, refusal(tokens.CodeInvalidRequest, "content_type",
 			"the content type must be application/x-www-form-urlencoded")
 	}
-	body, refused := readBody(w, r)
+	body, refused := readBody(w, r, most)
 	if refused != nil {
 		return form{}, refused
 	}
@@ -145,14 +146,14 @@ func isForm(contentType []string) bool {
 		(!given || strings.EqualFold(charset, "utf-8"))
 }
 
-// readBody reads at most MaxBodyBytes; a body that announces more is refused unread.
-func readBody(w http.ResponseWriter, r *http.Request) ([]byte, *tokens.Error) {
+// readBody reads at most so many bytes; a body that announces more is refused unread.
+func readBody(w http.ResponseWriter, r *http.Request, most int64) ([]byte, *tokens.Error) {
 	var tooLarge *http.MaxBytesError
-	if r.ContentLength > MaxBodyBytes {
+	if r.ContentLength > most {
 		w.Header().Set("Connection", "close")
-		return nil, bodyTooLarge(&http.MaxBytesError{Limit: MaxBodyBytes})
+		return nil, bodyTooLarge(&http.MaxBytesError{Limit: most})
 	}
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, MaxBodyBytes))
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, most))
 	if errors.As(err, &tooLarge) {
 		return nil, bodyTooLarge(tooLarge)
 	}
@@ -189,17 +190,22 @@ func (r *Response) appendJSON(b []byte) []byte {
 	return append(b, "}\n"...)
 }
 
-// MisdirectedHandler stands at the token endpoint's path on the listener that does not ask for certificates: a client
-// that came there cannot authenticate, and is told where it can.
-func (s *Server) MisdirectedHandler() http.Handler {
+// MisdirectedHandler stands at the path of an endpoint for clients, on the listener that does not ask for certificates: a
+// client that came there cannot authenticate, and is told where it can.
+func (s *Server) MisdirectedHandler(path string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodPost {
 			writeMethodNotAllowed(w, r, "POST")
 			return
 		}
-		request := Request{Address: callerAddress(r), CorrelationID: CorrelationID(r.Context())}
-		WriteError(w, r, s.issuer, s.refuse(r.Context(), request.malformed(s.now()), refusal(tokens.CodeInvalidClient,
-			"wrong_listener", "this address asks for no client certificate; the token endpoint is "+s.tokenURL)))
+		d := Decision{
+			Time: s.now(), Event: EventAuthenticate, Address: callerAddress(r), CorrelationID: CorrelationID(r.Context()),
+		}
+		if path == TokenPath {
+			d.Event = EventToken
+		}
+		WriteError(w, r, s.issuer, s.refuse(r.Context(), d, refusal(tokens.CodeInvalidClient, "wrong_listener",
+			"this address asks for no client certificate; the endpoint is "+s.mtlsURL+path)))
 	})
 }
 
@@ -245,13 +251,17 @@ func writeMethodNotAllowed(w http.ResponseWriter, r *http.Request, allow string)
 		refusal(tokens.CodeInvalidRequest, "method", "the method is not allowed here; allowed: "+allow))
 }
 
-// writeJSON writes an answer that nobody may keep (RFC 6749, Section 5.1).
 func writeJSON(w http.ResponseWriter, r *http.Request, status int, body []byte) {
+	writeUnkept(w, r, status, "application/json", body)
+}
+
+// writeUnkept writes an answer that nobody may keep (RFC 6749, Section 5.1).
+func writeUnkept(w http.ResponseWriter, r *http.Request, status int, contentType string, body []byte) {
 	values := [...]string{"no-store", "no-cache"}
 	h := w.Header()
 	h["Cache-Control"] = values[0:1:1]
 	h["Pragma"] = values[1:2:2]
-	write(w, r, status, "application/json", body)
+	write(w, r, status, contentType, body)
 }
 
 func write(w http.ResponseWriter, r *http.Request, status int, contentType string, body []byte) {

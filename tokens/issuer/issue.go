@@ -36,10 +36,13 @@ type Request struct {
 	CorrelationID string
 }
 
+// tokenType is how a token is shown; the binding is in the token (RFC 8705, Section 3).
+const tokenType = "Bearer"
+
 // Response is a token as RFC 6749, Section 5.1, hands it out. Scope is shared and must not be modified.
 type Response struct {
 	AccessToken string
-	TokenType   string // always "Bearer"; the binding is in the token (RFC 8705, Section 3)
+	TokenType   string // always "Bearer"
 	ExpiresIn   time.Duration
 	Scope       []string
 
@@ -99,7 +102,7 @@ func (s *Server) Issue(ctx context.Context, r Request) (*Response, error) {
 	}
 	s.events.TokenIssued(now.Sub(d.Time))
 	return &Response{
-		AccessToken: token, TokenType: "Bearer", ExpiresIn: expires.Sub(issued), Scope: t.scope, passage: passage,
+		AccessToken: token, TokenType: tokenType, ExpiresIn: expires.Sub(issued), Scope: t.scope, passage: passage,
 	}, nil
 }
 
@@ -313,7 +316,7 @@ func (s *Server) sign(c *claims) (string, *tokens.Error) {
 	if err != nil {
 		return "", unavailable("no_signing_key", err)
 	}
-	header := jose.Header{Algorithm: jose.Algorithm(key.Algorithm), KeyID: key.ID, Type: "at+jwt"}
+	header := jose.Header{Algorithm: jose.Algorithm(key.Algorithm), KeyID: key.ID, Type: accessToken}
 	token, err := jose.Sign(header, c.appendJSON(make([]byte, 0, c.size())), key.Signer)
 	if err != nil {
 		return "", &tokens.Error{

@@ -30,6 +30,7 @@ import (
 
 	"github.com/certbound/certbound/mtls"
 	"github.com/certbound/certbound/tokens"
+	"github.com/certbound/certbound/tokens/internal/jose"
 )
 
 // Values of Client.AuthMethod, as registered for RFC 8705, Sections 2.1.1 and 2.2.1. A client of any other method is
@@ -156,6 +157,22 @@ type Keys interface {
 	Published() []tokens.PublicKey
 }
 
+// Servers knows who runs the resource servers.
+type Servers interface {
+	// Serves reports whether the client runs a resource server of this resource, and so may ask about the tokens that were
+	// issued for it. It is called concurrently and should answer from memory. An error refuses the request with
+	// temporarily_unavailable.
+	Serves(ctx context.Context, clientID, resource string) (bool, error)
+}
+
+// Denials knows which tokens are refused although they have not expired.
+type Denials interface {
+	// Denied reports whether a token with these claims, signed by the key keyID, is refused. It is called concurrently and
+	// should answer from memory; it must not keep or modify the claims. An error refuses the request with
+	// temporarily_unavailable.
+	Denied(ctx context.Context, claims *tokens.Claims, keyID string) (bool, error)
+}
+
 // Recorder writes decisions down. Record must return before the answer leaves, and must not give up because ctx is
 // cancelled: the caller may be gone while the decision stands. An error refuses a grant with temporarily_unavailable;
 // a refusal stays a refusal.
@@ -192,6 +209,8 @@ type Events interface {
 	TokenIssued(d time.Duration)
 	// TokenRefused reports a refusal by its registered error code and its machine-readable reason.
 	TokenRefused(code, reason string)
+	// TokenIntrospected reports an answer to a client that asked about a token.
+	TokenIntrospected(active bool)
 }
 
 // Defaults of Config.
@@ -216,6 +235,10 @@ type Config struct {
 	KeyBlocked func(ctx context.Context, key [sha256.Size]byte) (bool, error)
 	Keys       Keys
 	Recorder   Recorder
+	// Servers knows who may ask about which tokens (RFC 7662). Nil offers no introspection.
+	Servers Servers
+	// Denials knows which tokens are refused although they have not expired. Nil denies none.
+	Denials Denials
 	// Gate says whether this server may decide now. Nil means always.
 	Gate Gate
 	// Events may be nil.
@@ -243,12 +266,16 @@ type Server struct {
 	issuer        string
 	realm         string // quoted for WWW-Authenticate
 	keysURL       string
+	mtlsURL       string // without a trailing slash
 	tokenURL      string
 	metadataPaths []string
 	registry      Registry
 	keyBlocked    func(context.Context, [sha256.Size]byte) (bool, error)
 	keys          Keys
 	recorder      Recorder
+	servers       Servers
+	denials       Denials
+	introspected  *jose.Cache[*ownToken]
 	gate          Gate
 	events        Events
 	authenticated func(context.Context, string, mtls.Thumbprint)
@@ -262,8 +289,9 @@ type Server struct {
 
 // Paths of the endpoints. They do not move when the issuer identifier has a path.
 const (
-	TokenPath = "/oauth2/token"
-	KeysPath  = "/.well-known/jwks.json"
+	TokenPath      = "/oauth2/token"
+	IntrospectPath = "/oauth2/introspect"
+	KeysPath       = "/.well-known/jwks.json"
 )
 
 // New checks the configuration and returns a Server. It fails on anything that would otherwise show only later: a
@@ -287,12 +315,16 @@ func New(c Config) (*Server, error) {
 		issuer:        c.Issuer,
 		realm:         quote(c.Issuer),
 		keysURL:       issuer.Scheme + "://" + issuer.Host + KeysPath,
+		mtlsURL:       base.Scheme + "://" + base.Host,
 		tokenURL:      base.Scheme + "://" + base.Host + TokenPath,
 		metadataPaths: metadataPaths(strings.TrimSuffix(issuer.Path, "/")),
 		registry:      c.Registry,
 		keyBlocked:    c.KeyBlocked,
 		keys:          c.Keys,
 		recorder:      c.Recorder,
+		servers:       c.Servers,
+		denials:       c.Denials,
+		introspected:  jose.NewCache[*ownToken](introspectedBytes),
 		gate:          c.Gate,
 		events:        c.Events,
 		authenticated: c.Authenticated,
@@ -371,6 +403,7 @@ type noEvents struct{}
 
 func (noEvents) TokenIssued(time.Duration) {}
 func (noEvents) TokenRefused(_, _ string)  {}
+func (noEvents) TokenIntrospected(bool)    {}
 
 // caller is what a context says of whoever asks. It is never modified.
 type caller struct{ address, correlation string }

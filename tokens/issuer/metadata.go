@@ -23,6 +23,9 @@ type metadata struct {
 	Scopes                   []string          `json:"scopes_supported,omitempty"`
 	GrantTypes               []string          `json:"grant_types_supported"`
 	AuthMethods              []string          `json:"token_endpoint_auth_methods_supported"`
+	IntrospectionEndpoint    string            `json:"introspection_endpoint,omitempty"`
+	IntrospectionAuthMethods []string          `json:"introspection_endpoint_auth_methods_supported,omitempty"`
+	IntrospectionAlgorithms  []string          `json:"introspection_signing_alg_values_supported,omitempty"` // RFC 9701, Section 7
 	CertificateBoundTokens   bool              `json:"tls_client_certificate_bound_access_tokens"`
 	MutualTLSEndpointAliases map[string]string `json:"mtls_endpoint_aliases"`
 }
@@ -56,7 +59,7 @@ func (s *Server) MetadataHandler() http.Handler {
 func (s *Server) metadata() metadata {
 	scopes := slices.DeleteFunc(slices.Clone(s.scopes()), notScopeToken)
 	slices.Sort(scopes)
-	return metadata{
+	m := metadata{
 		Issuer:                   s.issuer,
 		TokenEndpoint:            s.tokenURL,
 		KeysURL:                  s.keysURL,
@@ -66,6 +69,23 @@ func (s *Server) metadata() metadata {
 		CertificateBoundTokens:   true,
 		MutualTLSEndpointAliases: map[string]string{"token_endpoint": s.tokenURL}, // RFC 8705, Section 5
 	}
+	if s.servers != nil {
+		m.IntrospectionEndpoint = s.mtlsURL + IntrospectPath
+		m.IntrospectionAuthMethods = m.AuthMethods
+		m.IntrospectionAlgorithms = s.algorithms()
+		m.MutualTLSEndpointAliases["introspection_endpoint"] = m.IntrospectionEndpoint
+	}
+	return m
+}
+
+// algorithms returns what this server signs with, now or soon: those of the keys that it publishes.
+func (s *Server) algorithms() []string {
+	var names []string
+	for _, k := range s.keys.Published() {
+		names = append(names, k.Algorithm)
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
 }
 
 // KeysHandler returns the JWK Set of RFC 7517, Section 5, with the public members of every published key.

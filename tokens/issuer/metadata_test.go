@@ -176,7 +176,8 @@ func TestRFC8414_2_AdvertisedIsActual(t *testing.T) {
 	m := s.document(t)
 	names := slices.Sorted(maps.Keys(m))
 	want := []string{
-		"grant_types_supported", "issuer", "jwks_uri", "mtls_endpoint_aliases", "scopes_supported",
+		"grant_types_supported", "introspection_endpoint", "introspection_endpoint_auth_methods_supported",
+		"introspection_signing_alg_values_supported", "issuer", "jwks_uri", "mtls_endpoint_aliases", "scopes_supported",
 		"tls_client_certificate_bound_access_tokens", "token_endpoint", "token_endpoint_auth_methods_supported",
 	}
 	if diff := cmp.Diff(want, names); diff != "" {
@@ -185,10 +186,21 @@ func TestRFC8414_2_AdvertisedIsActual(t *testing.T) {
 	if diff := cmp.Diff([]any{TLSClientAuth, SelfSignedTLSClientAuth}, m["token_endpoint_auth_methods_supported"]); diff != "" {
 		t.Errorf("methods (-want +got):\n%s", diff)
 	}
+	if diff := cmp.Diff(m["token_endpoint_auth_methods_supported"], m["introspection_endpoint_auth_methods_supported"]); diff != "" {
+		t.Errorf("methods at introspection (-token +introspection):\n%s", diff)
+	}
+	var token string
 	for _, grant := range m["grant_types_supported"].([]any) {
 		body := url.Values{"grant_type": {grant.(string)}, "client_id": {"payments"}}.Encode()
 		a := do(t, s.client(t, &cert), request(t, m["token_endpoint"].(string), body))
 		a.wantToken(t)
+		token = a.Token
+	}
+	s.serve("payments", ledger)
+	answered := s.ask(t, &cert, m["introspection_endpoint"].(string), about("payments", token), accept(mediaIntrospection))
+	alg := part(t, answered.body, 0)["alg"]
+	if diff := cmp.Diff([]any{alg}, m["introspection_signing_alg_values_supported"]); diff != "" {
+		t.Errorf("algorithms (-used +advertised):\n%s", diff)
 	}
 	if res, _ := s.get(t, m["jwks_uri"].(string)); res.StatusCode != http.StatusOK {
 		t.Errorf("jwks_uri answers %s", res.Status)
@@ -197,6 +209,30 @@ func TestRFC8414_2_AdvertisedIsActual(t *testing.T) {
 		if _, body := s.get(t, s.public+path); !bytes.Contains(body, []byte(`"issuer":"`+s.public+`"`)) {
 			t.Errorf("%s is another document: %s", path, body)
 		}
+	}
+}
+
+// MD-06: RFC 8414, Section 2: where introspection is not offered, it is not advertised; and every algorithm of a key that
+// may sign is.
+func TestRFC8414_2_IntrospectionNotOffered(t *testing.T) {
+	t.Parallel()
+	s := newService(t, func(c *Config) { c.Servers = nil })
+	m := s.document(t)
+	for name := range m {
+		if strings.HasPrefix(name, "introspection_") {
+			t.Errorf("%s is advertised", name)
+		}
+	}
+	if aliases := m["mtls_endpoint_aliases"].(map[string]any); len(aliases) != 1 {
+		t.Errorf("aliases %v", aliases)
+	}
+
+	s = newService(t)
+	key := s.keys.published[0]
+	s.keys.published = append(s.keys.published, tokens.PublicKey{ID: "e", Algorithm: tokens.EdDSA}, key)
+	want := []any{tokens.ES256, tokens.EdDSA}
+	if diff := cmp.Diff(want, s.document(t)["introspection_signing_alg_values_supported"]); diff != "" {
+		t.Errorf("algorithms (-want +got):\n%s", diff)
 	}
 }
 
@@ -332,7 +368,7 @@ func TestErrorBodies(t *testing.T) {
 	s.serveToken(w, request(t, TokenPath, ask("payments", "client_secret", "x")), nil)
 	record("secret instead of certificate", w)
 	w = httptest.NewRecorder()
-	s.MisdirectedHandler().ServeHTTP(w, request(t, TokenPath, ask("payments")))
+	s.MisdirectedHandler(TokenPath).ServeHTTP(w, request(t, TokenPath, ask("payments")))
 	record("wrong listener", w)
 	s.journal.fail(errDown)
 	w = httptest.NewRecorder()

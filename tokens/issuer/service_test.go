@@ -18,6 +18,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -162,11 +163,50 @@ func newKeyring(tb testing.TB) *keyring {
 
 // counters is the Events of the tests.
 type counters struct {
-	issued, refused atomic.Int64
+	issued, refused, active, inactive atomic.Int64
 }
 
 func (c *counters) TokenIssued(time.Duration) { c.issued.Add(1) }
 func (c *counters) TokenRefused(_, _ string)  { c.refused.Add(1) }
+func (c *counters) TokenIntrospected(active bool) {
+	if active {
+		c.active.Add(1)
+	} else {
+		c.inactive.Add(1)
+	}
+}
+
+// servers is the Servers of the tests: the resources of each client.
+type servers struct {
+	mu  sync.Mutex
+	of  map[string][]string
+	err error
+}
+
+func (s *servers) Serves(_ context.Context, clientID, resource string) (bool, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Contains(s.of[clientID], resource), s.err
+}
+
+func (s *servers) change(f func(s *servers)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f(s)
+}
+
+// denials is the Denials of the tests.
+type denials struct {
+	tokens.DenyList
+	err atomic.Pointer[error]
+}
+
+func (d *denials) Denied(_ context.Context, c *tokens.Claims, keyID string) (bool, error) {
+	if err := d.err.Load(); err != nil {
+		return false, *err
+	}
+	return d.Denies(c, keyID), nil
+}
 
 const (
 	ledger  = "https://ledger.example/api"
@@ -181,6 +221,8 @@ type service struct {
 	journal  *journal
 	keys     *keyring
 	events   *counters
+	servers  *servers
+	denied   *denials
 	ca       *mtlstest.CA
 	partner  *mtlstest.CA // an authority that is not ours
 	mtlsURL  string
@@ -196,7 +238,7 @@ func newService(tb testing.TB, edit ...func(*Config)) *service {
 	s := &service{
 		registry: &registry{clients: map[string]Client{}, certificates: map[mtls.Thumbprint]Certificate{}},
 		journal:  &journal{}, keys: newKeyring(tb), events: &counters{}, ca: mtlstest.NewCA(tb, "ours"),
-		partner: mtlstest.NewCA(tb, "partner"),
+		partner: mtlstest.NewCA(tb, "partner"), servers: &servers{of: map[string][]string{}}, denied: &denials{},
 	}
 	listen := func(cc mtls.ClientCertificates, h func() http.Handler) string {
 		cert := s.ca.Issue(tb, mtlstest.ServerLeaf())
@@ -208,6 +250,7 @@ func newService(tb testing.TB, edit ...func(*Config)) *service {
 	s.public = listen(mtls.ClientCertificatesIgnored, func() http.Handler { return &onPublic })
 	c := Config{
 		Issuer: s.public, MTLSURL: s.mtlsURL, Registry: s.registry, Keys: s.keys, Recorder: s.journal, Events: s.events,
+		Servers: s.servers, Denials: s.denied,
 		Scopes: func() []string { return []string{"write", "read", "read"} }, Now: s.clock,
 	}
 	for _, e := range edit {
@@ -218,7 +261,9 @@ func newService(tb testing.TB, edit ...func(*Config)) *service {
 		tb.Fatal(err)
 	}
 	onMTLS.Handle(TokenPath, s.TokenHandler())
-	onPublic.Handle(TokenPath, s.MisdirectedHandler())
+	onMTLS.Handle(IntrospectPath, s.IntrospectionHandler())
+	onPublic.Handle(IntrospectPath, s.MisdirectedHandler(IntrospectPath))
+	onPublic.Handle(TokenPath, s.MisdirectedHandler(TokenPath))
 	onPublic.Handle(KeysPath, s.KeysHandler())
 	for _, p := range s.MetadataPaths() {
 		onPublic.Handle(p, s.MetadataHandler())

@@ -128,7 +128,7 @@ func (s *service) buildIssuer(ctx context.Context) error {
 		Issuer: s.identity.issuer, MTLSURL: s.identity.mtlsURL,
 		Registry: reg, KeyBlocked: reg.keyBlocked, Keys: s.keys, Recorder: tokenRecorder{s.folder.journal, s.limits, s.adminResource()}, Events: s.metrics,
 		Lifetime: s.cfg.Token.Lifetime, MaxLifetime: s.cfg.Token.MaxLifetime, Gate: s.gate(),
-		Scopes: reg.scopes, Logger: s.log,
+		Scopes: reg.scopes, Logger: s.log, Servers: reg, Authenticated: s.limits.Authenticated,
 	}
 	var err error
 	if s.issuer, err = issuer.New(cfg); err != nil {

@@ -21,6 +21,7 @@ type metrics struct {
 	tokens       prometheus.Counter
 	tokenTime    prometheus.Histogram
 	refusals     *prometheus.CounterVec
+	introspected *prometheus.CounterVec
 	certificates *prometheus.CounterVec
 	requests     *prometheus.CounterVec
 	requestTime  *prometheus.HistogramVec
@@ -42,6 +43,8 @@ func newMetrics(version string, h *hierarchy) *metrics {
 			Buckets: []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .05, .25, 1}}),
 		refusals: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "certbound_token_refusals_total", Help: "Token requests refused, by registered error and reason."}, []string{"error", "reason"}),
+		introspected: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "certbound_introspections_total", Help: "Answers to clients that asked about a token, by whether it was active for them."}, []string{"active"}),
 		certificates: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "certbound_certificate_requests_total", Help: "Enrolments and renewals, by outcome."}, []string{"kind", "outcome"}),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -62,7 +65,7 @@ func newMetrics(version string, h *hierarchy) *metrics {
 		Name: "certbound_trust_alarms_total", Help: "Foreign CAs, revocation lists and key sets that could not be used as they are; the log and /readyz name them."})
 	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "certbound_build_info", Help: "Always 1; the label says which version runs."}, []string{"version"})
-	m.registry.MustRegister(m.tokens, m.tokenTime, m.refusals, m.certificates, m.requests, m.requestTime,
+	m.registry.MustRegister(m.tokens, m.tokenTime, m.refusals, m.introspected, m.certificates, m.requests, m.requestTime,
 		m.panics, m.expiry, m.renewFailed, m.forks, m.trustAlarms, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	build.WithLabelValues(version).Set(1)
@@ -79,6 +82,11 @@ func (m *metrics) TokenIssued(d time.Duration) {
 
 // TokenRefused implements issuer.Events.
 func (m *metrics) TokenRefused(code, reason string) { m.refusals.WithLabelValues(code, reason).Inc() }
+
+// TokenIntrospected implements issuer.Events.
+func (m *metrics) TokenIntrospected(active bool) {
+	m.introspected.WithLabelValues(strconv.FormatBool(active)).Inc()
+}
 
 // TrustAlarm implements trust.Events. The name goes to the log and not into a label.
 func (m *metrics) TrustAlarm(string, string) { m.trustAlarms.Inc() }

@@ -72,6 +72,7 @@ type registry struct {
 	secrets      map[string][]byte         // of clients in the journal, read ahead and taken once
 	grantSets    map[string][]issuer.Grant // by what clients name, for all that name the same
 	resources    []store.Resource
+	servers      map[string][]string // the clients that run each resource's servers; with resources
 	loaded       bool
 	blocked      map[[32]byte]bool // compromised public keys, all of them
 	blockedStale uint64            // not 0: there may be more, and nobody is authenticated before they are read again
@@ -398,9 +399,33 @@ func (r *registry) allResources(ctx context.Context) ([]store.Resource, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.epoch == epoch {
-		r.resources, r.loaded = list, true
+		r.resources, r.servers, r.loaded = list, serversOf(list), true
 	}
 	return list, nil
+}
+
+// serversOf sorts the clients that run resource servers by resource.
+func serversOf(list []store.Resource) map[string][]string {
+	servers := make(map[string][]string, len(list))
+	for _, res := range list {
+		servers[res.URI] = res.Servers
+	}
+	return servers
+}
+
+// Serves implements issuer.Servers.
+func (r *registry) Serves(ctx context.Context, clientID, resource string) (bool, error) {
+	r.mu.RLock()
+	servers, loaded := r.servers[resource], r.loaded
+	r.mu.RUnlock()
+	if !loaded {
+		list, err := r.allResources(ctx)
+		if err != nil {
+			return false, err
+		}
+		servers = serversOf(list)[resource]
+	}
+	return slices.Contains(servers, clientID), nil
 }
 
 // scopes lists what may be advertised as scopes_supported: everything declared, but the operators' own.

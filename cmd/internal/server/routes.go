@@ -27,13 +27,14 @@ import (
 
 // The paths of the service. They are fixed: they never move under the issuer's path.
 const (
-	pathKeys   = "/.well-known/jwks.json"
-	pathToken  = "/oauth2/token"
-	pathEnroll = "/pki/enroll"
-	pathRenew  = "/pki/renew"
-	pathRoots  = "/pki/roots.pem"
-	pathCRL    = "/crl"
-	pathWhoami = "/whoami"
+	pathKeys       = "/.well-known/jwks.json"
+	pathToken      = "/oauth2/token"
+	pathIntrospect = "/oauth2/introspect"
+	pathEnroll     = "/pki/enroll"
+	pathRenew      = "/pki/renew"
+	pathRoots      = "/pki/roots.pem"
+	pathCRL        = "/crl"
+	pathWhoami     = "/whoami"
 )
 
 // publicRouter serves those who have no certificate, on the listener that never asks for one.
@@ -46,7 +47,8 @@ func (s *service) publicRouter() http.Handler {
 	if path := s.guard.MetadataPath(); path != "" { // on the issuer's host, which the operators' resource is named after
 		get(r, path, "resource_metadata", s.guard.MetadataHandler())
 	}
-	r.Handle(pathToken, s.issuer.MisdirectedHandler()).Name("token")
+	r.Handle(pathToken, s.issuer.MisdirectedHandler(pathToken)).Name("token")
+	r.Handle(pathIntrospect, s.issuer.MisdirectedHandler(pathIntrospect)).Name("introspect")
 	s.shared(r)
 	return s.entry("public", r)
 }
@@ -59,11 +61,12 @@ func (s *service) mtlsRouter(operators http.Handler) http.Handler {
 		token = s.pace.wrap(token)
 	}
 	token = s.count(s.metrics.route("mtls", "token"), token)
+	introspect := s.count(s.metrics.route("mtls", "introspect"), s.issuer.IntrospectionHandler())
 	post(r, pathRenew, "renew", s.renew)
 	get(r, pathWhoami, "whoami", http.HandlerFunc(s.whoami))
 	r.PathPrefix(admin.Prefix + "/").Handler(operators).Name("admin")
 	s.shared(r)
-	return s.entry("mtls", straight(pathToken, token, r))
+	return s.entry("mtls", straight(pathToken, token, straight(pathIntrospect, introspect, r)))
 }
 
 // shared are the paths that both listeners answer.

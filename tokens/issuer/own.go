@@ -1,0 +1,197 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package issuer
+
+import (
+	"context"
+	"crypto"
+	"encoding/json"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/certbound/certbound/mtls"
+	"github.com/certbound/certbound/tokens"
+	"github.com/certbound/certbound/tokens/internal/jose"
+)
+
+// accessToken is the "typ" of our tokens (RFC 9068, Section 2.1). It tells them from everything else that our keys sign.
+const accessToken = "at+jwt"
+
+// ownToken is a token whose signature is this server's. It is shared and never modified.
+type ownToken struct {
+	claims    tokens.Claims
+	notBefore time.Time // zero without "nbf"
+	key       tokens.PublicKey
+}
+
+// ownToken reads a token that this server issued, with a key that it still publishes, and says whether these very bytes
+// were found good before. It returns nil for anything else, whatever it may be; the error says that this cannot be known
+// now. Nothing but key and signature has been judged.
+func (s *Server) ownToken(raw string) (t *ownToken, known bool, refused *tokens.Error) {
+	if _, err := s.keys.Signing(); err != nil { // Published may then be what it was once
+		return nil, false, unavailable("no_signing_key", err)
+	}
+	published := s.keys.Published()
+	if t, known = s.introspected.Get(raw); known && slices.ContainsFunc(published, t.signedBy) {
+		return t, true, nil
+	}
+	signed, err := jose.Parse(raw)
+	if err != nil || signed.Header().Type != accessToken {
+		return nil, false, nil
+	}
+	id := signed.Header().KeyID
+	i := slices.IndexFunc(published, func(k tokens.PublicKey) bool { return k.ID == id })
+	if i < 0 {
+		return nil, false, nil
+	}
+	key := published[i]
+	payload, err := signed.Verify(jose.PublicKey{ID: key.ID, Algorithm: jose.Algorithm(key.Algorithm), Key: key.Key})
+	if err != nil {
+		return nil, false, nil
+	}
+	return s.readOwn(payload, key), false, nil
+}
+
+// signedBy reports whether k is the key that signed the token.
+func (t *ownToken) signedBy(k tokens.PublicKey) bool {
+	key, ok := t.key.Key.(interface{ Equal(crypto.PublicKey) bool })
+	return k.ID == t.key.ID && k.Algorithm == t.key.Algorithm && ok && key.Equal(k.Key)
+}
+
+// readOwn reads the claims that appendJSON wrote. It returns nil for what this server would not have written.
+func (s *Server) readOwn(payload []byte, key tokens.PublicKey) *ownToken {
+	var c struct {
+		Issuer    string   `json:"iss"`
+		Subject   string   `json:"sub"`
+		ClientID  string   `json:"client_id"`
+		Audience  audience `json:"aud"`
+		ID        string   `json:"jti"`
+		Scope     string   `json:"scope"`
+		IssuedAt  int64    `json:"iat"`
+		NotBefore int64    `json:"nbf"`
+		Expires   int64    `json:"exp"`
+		Binding   struct {
+			Thumbprint string `json:"x5t#S256"`
+		} `json:"cnf"`
+	}
+	if err := json.Unmarshal(payload, &c); err != nil || c.Issuer != s.issuer {
+		return nil
+	}
+	bound, err := mtls.ParseThumbprint(c.Binding.Thumbprint)
+	if err != nil {
+		return nil
+	}
+	scope, err := tokens.ParseScope(c.Scope)
+	if err != nil {
+		return nil
+	}
+	t := &ownToken{key: key, claims: tokens.Claims{
+		Issuer: c.Issuer, Subject: c.Subject, ClientID: c.ClientID, ID: c.ID, Audience: c.Audience, Scope: scope,
+		IssuedAt: time.Unix(c.IssuedAt, 0), Expires: time.Unix(c.Expires, 0), Thumbprint: bound,
+	}}
+	if c.NotBefore != 0 {
+		t.notBefore = time.Unix(c.NotBefore, 0)
+	}
+	return t
+}
+
+// audience is "aud": a string or an array of strings (RFC 7519, Section 4.1.3).
+type audience []string
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (a *audience) UnmarshalJSON(data []byte) error {
+	if data[0] != '"' {
+		return json.Unmarshal(data, (*[]string)(a))
+	}
+	*a = make([]string, 1)
+	return json.Unmarshal(data, &(*a)[0])
+}
+
+// standing says why a token of ours is not good any more, wherever it may be shown; "" when it is. It judges everything
+// anew at each call, as authenticate does: times, what was denied, the client, and the certificate that the token is bound
+// to as far as its thumbprint tells. An error says that this cannot be known now.
+func (s *Server) standing(ctx context.Context, t *ownToken, now time.Time) (string, *tokens.Error) {
+	if s.denials != nil {
+		denied, err := s.denials.Denied(ctx, &t.claims, t.key.ID)
+		if err != nil {
+			return "", unavailable("denials_failed", err)
+		}
+		if denied {
+			return "denied", nil
+		}
+	}
+	client, err := s.registry.Client(ctx, t.claims.ClientID)
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		return "", unavailable("registry_failed", err)
+	}
+	reason, refused := s.standingOf(ctx, client, err == nil, t.claims.Thumbprint, now)
+	if reason == "" {
+		reason = t.outsideLife(now)
+	}
+	return reason, refused
+}
+
+// outsideLife is exact: the clock is ours. One that was set back, or that of another replica, may make a token that was
+// issued lately seem to come from the future.
+func (t *ownToken) outsideLife(now time.Time) string {
+	const ahead = time.Minute
+	switch {
+	case !now.Before(t.claims.Expires):
+		return "expired"
+	case now.Before(t.notBefore):
+		return "not_yet_valid"
+	case t.claims.IssuedAt.After(now.Add(ahead)):
+		return "issued_in_future"
+	}
+	return ""
+}
+
+// standingOf says why the certificate with this thumbprint is not the client's any more, for all that can be said without
+// the certificate: of one that a foreign authority vouches for, that is nothing.
+func (s *Server) standingOf(ctx context.Context, c *Client, known bool, t mtls.Thumbprint, now time.Time) (string, *tokens.Error) {
+	switch {
+	case !known || c == nil:
+		return "unknown_client", nil
+	case c.Disabled:
+		return "client_disabled", nil
+	case c.AuthMethod == SelfSignedTLSClientAuth && c.Certificates != nil:
+		registered, err := c.Certificates.Contains(ctx, t)
+		if err != nil {
+			return "", unavailable("certificates_unavailable", err)
+		}
+		if !registered {
+			return "certificate_not_registered", nil
+		}
+		return "", nil
+	case c.AuthMethod != TLSClientAuth:
+		return "method_mismatch", nil
+	case !c.Inventory:
+		return "", nil
+	}
+	entry, err := s.registry.Certificate(ctx, t)
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		return "", unavailable("registry_failed", err)
+	}
+	if err != nil {
+		entry = nil
+	}
+	return c.judgeEntry(entry, now), nil
+}
+
+// bytes is about how much memory t takes.
+func (t *ownToken) bytes() int {
+	const (
+		ownBytes  = 320 // of the struct
+		textBytes = 16  // of a string beside what it says
+	)
+	c := &t.claims
+	n := ownBytes + len(c.Issuer) + len(c.Subject) + len(c.ClientID) + len(c.ID)
+	for _, list := range [][]string{c.Audience, c.Scope} {
+		for _, s := range list {
+			n += textBytes + len(s)
+		}
+	}
+	return n
+}
