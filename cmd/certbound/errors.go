@@ -92,6 +92,9 @@ func translate(err error) *failure {
 	if kek, ok := errors.AsType[*store.KEKError](err); ok {
 		f.hint = cmp.Or(missingKEK(kek), kek.Hint)
 	}
+	if place, ok := errors.AsType[*store.PlaceError](err); ok {
+		f.hint = cmp.Or(f.hint, place.Hint())
+	}
 	if condition, ok := errors.AsType[*store.ConditionError](err); ok {
 		f.code, f.hint = "not_servable", cmp.Or(f.hint, condition.Hint())
 	}
@@ -129,6 +132,8 @@ func causeHint(err error) string {
 		return "remove it, and make the copy or the backup again: this one is not whole"
 	case errors.Is(err, store.ErrForeign):
 		return "name another folder with --data"
+	case errors.Is(err, store.ErrUnavailable):
+		return "look whether the database's server runs and can be reached, then try again"
 	case errors.Is(err, syscall.EADDRINUSE):
 		return "choose another address with --public, --mtls or --debug, or stop what listens there"
 	case errors.Is(err, syscall.ECONNREFUSED):

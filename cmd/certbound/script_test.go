@@ -69,6 +69,7 @@ func TestScripts(t *testing.T) {
 // TestPostgresScripts tells those of testdata/postgres, which have empty databases: $DB1, $DB2 and $DB3 are their URLs.
 //
 //	snapshot DB1 DB3     sets $DB3 to the URL of a copy of the database $DB1, which nobody uses at that moment
+//	foreign DB1          puts another application's table into the database $DB1
 func TestPostgresScripts(t *testing.T) {
 	t.Parallel()
 	server := postgres.ForTest(t)
@@ -84,6 +85,15 @@ func TestPostgresScripts(t *testing.T) {
 		from, err := url.Parse(ts.Getenv(args[0]))
 		ts.Check(err)
 		ts.Setenv(args[1], server.DatabaseFrom(t, strings.TrimPrefix(from.Path, "/")))
+	}
+	p.Cmds["foreign"] = func(ts *testscript.TestScript, neg bool, args []string) {
+		if neg || len(args) != 1 {
+			ts.Fatalf("usage: foreign DB")
+		}
+		name, err := url.Parse(ts.Getenv(args[0]))
+		ts.Check(err)
+		_, err = server.Query(context.Background(), strings.TrimPrefix(name.Path, "/"), "CREATE TABLE orders (id INTEGER)")
+		ts.Check(err)
 	}
 	testscript.Run(t, p)
 }

@@ -65,6 +65,7 @@ func (c *cli) openDatabase(cmd *cobra.Command, flags *configFlags, lock bool) (*
 	if d.at, err = server.DatabaseConfig(cfg); err != nil {
 		return nil, errors.Join(err, d.close())
 	}
+	server.WarnOfDatabase(cmd.Context(), logger(cfg.Log, c.stderr), d.at)
 	return d, nil
 }
 
@@ -204,6 +205,7 @@ func (c *cli) moveDatabase(cmd *cobra.Command, flags *configFlags, to string, ca
 	if cfg.To, err = target(from, to); err != nil {
 		return err
 	}
+	server.WarnOfDatabase(cmd.Context(), logger(from.cfg.Log, c.stderr), cfg.To)
 	if cfg.Replica, err = server.ReplicaOf(from.cfg.Data); err != nil {
 		return err
 	}
@@ -281,6 +283,7 @@ func (c *cli) copyDatabase(cmd *cobra.Command, flags *configFlags, to string) (*
 	if err != nil {
 		return nil, err
 	}
+	server.WarnOfDatabase(ctx, logger(from.cfg.Log, c.stderr), at)
 	source, err := from.read(ctx)
 	if err != nil {
 		return nil, err

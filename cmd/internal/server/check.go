@@ -40,6 +40,12 @@ func Check(cfg config.Config) error {
 			return err
 		}
 	}
+	if info, err := os.Stat(cfg.Data); err == nil && !info.IsDir() {
+		return &StartError{
+			Message: fmt.Sprintf("the data folder %s is no folder", cfg.Data),
+			Hint:    "name a folder with --data; it is made when it is missing",
+		}
+	}
 	if cfg.PostgreSQL() {
 		if err := store.CheckURL(cfg.Database); err != nil {
 			return err

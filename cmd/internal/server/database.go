@@ -4,6 +4,10 @@
 package server
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
 	"path/filepath"
 
 	"github.com/certbound/certbound/cmd/internal/config"
@@ -20,8 +24,22 @@ func DatabaseConfig(cfg config.Config) (store.Config, error) {
 	source := kekSource(cfg)
 	source.Found = func() (bool, error) { return true, nil } // a new key would open nothing
 	var err error
-	at.KEK, err = store.LoadKEK(cfg.Data, store.Place(at), source)
-	return at, err
+	if at.KEK, err = store.LoadKEK(cfg.Data, store.Place(at), source); !errors.Is(err, store.ErrNoKEK) {
+		return at, err
+	}
+	name := filepath.Join(cfg.Data, "kek")
+	return at, &store.KEKError{
+		Err: fmt.Errorf("the key-encryption key %s is missing, without which no database and no backup of this service can be used", name),
+		Hint: "no backup has it: put the file back, mode 0600, from where you keep it or from the data folder of another replica, or set " +
+			"CERTBOUND_KEK to what it holds; --data names the data folder",
+	}
+}
+
+// WarnOfDatabase logs when the connection to the database is not safe from whoever is on the way.
+func WarnOfDatabase(ctx context.Context, log *slog.Logger, at store.Config) {
+	if why := store.Doubt(at); why != "" {
+		log.WarnContext(ctx, "the connection to the database can be read and answered by others on the way", "database", store.Place(at), "why", why)
+	}
 }
 
 // ReplicaOf is the name of the replica that a data folder says it is, empty when it says nothing.

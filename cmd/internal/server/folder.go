@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -65,6 +66,8 @@ const (
 // open locks the data folder and opens what lies in it.
 func (s *service) open(ctx context.Context) error {
 	data := s.cfg.Data
+	had, err := os.ReadDir(data)
+	made := errors.Is(err, os.ErrNotExist)
 	if err := os.MkdirAll(data, 0o700); err != nil {
 		return fmt.Errorf("making the data folder: %w", err)
 	}
@@ -73,6 +76,7 @@ func (s *service) open(ctx context.Context) error {
 		return err
 	}
 	s.onClose(lock.Unlock)
+	s.onClose(func() error { return s.leaveNothing(made, had) })
 	if err := s.openReserve(); err != nil {
 		return err
 	}
@@ -80,6 +84,7 @@ func (s *service) open(ctx context.Context) error {
 	source := kekSource(s.cfg)
 	if s.shares() {
 		at = store.Config{URL: s.cfg.Database, MaxConnections: s.cfg.DatabaseConnections}
+		WarnOfDatabase(ctx, s.log, at)
 		source.Found = func() (bool, error) { return store.Exists(ctx, at) }
 	}
 	if err := checkNotLost(ctx, data, at); err != nil {
@@ -102,10 +107,7 @@ func (s *service) open(ctx context.Context) error {
 		}, os.Remove(kekFile))
 	}
 	if errors.Is(err, store.ErrWrongKEK) {
-		return &StartError{
-			Message: fmt.Sprintf("the key-encryption key in %s does not open %s", cmp.Or(s.cfg.KEKFile, filepath.Join(data, "kek")), database),
-			Hint:    "put back the key that belongs to this database: without it no stored private key can be read",
-		}
+		return s.wrongKEK(source, kekFile, database)
 	}
 	if err != nil {
 		return err
@@ -129,6 +131,52 @@ func (s *service) open(ctx context.Context) error {
 		return err
 	}
 	return s.identify(ctx)
+}
+
+// wrongKEK says which key does not open the database.
+func (s *service) wrongKEK(source store.KEKSource, file, database string) error {
+	where := "in " + cmp.Or(source.File, file)
+	if source.Value != "" {
+		where = "in CERTBOUND_KEK"
+	}
+	hint := "put back the key that belongs to this database: without it no stored private key can be read"
+	if s.shares() {
+		hint = "every replica needs the key of the first one: put it there; if the database is another installation's, name the right one with --database"
+	}
+	return &StartError{Message: fmt.Sprintf("the key-encryption key %s does not open %s", where, database), Hint: hint}
+}
+
+// leaveNothing removes what locking the folder and keeping room on its disk have made, when this start has come no further:
+// whoever names the wrong folder finds it as it was. made says whether the folder is new, and had what was in it.
+func (s *service) leaveNothing(made bool, had []os.DirEntry) error {
+	if s.folder != nil {
+		return nil
+	}
+	was := func(name string) bool {
+		return slices.ContainsFunc(had, func(e os.DirEntry) bool { return e.Name() == name })
+	}
+	has, err := os.ReadDir(s.cfg.Data)
+	if err != nil {
+		return err
+	}
+	ours := []string{"lock", "reserve"}
+	for _, e := range has {
+		if name := e.Name(); !was(name) && name != "kek" && !slices.Contains(ours, name) {
+			return nil // there is more
+		}
+	}
+	for _, name := range ours {
+		if was(name) {
+			continue
+		}
+		if err := os.Remove(filepath.Join(s.cfg.Data, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	if made && len(has) <= len(ours) {
+		_ = os.Remove(s.cfg.Data) // unless a key is in it
+	}
+	return nil
 }
 
 // checkNotLost refuses to begin anew where an installation has been: without its database, everything that is out there
@@ -262,9 +310,13 @@ func (s *service) once(ctx context.Context, setting, configured, wanted string) 
 
 // another refuses a configuration that asks for another identity than the stored one.
 func (s *service) another(setting, stored, configured string) error {
+	whose, hint := "data folder "+s.cfg.Data, "choose another folder with --data"
+	if s.shares() {
+		whose, hint = "database "+s.databaseName(), "name another database with --database"
+	}
 	return &StartError{
-		Message: fmt.Sprintf("the data folder %s belongs to the %s %s, not to %s", s.cfg.Data, strings.ReplaceAll(setting, "_", " "), stored, configured),
-		Hint:    "leave the setting out to go on with what was stored, or choose another folder with --data",
+		Message: fmt.Sprintf("the %s belongs to the %s %s, not to %s", whose, strings.ReplaceAll(setting, "_", " "), stored, configured),
+		Hint:    "leave the setting out to go on with what was stored, or " + hint,
 	}
 }
 

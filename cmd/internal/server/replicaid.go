@@ -127,10 +127,14 @@ func (s *service) settle(ctx context.Context, db *store.Store, id replicaID, fou
 		return replicaID{}, fmt.Errorf("reading the name of the installation: %w", err)
 	}
 	if found && installation != id.Installation {
+		which := "give it the database that it belongs to"
+		if s.shares() {
+			which = "name with --database the one that it belongs to"
+		}
 		return replicaID{}, &StartError{
 			Message: fmt.Sprintf("the data folder %s belongs to the installation %s, and the database %s to %s",
 				s.cfg.Data, id.Installation, s.databaseName(), cmp.Or(installation, "none yet")),
-			Hint: "give it the database that it belongs to; a replica of another installation needs an empty folder, chosen with --data",
+			Hint: which + "; a replica of another installation needs an empty folder, chosen with --data",
 		}
 	}
 	only, err := s.onlyReplica(ctx, db)

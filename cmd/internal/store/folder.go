@@ -64,6 +64,9 @@ func holder(f *os.File) string {
 // Unlock releases the folder. The file stays.
 func (l *FolderLock) Unlock() error { return errors.Join(l.file.Close(), l.folder.Close()) }
 
+// ErrNoKEK says that a database is there, and its key-encryption key is not.
+var ErrNoKEK = errors.New("there is no key-encryption key")
+
 // KEKSource says where the key-encryption key comes from; the zero value is the file "kek" in the data folder.
 type KEKSource struct {
 	Value string // the key itself in base64, from the environment; wins over File
@@ -125,8 +128,7 @@ func LoadKEK(dir, dbPath string, src KEKSource) ([]byte, error) {
 			hint = "every replica needs the same one: copy the file kek from the data folder of another replica to " + name +
 				", or set CERTBOUND_KEK to what it holds"
 		}
-		return nil, &KEKError{fmt.Errorf("the key-encryption key %s is missing, but the database %s is there", name, dbPath),
-			hint}
+		return nil, &KEKError{fmt.Errorf("%w: %s is missing, but the database %s is there", ErrNoKEK, name, dbPath), hint}
 	}
 	return makeKEK(dir, name)
 }

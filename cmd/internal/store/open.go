@@ -34,9 +34,40 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	}
 	s, err := open(ctx, cfg, d)
 	if err != nil {
-		return nil, fmt.Errorf("open the database %s: %w", d.place(), d.judge(err))
+		return nil, &PlaceError{Doing: "open the database", Place: d.place(), Server: d.name() == postgresKind, Err: d.judge(err)}
 	}
 	return s, nil
+}
+
+// PlaceError is the trouble that opening a database had, or looking for one.
+type PlaceError struct {
+	Doing  string
+	Place  string // names the database without a password
+	Server bool   // it is on a server, and no file
+	Err    error
+}
+
+// Error names the database.
+func (e *PlaceError) Error() string { return fmt.Sprintf("%s %s: %v", e.Doing, e.Place, e.Err) }
+
+// Unwrap returns the cause.
+func (e *PlaceError) Unwrap() error { return e.Err }
+
+// Hint says what to do about causes that are a server's; else it is empty.
+func (e *PlaceError) Hint() string {
+	if !e.Server {
+		return ""
+	}
+	const own = "name with --database the URL of one that is empty and its own, as CREATE DATABASE certbound makes it"
+	switch {
+	case errors.Is(e.Err, ErrForeign):
+		return "what is there was not touched: " + own
+	case errors.Is(e.Err, ErrDamaged):
+		return "what is left of it was not touched; certbound store restore makes another one of a backup: " + own
+	case errors.Is(e.Err, ErrUnavailable):
+		return unreachable(e.Place, e.Err)
+	}
+	return ""
 }
 
 // Exists reports whether there is a database, of whatever kind, where cfg says: one that Open would not make.
@@ -47,7 +78,7 @@ func Exists(ctx context.Context, cfg Config) (bool, error) {
 	}
 	found, err := d.exists(ctx)
 	if err != nil {
-		return false, fmt.Errorf("look for the database %s: %w", d.place(), d.judge(err))
+		return false, &PlaceError{Doing: "look for the database", Place: d.place(), Server: d.name() == postgresKind, Err: d.judge(err)}
 	}
 	return found, nil
 }
@@ -65,6 +96,19 @@ func Place(cfg Config) string {
 		return ""
 	}
 	return d.place()
+}
+
+// Doubt says why what is sent to the database could be read, or answered, by somebody else on the way; empty when it cannot,
+// as on this machine. It asks nobody.
+func Doubt(cfg Config) string {
+	if cfg.URL == "" {
+		return ""
+	}
+	p, err := newPostgres(cfg)
+	if err != nil {
+		return ""
+	}
+	return p.doubt()
 }
 
 func newDialect(cfg Config) (dialect, error) {

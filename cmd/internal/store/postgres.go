@@ -6,6 +6,7 @@ package store
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"database/sql"
 	"database/sql/driver"
 	"errors"
@@ -114,6 +115,7 @@ const (
 	codeUndefinedColumn  = "42703"
 	codeUndefinedTable   = "42P01"
 	codeNoPrivilege      = "42501"
+	codeNoDatabase       = "3D000"
 	codeDiskFull         = "53100"
 	codeLockNotAvailable = "55P03"
 	codeDeadlock         = "40P01"
@@ -192,6 +194,44 @@ func placeOf(config *pgx.ConnConfig) string {
 		}
 	}
 	return (&url.URL{Scheme: "postgres", User: url.User(config.User), Host: strings.Join(hosts, ","), Path: "/" + config.Database}).String()
+}
+
+// doubt names a host that is another machine, and to which a connection may be made whose other end was not verified.
+func (p *postgresql) doubt() string {
+	remote := func(host string) bool {
+		ip := net.ParseIP(host)
+		return !strings.HasPrefix(host, "/") && !strings.HasPrefix(host, "@") && host != "localhost" && (ip == nil || !ip.IsLoopback())
+	}
+	of := func(host string, c *tls.Config) string {
+		if !remote(host) || c != nil && !c.InsecureSkipVerify && c.ServerName != "" {
+			return ""
+		}
+		return "the parameter sslmode=verify-full is missing from its URL: the server " + host + " is not verified, and without sslmode TLS is not " +
+			"even required; with it, sslrootcert names the file of its CA"
+	}
+	why := of(p.config.Host, p.config.TLSConfig)
+	for _, f := range p.config.Fallbacks {
+		why = cmp.Or(why, of(f.Host, f.TLSConfig))
+	}
+	return why
+}
+
+// unreachable is the hint for a server that has given no connection.
+func unreachable(place string, err error) string {
+	if e, ok := errors.AsType[*pgconn.PgError](err); ok {
+		switch {
+		case strings.HasPrefix(e.Code, "28"):
+			return "the server of " + place + " refuses the login: look at the user and the password, in the URL, in PGPASSWORD or in ~/.pgpass, and at its pg_hba.conf"
+		case e.Code == codeNoDatabase:
+			return "the server of " + place + " has no such database: make it there with CREATE DATABASE, for the user of the URL"
+		}
+		return "the server of " + place + " does not take this now: look at its log, then run it again"
+	}
+	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+		return "the certificate of the server of " + place + " is not trusted: sslrootcert in the URL names the file of its CA, and the host is to be one that it names"
+	}
+	return "the server of " + place + " cannot be reached: look whether it runs, and at host, port and parameters of the URL; nobody waits for it at " +
+		"the start, so run it again then"
 }
 
 func (p *postgresql) name() string  { return "postgres" }

@@ -6,6 +6,7 @@ package store
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"database/sql"
 	"errors"
 	"fmt"
@@ -18,8 +19,11 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/certbound/certbound/scripts/postgres"
 )
@@ -490,4 +494,58 @@ func TestListenToNothing(t *testing.T) {
 	ctx, cancel = context.WithTimeout(t.Context(), 10*time.Millisecond)
 	defer cancel()
 	lite.Listen(ctx, func() { t.Error("something was heard") })
+}
+
+// What warns is any way to a server on another machine that is not verified; nothing warns of one on this machine.
+func TestDoubt(t *testing.T) {
+	t.Parallel()
+	for text, doubted := range map[string]bool{
+		"":                          false,
+		"postgres://u@db.example/n": true,
+		"postgres://u@db.example/n?sslmode=prefer":                true,
+		"postgres://u@db.example/n?sslmode=disable":               true,
+		"postgres://u@db.example/n?sslmode=require":               true,
+		"postgres://u@db.example/n?sslmode=verify-ca":             true,
+		"postgres://u@db.example/n?sslmode=verify-full":           false,
+		"postgres://u@127.0.0.1/n":                                false,
+		"postgres://u@localhost/n":                                false,
+		"postgres://u@[::1]/n?sslmode=disable":                    false,
+		"postgres:///n?host=/run/postgresql&user=u":               false,
+		"postgres://u@localhost,db.example/n":                     true,
+		"postgres://u@localhost,db.example/n?sslmode=verify-full": false,
+		"postgres://u@192.0.2.1/n?sslmode=allow":                  true,
+		"postgres://u:w0rd@db.example/n?sslmode=nonsense":         false, // refused elsewhere
+	} {
+		why := Doubt(Config{URL: text})
+		if (why != "") != doubted {
+			t.Errorf("%s: %q", text, why)
+		}
+		if doubted && !strings.Contains(why, "sslmode=verify-full") {
+			t.Errorf("%s: %q does not name the parameter", text, why)
+		}
+	}
+}
+
+// The hint names the trouble that the server's answer tells, and the server.
+func TestUnreachable(t *testing.T) {
+	t.Parallel()
+	for words, err := range map[string]error{
+		"refuses the login":       fmt.Errorf("%w: %w", ErrUnavailable, &pgconn.PgError{Code: "28P01"}),
+		"CREATE DATABASE":         fmt.Errorf("%w: %w", ErrUnavailable, &pgconn.PgError{Code: "3D000"}),
+		"does not take this":      fmt.Errorf("%w: %w", ErrUnavailable, &pgconn.PgError{Code: "57P03"}),
+		"sslrootcert":             fmt.Errorf("%w: %w", ErrUnavailable, &tls.CertificateVerificationError{Err: errors.New("unknown")}),
+		"nobody waits for it":     fmt.Errorf("%w: %w", ErrUnavailable, syscall.ECONNREFUSED),
+		"empty and its own":       fmt.Errorf("%w: tables", ErrForeign),
+		"certbound store restore": fmt.Errorf("%w: no version", ErrDamaged),
+	} {
+		e := &PlaceError{Doing: "open the database", Place: "postgres://u@h:5432/n", Server: true, Err: err}
+		hint := e.Hint()
+		if !strings.Contains(hint, words) || errors.Is(err, ErrUnavailable) && !strings.Contains(hint, "postgres://u@h:5432/n") {
+			t.Errorf("%v: the hint is %q", err, hint)
+		}
+		e.Server = false
+		if e.Hint() != "" {
+			t.Errorf("%v: a file has the hint %q", err, e.Hint())
+		}
+	}
 }
