@@ -17,10 +17,14 @@ import (
 	"github.com/certbound/certbound/tokens/internal/jose"
 )
 
-// Defaults and bounds of KeySetConfig.
+// Defaults of KeySetConfig. Together they are how long a key is trusted that the issuer has removed.
 const (
-	defaultMaxAge          = 5 * time.Minute
-	defaultStaleWhileError = 5 * time.Minute
+	DefaultMaxAge          = 5 * time.Minute
+	DefaultStaleWhileError = 5 * time.Minute
+)
+
+// Further defaults and bounds of KeySetConfig.
+const (
 	defaultRefetchInterval = 10 * time.Second
 	fetchTimeout           = 10 * time.Second
 	retryInterval          = time.Second // between failed fetches, so that a recovered issuer is noticed soon
@@ -69,8 +73,8 @@ func NewKeySet(c KeySetConfig) (*KeySet, error) {
 	k := &KeySet{
 		url:      c.URL,
 		client:   withoutRedirects(c.Client),
-		maxAge:   orDefault(c.MaxAge, defaultMaxAge),
-		stale:    max(0, orDefault(c.StaleWhileError, defaultStaleWhileError)),
+		maxAge:   orDefault(c.MaxAge, DefaultMaxAge),
+		stale:    max(0, orDefault(c.StaleWhileError, DefaultStaleWhileError)),
 		interval: orDefault(c.RefetchInterval, defaultRefetchInterval),
 		now:      c.Now,
 	}

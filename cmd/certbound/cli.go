@@ -110,7 +110,7 @@ func (c *cli) root() *cobra.Command {
 	root := group("certbound", "Tokens bound to certificates: issue them, hold them, check them",
 		c.serveCommand(), c.clientCommand(), c.resourceCommand(), c.trustCommand(), c.approvalCommand(), c.enrollCommand(),
 		c.profileCommand(), c.renewCommand(), c.tokenCommand(), c.inspectCommand(), c.whoamiCommand(), c.certCommand(),
-		c.statusCommand(), c.auditCommand(), c.storeCommand(), c.ticketsCommand(), c.leasesCommand(), c.configCommand(), c.versionCommand())
+		c.statusCommand(), c.keysCommand(), c.auditCommand(), c.storeCommand(), c.ticketsCommand(), c.leasesCommand(), c.configCommand(), c.versionCommand())
 	root.Long = rootHelp
 	root.SilenceErrors, root.SilenceUsage = true, true
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {

@@ -48,7 +48,7 @@ func (c *cli) operatorFlags(cmd *cobra.Command, breakGlass bool) {
 		case c.profile != "":
 			return usagef("leave one of the two out", "--socket needs no profile")
 		case !breakGlass:
-			return usagef("it answers status, audit heads, cert revoke, client disable, client invite of an operator, tickets reset and leases reset; "+
+			return usagef("it answers status, audit heads, cert revoke, client disable, client invite of an operator, tickets reset, leases reset, keys list and keys rotate; "+
 				"for the rest: certbound client invite OPERATOR --socket "+profile.ShellWord(c.socket)+", then certbound enroll -",
 				"the break-glass socket does not answer %s", cmd.CommandPath())
 		}

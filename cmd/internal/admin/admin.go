@@ -125,6 +125,8 @@ type Config struct {
 	ResetLeases func(context.Context) ([]string, error)
 	// SharedTickets says that the store has keys of session tickets that all servers share: they are reset too.
 	SharedTickets bool
+	// Keys are the token signing keys. Nil: they cannot be seen or changed here.
+	Keys Keys
 
 	// Logger is told of inner failures. Nil discards. Now is the clock; nil is time.Now.
 	Logger *slog.Logger
@@ -224,6 +226,8 @@ func (a *api) routes() []route {
 		{del, "/approvals/{id}", "approval.reject", one(ScopeGrant, ScopeTrust, ScopeKeys), change(a.rejectApproval)},
 		{get, "/audit", eventRead, one(ScopeRead), read(a.searchAudit)},
 		{get, "/audit/heads", "audit.heads", one(ScopeRead), read(a.auditHeads)},
+		{get, "/keys", "key.list", one(ScopeRead), read(a.listKeys)},
+		{post, "/keys/rotate", keyRotate, one(ScopeKeys), a.asked(keyRotate)},
 		{get, "/status", "status.show", one(ScopeRead), read(a.status)},
 	}
 }

@@ -153,6 +153,9 @@ func newBenchWith(t *testing.T, cfg Config, build func(Config) (http.Handler, er
 	if cfg.InForce == nil {
 		cfg.InForce = func(context.Context, *store.Store) ([]string, error) { return b.scopes, nil }
 	}
+	if cfg.Keys == nil {
+		cfg.Keys = new(pocket)
+	}
 	cfg.StillAuthorized = func(context.Context) error { return b.lost }
 	b.cfg = cfg
 	b.handler, err = build(cfg)

@@ -31,6 +31,7 @@ const (
 	trustReplace       = "trust.replace"
 	trustRemove        = "trust.remove"
 	auditErase         = "audit.erase"
+	keyRotate          = "key.rotate"
 )
 
 const approvalConfirm = "approval.confirm"
@@ -62,6 +63,7 @@ func (a *api) allKinds() map[string]kind {
 		trustReplace:       kindOf(http.StatusOK, a.replaceTrust),
 		trustRemove:        kindOf(http.StatusOK, a.removeTrust),
 		auditErase:         kindOf(http.StatusOK, a.eraseSubject),
+		keyRotate:          kindOf(http.StatusOK, a.rotateKeys),
 	}
 }
 
@@ -152,7 +154,10 @@ func (a *api) propose(ctx context.Context, name, target string, body any) (*deed
 		if err != nil {
 			return nil, err
 		}
-		done.status, done.events = k.status, []audit.Event{p.event}
+		done.status = k.status
+		if done.name == "" {
+			done.events = []audit.Event{p.event}
+		}
 		return done, nil
 	}
 	return &p.deed, nil
@@ -336,9 +341,13 @@ func (a *api) confirm(r *http.Request, _ *none) (*deed, error) {
 		if err != nil {
 			return nil, err
 		}
-		event := p.event
-		event.Detail = detailed(event.Detail, map[string]string{"approval": id, "requested_by": row.RequestedBy})
-		done.status, done.name, done.events = a.kinds[row.Kind].status, row.Kind, []audit.Event{event}
+		done.status = a.kinds[row.Kind].status
+		if done.name == "" {
+			done.name, done.events = row.Kind, []audit.Event{p.event}
+		}
+		for i := range done.events {
+			done.events[i].Detail = detailed(done.events[i].Detail, map[string]string{"approval": id, "requested_by": row.RequestedBy})
+		}
 		return done, nil
 	}
 	return &p.deed, nil

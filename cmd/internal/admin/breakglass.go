@@ -15,7 +15,7 @@ import (
 
 // NewBreakGlass returns what is left when nothing else works, for a socket that only the service's own user can reach:
 // below [Prefix], GET /status, POST /certificates/revoke, POST /clients/{id}/disable, POST /clients/{id}/invite for
-// clients that hold scopes of the operators' API, POST /tickets/reset and POST /leases/reset. It asks for no token and no
+// clients that hold scopes of the operators' API, POST /tickets/reset, POST /leases/reset, GET /keys and POST /keys/rotate. It asks for no token and no
 // scope and waits for no second operator; Config.Actor names the caller "break-glass:" and its user id. Everything is
 // recorded, and all of it works while the journal takes no records: those wait in the database.
 func NewBreakGlass(cfg Config) (http.Handler, error) {
@@ -42,6 +42,8 @@ func (a *api) breakGlassRoutes() []route {
 		{http.MethodPost, "/clients/{id}/invite", clientInvite, admin, a.asked(clientInvite)},
 		{http.MethodPost, "/tickets/reset", "tickets.reset", admin, change(a.resetTickets)},
 		{http.MethodPost, "/leases/reset", "leases.reset", admin, change(a.resetLeases)},
+		{http.MethodGet, "/keys", "key.list", admin, read(a.listKeys)},
+		{http.MethodPost, "/keys/rotate", keyRotate, admin, a.asked(keyRotate)},
 	}
 }
 

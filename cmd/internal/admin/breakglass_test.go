@@ -69,7 +69,8 @@ func TestBreakGlassIsSmall(t *testing.T) {
 	for _, rt := range new(api).breakGlassRoutes() {
 		got = append(got, rt.method+" "+rt.path)
 	}
-	want := []string{"GET /status", "GET /audit/heads", "POST /certificates/revoke", "POST /clients/{id}/disable", "POST /clients/{id}/invite", "POST /tickets/reset", "POST /leases/reset"}
+	want := []string{"GET /status", "GET /audit/heads", "POST /certificates/revoke", "POST /clients/{id}/disable", "POST /clients/{id}/invite", "POST /tickets/reset", "POST /leases/reset",
+		"GET /keys", "POST /keys/rotate"}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}

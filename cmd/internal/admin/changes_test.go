@@ -86,7 +86,9 @@ func (b *bench) contents() string {
 	if !errors.Is(err, store.ErrNotFound) {
 		b.must(err)
 	}
-	raw, err := json.Marshal([]any{clients, resources, trusts, certificates, waiting, version, secret})
+	keys, err := b.store.Keys(ctx, "signing")
+	b.must(err)
+	raw, err := json.Marshal([]any{keys, clients, resources, trusts, certificates, waiting, version, secret})
 	b.must(err)
 	return string(raw)
 }
@@ -132,6 +134,8 @@ func (b *bench) aChange(route string) (path, request string) {
 		b.as("bob", ScopeAdmin)
 		_, path, _ = strings.Cut(route, " ")
 		return strings.ReplaceAll(path, "{id}", held.ID), ""
+	case "POST /keys/rotate":
+		return "/keys/rotate", `{}`
 	case "POST /tickets/reset", "POST /leases/reset":
 	default:
 		b.Fatalf("no change by %s is known: write one", route)
@@ -255,6 +259,7 @@ func giving() []string {
 		"POST /clients", "POST /clients/{id}/enable", "POST /clients/{id}/invite", "PUT /clients/{id}/certificates",
 		"POST /resources", "POST /trusts", "PUT /trusts/{id}", "POST /approvals/{id}/confirm",
 		"POST /clients/{id}/erase", // it takes from the journal, which has to know
+		"POST /keys/rotate",        // but for an emergency
 	}
 }
 
@@ -283,7 +288,7 @@ func TestUnrecordedChangesAreKeptBack(t *testing.T) {
 	t.Parallel()
 	again := map[string]string{
 		"POST /clients": "certbound client invite new", "POST /resources": "certbound resource list", "POST /trusts": "certbound trust show payments",
-		"POST /approvals/{id}/confirm": "certbound client invite olga",
+		"POST /approvals/{id}/confirm": "certbound client invite olga", "POST /keys/rotate": "certbound keys list",
 	}
 	for _, route := range giving() {
 		t.Run(route, func(t *testing.T) {

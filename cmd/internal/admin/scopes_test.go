@@ -30,6 +30,8 @@ var duties = map[string]string{
 	"GET /resources":                 "read",
 	"POST /resources":                "registry",
 	"DELETE /resources":              "registry",
+	"GET /keys":                      "read",
+	"POST /keys/rotate":              "keys",
 	"GET /trusts":                    "read",
 	"GET /trusts/{id}":               "read",
 	"POST /trusts":                   "trust",

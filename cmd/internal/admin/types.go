@@ -164,8 +164,8 @@ type TrustList struct {
 // /approvals/{id}/confirm answers what the request would have answered.
 type Approval struct {
 	ID string `json:"id"`
-	// Kind is what is asked for: client.add, client.enable, client.invite, client.certificates, trust.add, trust.replace
-	// or trust.remove; Target is the client or the trust that it is about.
+	// Kind is what is asked for: client.add, client.enable, client.invite, client.certificates, trust.add, trust.replace,
+	// trust.remove, audit.erase or key.rotate; Target is the client or the trust that it is about, if any.
 	Kind   string `json:"kind"`
 	Target string `json:"target"`
 	// Client is the client as it would be registered, Trust the foreign CA as it would be.
@@ -349,3 +349,39 @@ type Replica struct {
 	// Trouble is why this replica has no lease.
 	Trouble string `json:"trouble,omitempty"`
 }
+
+// SigningKey is a key that signs tokens, as GET /keys shows it.
+type SigningKey struct {
+	ID        string `json:"kid"`
+	Algorithm string `json:"alg"`
+	// State is announced (it will sign from Until on), active (it signs), or retiring (it is published until Until, since its
+	// last token may live as long). Since is when it came into that state.
+	State     string     `json:"state"`
+	CreatedAt time.Time  `json:"created_at"`
+	Since     time.Time  `json:"since"`
+	Until     *time.Time `json:"until,omitempty"`
+}
+
+// KeyList answers GET /keys, oldest first.
+type KeyList struct {
+	Keys []SigningKey `json:"keys"`
+}
+
+// RotateRequest is the body of POST /keys/rotate. Emergency removes every key that there is, at once, and the keys of TLS
+// session tickets; it waits for no second operator.
+type RotateRequest struct {
+	Emergency bool `json:"emergency,omitempty"`
+}
+
+// Rotation answers POST /keys/rotate with the keys as they are then.
+type Rotation struct {
+	Keys []SigningKey `json:"keys"`
+	// Removed are the ids of the keys that an emergency removed. A resource server that verifies by itself, and does not
+	// hear of it sooner, accepts what they sign for StaleSeconds at most, so until AcceptedUntil.
+	Removed       []string   `json:"removed,omitempty"`
+	StaleSeconds  int64      `json:"stale_seconds,omitempty"`
+	AcceptedUntil *time.Time `json:"accepted_until,omitempty"`
+	AuditPending  bool       `json:"audit_pending,omitempty"`
+}
+
+func (r *Rotation) auditPending() { r.AuditPending = true }

@@ -107,7 +107,7 @@ func (a *api) judgedWithin(r *http.Request, rt route, in any, takes bool) func(c
 		if err != nil {
 			return nil, err
 		}
-		done.before = paired
+		done.before = append(paired, done.before...)
 		return done, nil
 	}
 }

@@ -50,6 +50,7 @@ type Config struct {
 	Trust []Trust
 
 	Token       Token
+	Signing     Signing
 	Certificate Certificate
 	Code        Code
 	Fetch       Fetch
@@ -68,6 +69,13 @@ type Config struct {
 type Token struct {
 	Lifetime    time.Duration // of a token whose client has no own; default 10m
 	MaxLifetime time.Duration // of any token; default and limit 1h
+}
+
+// Signing governs the keys that sign tokens.
+type Signing struct {
+	Algorithm string        // ES256, the default, EdDSA, PS256 or RS256
+	Rotate    time.Duration // how long a key signs; default 30d, 0 for ever
+	Announce  time.Duration // how long it is published before it signs; default 1h
 }
 
 // Certificate governs certificates of our own CA.
@@ -171,6 +179,7 @@ func Default() Config {
 		DatabaseConnections: 16,
 
 		Token:       Token{Lifetime: 10 * time.Minute, MaxLifetime: time.Hour},
+		Signing:     Signing{Algorithm: "ES256", Rotate: 30 * day, Announce: time.Hour},
 		Certificate: Certificate{Lifetime: day, ServerLifetime: 7 * day, OnFork: "alarm"},
 		Code:        Code{Lifetime: time.Hour},
 		Admin:       Admin{Approvals: 1},

@@ -96,6 +96,7 @@ trust:
     revocation: soft
   - {name: other.ca_2, ca_file: "o.pem", crl_file: o.crl}
 token: {lifetime: 5m, max_lifetime: 30m}
+signing: {algorithm: PS256, rotate: 7d, announce: 15m}
 certificate:
   lifetime: 7d
   server_lifetime: 30d
@@ -142,7 +143,8 @@ func TestLoadFile(t *testing.T) {
 		Data: "/srv/certbound", Issuer: "https://tokens.example/a", MTLSURL: "https://mtls.example:9443", Public: ":8443",
 		MTLS: "[::1]:9443", Debug: "", Hosts: []string{"tokens.example", "192.0.2.1"}, TrustDomain: "example.internal",
 		Database: "sqlite", DatabaseConnections: 20, AdminProfile: "/home/op", KEKFile: "/run/kek",
-		Token: Token{5 * time.Minute, 30 * time.Minute},
+		Token:   Token{5 * time.Minute, 30 * time.Minute},
+		Signing: Signing{"PS256", 7 * 24 * time.Hour, 15 * time.Minute},
 		Trust: []Trust{
 			{"partner", "/etc/partner.pem", "", "http://crl.partner.example/ca.crl", "soft"},
 			{"other.ca_2", "o.pem", "o.crl", "", ""},
@@ -368,6 +370,11 @@ func TestValidate(t *testing.T) {
 		"token.lifetime":              func(c *Config) { c.Token.Lifetime = 0 },
 		"token.lifetime ":             func(c *Config) { c.Token = Token{31 * time.Minute, 30 * time.Minute} },
 		"token.max_lifetime":          func(c *Config) { c.Token.MaxLifetime = time.Hour + 1 },
+		"signing.algorithm":           func(c *Config) { c.Signing.Algorithm = "HS256" },
+		"signing.rotate":              func(c *Config) { c.Signing.Rotate = 24*time.Hour - 1 },
+		"signing.rotate ":             func(c *Config) { c.Signing.Rotate = -1 },
+		"signing.announce":            func(c *Config) { c.Signing.Announce = 10*time.Minute - 1 },
+		"signing.announce ":           func(c *Config) { c.Signing.Rotate, c.Signing.Announce = 24*time.Hour, 24*time.Hour },
 		"certificate.server_lifetime": func(c *Config) { c.Certificate.ServerLifetime = time.Minute },
 		"certificate.on_fork":         func(c *Config) { c.Certificate.OnFork = "ignore" },
 		"admin.approvals":             func(c *Config) { c.Admin.Approvals = 0 },
@@ -430,6 +437,8 @@ func TestValidate(t *testing.T) {
 		func(c *Config) { c.Public, c.MTLS, c.Debug = "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0" },
 		func(c *Config) { c.Code.Lifetime = 7 * 24 * time.Hour },
 		func(c *Config) { c.Token.Lifetime = time.Hour },
+		func(c *Config) { c.Signing = Signing{"RS256", 0, 7 * 24 * time.Hour} },
+		func(c *Config) { c.Signing = Signing{"EdDSA", 24 * time.Hour, 10 * time.Minute} },
 		func(c *Config) { c.Audit.Retention, c.Audit.RefusalQuota = 24*time.Hour, 1<<20 },
 		func(c *Config) { c.Limits = Limits{Connections: 512, AddressConnections: 256, Handshakes: 512} },
 		func(c *Config) { c.Proxy.Trusted = []string{"192.0.2.1", "10.0.0.0/8", "2001:db8::1", "2001:db8::/32"} },

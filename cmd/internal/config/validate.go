@@ -65,6 +65,7 @@ func (c Config) Validate() error {
 	if n := k.config.Admin.Approvals; n != 1 && n != 2 {
 		k.fail("admin.approvals", fmt.Sprintf("%d is out of range", n), "write 1 or 2")
 	}
+	k.checkSigning()
 	k.checkChoice("certificate.on_fork", c.Certificate.OnFork, "alarm", "suspend")
 	k.checkAudit()
 	k.checkChoice("audit.sync", c.Audit.Sync, "always", "interval")
@@ -403,6 +404,31 @@ func (k *checker) checkDurations() {
 			k.fail(d.key, fmt.Sprintf("%s is longer than token.max_lifetime, %s", formatDuration(d.value),
 				formatDuration(c.Token.MaxLifetime)), "shorten it, or raise token.max_lifetime to at most 1h")
 		}
+	}
+}
+
+// The bounds of signing keys. A key is announced for at least as long as resource servers remember keys by default, and
+// go by them when they cannot ask.
+const (
+	minAnnounce = 10 * time.Minute
+	maxAnnounce = 7 * day
+	minRotate   = day
+	maxRotate   = 397 * day
+)
+
+func (k *checker) checkSigning() {
+	c := k.config.Signing
+	k.checkChoice("signing.algorithm", c.Algorithm, "ES256", "EdDSA", "PS256", "RS256")
+	if d := c.Rotate; d != 0 && (d < minRotate || d > maxRotate) {
+		k.fail("signing.rotate", formatDuration(d)+" is out of range",
+			fmt.Sprintf("give it between %s and %s, or 0s to go on with one key", formatDuration(minRotate), formatDuration(maxRotate)))
+	}
+	if d := c.Announce; d < minAnnounce || d > maxAnnounce {
+		k.fail("signing.announce", formatDuration(d)+" is out of range",
+			fmt.Sprintf("give it between %s and %s", formatDuration(minAnnounce), formatDuration(maxAnnounce)))
+	} else if c.Rotate > 0 && d >= c.Rotate {
+		k.fail("signing.announce", fmt.Sprintf("%s is not shorter than signing.rotate, %s", formatDuration(d), formatDuration(c.Rotate)),
+			"shorten it, or raise signing.rotate")
 	}
 }
 

@@ -169,12 +169,19 @@ func (r *run) change(ctx context.Context, tx *store.Replay, e *audit.Entry, less
 		return true, nil
 	case "key.create":
 		return false, r.keyCreated(tx, e)
+	case "key.activate":
+		return r.keyActivated(tx, e)
 	case "key.retire":
+		if e.Detail["emergency"] != "" {
+			if err := tx.DenyKey(e.Detail["kid"], e.Time); err != nil {
+				return false, err
+			}
+		}
 		return true, tx.RemoveKey("signing", e.Detail["kid"])
 	case "ca.create":
 		r.lose("the CA whose issuing certificate has the serial number %s was made after the backup: its keys are gone", e.Serial)
 		return false, nil
-	case "approval.request", "approval.reject", "renew.fork", "store.restore", "store.migrate", "store.migrate.cancel":
+	case "approval.request", "approval.reject", "renew.fork", "store.restore", "store.migrate", "store.migrate.cancel", "key.rewrap":
 		return false, nil // what waited for an operator is dropped anyway, and alarms change nothing
 	}
 	r.lose("record %d says %s of %s, which this program does not know: it cannot be made again", e.Seq, e.Name, subject(e))
@@ -319,6 +326,16 @@ func (r *run) keyCreated(tx *store.Replay, e *audit.Entry) error {
 		r.undone("the signing key %s was made after the backup and is lost: tokens that it signed are refused once the key set is read again", e.Detail["kid"])
 	}
 	return err
+}
+
+// keyActivated takes the keys out of use that the database still signs with, and has the one sign that the record names. When
+// that one is lost, the next start makes another: what was taken out of use does not come back into it.
+func (r *run) keyActivated(tx *store.Replay, e *audit.Entry) (bool, error) {
+	until, err := time.Parse(time.RFC3339Nano, e.Detail["until"])
+	if err != nil {
+		until = e.Time // it has replaced none
+	}
+	return true, tx.ActivateKey("signing", e.Detail["kid"], e.Time, until)
 }
 
 // addClient registers a client again. What the journal sealed, or does not carry, may be missing: then the client is there,

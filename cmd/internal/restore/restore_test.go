@@ -21,6 +21,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -453,6 +454,29 @@ func TestReplay(t *testing.T) {
 				w.Errorf("%q, %q, %d keys", paired, domain, len(keys))
 			}
 			undone(w, r, "signing key lost")
+		}},
+		"a key taken out of use by another that is lost": {func(w *world) {
+			w.record("key.create", audit.Event{Detail: map[string]string{"kid": "lost"}})
+			w.record("key.activate", audit.Event{Detail: map[string]string{"kid": "lost", "replaces": "kid", "until": "2031-01-02T03:04:05.678901Z"}})
+		}, func(w *world, db *store.Store, r *Report) {
+			keys, err := db.Keys(ctx, "signing")
+			w.must(err)
+			until := time.Date(2031, 1, 2, 3, 4, 5, 678901000, time.UTC)
+			if len(keys) != 1 || keys[0].State != "retiring" || !keys[0].Until.Equal(until) {
+				w.Errorf("the keys are %+v", keys)
+			}
+		}},
+		"keys removed in an emergency": {func(w *world) {
+			w.record("key.retire", audit.Event{Detail: map[string]string{"kid": "kid", "emergency": "true"}})
+			w.record("key.create", audit.Event{Detail: map[string]string{"kid": "lost", "emergency": "true"}})
+		}, func(w *world, db *store.Store, r *Report) {
+			keys, err := db.Keys(ctx, "signing")
+			w.must(err)
+			denials, _, err := db.Denials(ctx, 0, 100)
+			w.must(err)
+			if len(keys) != 0 || !slices.ContainsFunc(denials, func(d store.Denied) bool { return d.KeyID == "kid" }) {
+				w.Errorf("%d keys, denied are %+v", len(keys), denials)
+			}
 		}},
 		"an operator restored": {func(w *world) {
 			w.record("client.invite", audit.Event{Client: "a", Detail: map[string]string{"restored": "true"}})

@@ -43,7 +43,11 @@ func (s *service) build(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if s.keys, err = loadKeyring(ctx, s.folder.outbox, db, now); err != nil {
+	s.keys, err = loadKeyring(ctx, keyringConfig{
+		Store: db, Box: s.folder.outbox, Algorithm: s.cfg.Signing.Algorithm, Rotate: s.cfg.Signing.Rotate, Announce: s.cfg.Signing.Announce,
+		Now: time.Now, Log: s.log,
+	})
+	if err != nil {
 		return err
 	}
 	ca, err := stepca.New(stepca.Config{
@@ -196,6 +200,7 @@ func (s *service) adminConfig() admin.Config {
 		OwnCAs: []*x509.Certificate{s.root, s.issuing}, FileTrusts: s.fileTrusts(), TrustHealth: s.trust.Health,
 		FirstOperator: s.firstOperator(),
 		Journal:       s.newJournalView(),
+		Keys:          s.keys,
 		ResetLeases:   s.resetLeases(),
 		ResetTickets:  s.resetTickets, SharedTickets: s.cfg.TLS.SharedTickets,
 	}

@@ -42,6 +42,17 @@ func WarnOfDatabase(ctx context.Context, log *slog.Logger, at store.Config) {
 	}
 }
 
+// KEKOf says where the key-encryption key of a configuration comes from: own is true for the file in the data folder.
+func KEKOf(cfg config.Config) (place string, own bool) {
+	switch source := kekSource(cfg); {
+	case source.Value != "":
+		return "CERTBOUND_KEK", false
+	case source.File != "":
+		return source.File, false
+	}
+	return filepath.Join(cfg.Data, "kek"), true
+}
+
 // ReplicaOf is the name of the replica that a data folder says it is, empty when it says nothing.
 func ReplicaOf(data string) (string, error) {
 	id, _, err := readReplica(data)

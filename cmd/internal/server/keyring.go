@@ -6,17 +6,16 @@ package server
 import (
 	"context"
 	"crypto"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/sha256"
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/certbound/certbound/cmd/internal/admin"
 	"github.com/certbound/certbound/cmd/internal/audit"
 	"github.com/certbound/certbound/cmd/internal/outbox"
 	"github.com/certbound/certbound/cmd/internal/store"
@@ -31,19 +30,45 @@ const (
 	// keysTimeout bounds reading the signing keys again, keysAgain how long a failure of that stands.
 	keysTimeout = 2 * time.Second
 	keysAgain   = 250 * time.Millisecond
+	// keyLook is how often is looked for what is due to them, keyComplaint how long nothing is logged after a failure.
+	keyLook      = time.Minute
+	keyComplaint = 10 * time.Minute
 )
+
+// keyringConfig is what a keyring is made of.
+type keyringConfig struct {
+	Store *store.Store
+	Box   *outbox.Box // takes the records of what is done to the keys
+
+	Algorithm        string
+	Rotate, Announce time.Duration
+	Now              func() time.Time
+	Log              *slog.Logger
+}
 
 // keyring holds the token signing keys, unsealed. The public ones are computed from the private ones and never read from
 // a column that somebody could have changed. After a change of sealed keys, here or at another replica, they are read
 // again before anything is signed or verified with them.
+//
+// It also sees to it that a key is published before it signs, signs for its time, and is published for as long as its last
+// token may live. Of the replicas of a database the first who finds something due does it, in one transaction, in which
+// what is due is judged again: the others find it done.
 type keyring struct {
-	store *store.Store
-	epoch atomic.Uint64 // counts changes
+	store  *store.Store
+	box    *outbox.Box
+	policy keyPolicy
+	now    func() time.Time
+	log    *slog.Logger
+	epoch  atomic.Uint64 // counts changes
 
 	mu       sync.Mutex // held while they are read
 	failed   error      // of the last time, if it failed
 	failedAt time.Time
 	ring     atomic.Pointer[ring]
+
+	making   sync.Mutex // held while a key is made
+	spare    store.Key  // made, and given to nobody yet; zero: none
+	complain time.Time
 }
 
 // ring is the keys as they were at one moment.
@@ -53,36 +78,109 @@ type ring struct {
 	public  []tokens.PublicKey
 }
 
-// loadKeyring reads the signing keys, making the first one when there is none, and verifies one product
-// of each before any token depends on it.
-func loadKeyring(ctx context.Context, box *outbox.Box, db *store.Store, now time.Time) (*keyring, error) {
-	k := &keyring{store: db}
-	db.OnChange(k.forget) // before they are read, so that no change is missed
-	rows, err := db.Keys(ctx, purposeSigning)
-	if err != nil {
-		return nil, fmt.Errorf("reading the signing keys: %w", err)
+// loadKeyring reads the signing keys, does what is due to them, making the first one when there is none, and verifies one
+// product of each before any token depends on it.
+func loadKeyring(ctx context.Context, cfg keyringConfig) (*keyring, error) {
+	k := &keyring{
+		store: cfg.Store, box: cfg.Box, now: cfg.Now, log: cfg.Log,
+		policy: keyPolicy{algorithm: cfg.Algorithm, rotate: cfg.Rotate, announce: cfg.Announce, started: cfg.Now()},
 	}
-	if len(rows) == 0 {
-		row, err := newSigningKey(now)
+	cfg.Store.OnChange(k.forget) // before they are read, so that no change is missed
+	_, undone := k.turn(ctx)
+	if _, err := k.keys(ctx); err != nil {
+		return nil, errors.Join(err, undone)
+	}
+	if undone != nil { // there is something to sign with: it can wait
+		k.complainOf(ctx, undone)
+	}
+	return k, nil
+}
+
+// turn does what is due to the keys, and returns when the next thing will be; zero says never.
+func (k *keyring) turn(ctx context.Context) (time.Time, error) {
+	rows, err := k.store.Keys(ctx, purposeSigning)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("reading the signing keys: %w", err)
+	}
+	now := k.now()
+	plan := k.policy.plan(rows, now)
+	if plan.isNothing() {
+		return plan.next, nil
+	}
+	if err := k.prepare(plan.make); err != nil {
+		return time.Time{}, err
+	}
+	_, err = k.box.Change(ctx, audit.Decision, func(tx *store.Store) ([]audit.Event, error) {
+		rows, err := tx.Keys(ctx, purposeSigning)
 		if err != nil {
 			return nil, err
 		}
-		err = changeOnce(ctx, box, audit.Event{Name: "key.create", Detail: map[string]string{"kid": row.ID, "alg": row.Algorithm}},
-			func(tx *store.Store) (bool, error) {
-				if have, err := tx.Keys(ctx, purposeSigning); err != nil || len(have) > 0 {
-					return false, err
-				}
-				return true, tx.PutKey(ctx, row)
-			})
-		if err != nil {
-			return nil, fmt.Errorf("storing a signing key: %w", err)
+		return k.policy.carryOut(ctx, tx, k.policy.plan(rows, now), now, k.take)
+	})
+	if err != nil {
+		return time.Time{}, fmt.Errorf("storing the signing keys: %w", err)
+	}
+	if rows, err = k.store.Keys(ctx, purposeSigning); err != nil {
+		return time.Time{}, fmt.Errorf("reading the signing keys: %w", err)
+	}
+	after := k.policy.plan(rows, k.now())
+	return after.next, nil
+}
+
+// prepare makes a key for that algorithm, unless one is there that is not in use; none for the empty one.
+func (k *keyring) prepare(algorithm string) error {
+	k.making.Lock()
+	defer k.making.Unlock()
+	if algorithm == "" || k.spare.Algorithm == algorithm {
+		return nil
+	}
+	made, err := newSigningKey(algorithm)
+	if err == nil {
+		k.spare = made
+	}
+	return err
+}
+
+// take returns the key that prepare has made, for good, or makes one now. No key is given out twice, whatever became of
+// the transaction that it was for: one that was taken away must not come back.
+func (k *keyring) take(algorithm string) (store.Key, error) {
+	k.making.Lock()
+	defer k.making.Unlock()
+	made := k.spare
+	k.spare = store.Key{}
+	if made.Algorithm == algorithm {
+		return made, nil
+	}
+	return newSigningKey(algorithm)
+}
+
+// run does what is due to the keys until ctx is done.
+func (k *keyring) run(ctx context.Context) {
+	for {
+		next, err := k.turn(ctx)
+		if err != nil && ctx.Err() == nil {
+			k.complainOf(ctx, err)
+		}
+		wait := keyLook
+		if !next.IsZero() {
+			wait = max(time.Millisecond, min(wait, next.Sub(k.now())))
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		case <-timer.C:
 		}
 	}
-	_, err = k.keys(ctx)
-	if err != nil {
-		return nil, err
+}
+
+// complainOf logs that something due was not done. Only run and what comes before it call it.
+func (k *keyring) complainOf(ctx context.Context, err error) {
+	if now := time.Now(); now.Sub(k.complain) >= keyComplaint {
+		k.complain = now
+		k.log.ErrorContext(ctx, "what is due to the signing keys was not done: the present ones go on", "error", err)
 	}
-	return k, nil
 }
 
 // forget has the keys read again after a change.
@@ -124,56 +222,37 @@ func (k *keyring) read(ctx context.Context) (*ring, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the signing keys: %w", err)
 	}
-	if len(rows) == 0 {
-		return nil, errors.New("there is no signing key")
-	}
 	r := &ring{}
 	for _, row := range rows {
-		signer, err := parseSigner(row.Private)
+		key, err := signingKey(row)
+		if err == nil {
+			err = key.Probe()
+		}
 		if err != nil {
 			return nil, fmt.Errorf("signing key %s: %w", row.ID, err)
 		}
-		if err := probe(signer); err != nil {
-			return nil, fmt.Errorf("signing key %s: %w", row.ID, err)
-		}
-		key := issuer.SigningKey{ID: row.ID, Algorithm: row.Algorithm, Signer: signer}
-		r.public = append(r.public, tokens.PublicKey{ID: key.ID, Algorithm: key.Algorithm, Key: signer.Public()})
-		if r.current.Signer == nil {
+		r.public = append(r.public, tokens.PublicKey{ID: key.ID, Algorithm: key.Algorithm, Key: key.Signer.Public()})
+		if r.current.Signer == nil && row.State == keyActive {
 			r.current = key
 		}
+	}
+	if r.current.Signer == nil {
+		return nil, errors.New("there is no signing key")
 	}
 	return r, nil
 }
 
-func newSigningKey(now time.Time) (store.Key, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+// signingKey is a row as the key to sign with. The name of a key is the hash of its public half, so that no two can be
+// taken for each other.
+func signingKey(row store.Key) (issuer.SigningKey, error) {
+	signer, err := parseSigner(row.Private)
 	if err != nil {
-		return store.Key{}, fmt.Errorf("making a signing key: %w", err)
+		return issuer.SigningKey{}, err
 	}
-	id, err := tokens.KeyID(key.Public())
-	if err != nil {
-		return store.Key{}, err
+	if id, err := tokens.KeyID(signer.Public()); err != nil || id != row.ID {
+		return issuer.SigningKey{}, errors.New("it has the name of another key")
 	}
-	der, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return store.Key{}, fmt.Errorf("encoding a signing key: %w", err)
-	}
-	return store.Key{ID: id, Purpose: purposeSigning, State: "active", Algorithm: "ES256", Private: der, CreatedAt: now}, nil
-}
-
-// probe signs and verifies once: a key whose halves do not belong together must not sign a token that
-// nobody can verify.
-func probe(signer crypto.Signer) error {
-	digest := sha256.Sum256([]byte("certbound signing key probe"))
-	sig, err := signer.Sign(rand.Reader, digest[:], crypto.SHA256)
-	if err != nil {
-		return fmt.Errorf("it does not sign: %w", err)
-	}
-	public, ok := signer.Public().(*ecdsa.PublicKey)
-	if !ok || !ecdsa.VerifyASN1(public, digest[:], sig) {
-		return errors.New("its signature does not verify")
-	}
-	return nil
+	return issuer.SigningKey{ID: row.ID, Algorithm: row.Algorithm, Signer: signer}, nil
 }
 
 func parseSigner(pkcs8 []byte) (crypto.Signer, error) {
@@ -220,4 +299,57 @@ func (k *keyring) Key(ctx context.Context, kid string) (tokens.PublicKey, error)
 		}
 	}
 	return tokens.PublicKey{}, tokens.ErrUnknownKey
+}
+
+// Signing keys for operators: admin.Keys.
+
+// SigningKeys lists the keys as the transaction or store has them, oldest first.
+func (k *keyring) SigningKeys(ctx context.Context, db *store.Store) ([]admin.SigningKey, error) {
+	rows, err := db.Keys(ctx, purposeSigning)
+	if err != nil {
+		return nil, err
+	}
+	list := make([]admin.SigningKey, len(rows))
+	for i, row := range rows {
+		list[i] = admin.SigningKey{ID: row.ID, Algorithm: row.Algorithm, State: row.State, CreatedAt: row.CreatedAt, Since: row.Since}
+		if !row.Until.IsZero() {
+			list[i].Until = &row.Until
+		}
+	}
+	return list, nil
+}
+
+// PrepareKey makes the next key, so that no transaction waits for that.
+func (k *keyring) PrepareKey(ctx context.Context, db *store.Store) error {
+	rows, err := db.Keys(ctx, purposeSigning)
+	if err != nil {
+		return err
+	}
+	return k.prepare(k.policy.wanted(rows))
+}
+
+// AnnounceKey announces the next key in the transaction tx, or does nothing when one is announced.
+func (k *keyring) AnnounceKey(ctx context.Context, tx *store.Store) ([]audit.Event, error) {
+	rows, err := tx.Keys(ctx, purposeSigning)
+	if err != nil || slices.ContainsFunc(rows, func(row store.Key) bool { return row.State == keyAnnounced }) {
+		return nil, err
+	}
+	return k.policy.carryOut(ctx, tx, keyPlan{make: k.policy.wanted(rows)}, k.now(), k.take)
+}
+
+// ReplaceKeys removes every key in the transaction tx, those that are announced and those that retire too, and makes a new
+// one that signs at once: whoever has read one of them has read all. They are denied too, for those who have them in memory. The records come in that order.
+func (k *keyring) ReplaceKeys(ctx context.Context, tx *store.Store) ([]audit.Event, error) {
+	rows, err := tx.Keys(ctx, purposeSigning)
+	if err != nil {
+		return nil, err
+	}
+	plan := keyPlan{make: k.policy.wanted(rows), atOnce: true}
+	for _, row := range rows {
+		plan.drop = append(plan.drop, row.ID)
+		if _, err := tx.Deny(ctx, tokens.Denial{KeyID: row.ID}); err != nil {
+			return nil, err
+		}
+	}
+	return k.policy.carryOut(ctx, tx, plan, k.now(), k.take)
 }

@@ -373,3 +373,20 @@ func TestCrashBetweenChangeAndRecord(t *testing.T) {
 		})
 	}
 }
+
+// fullBox is an outbox whose journal has been closed: it takes no records.
+func fullBox(tb testing.TB, db *store.Store) *outbox.Box {
+	tb.Helper()
+	journal, err := audit.Open(tb.Context(), audit.Config{Dir: tb.TempDir()})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	if err := journal.Close(); err != nil {
+		tb.Fatal(err)
+	}
+	box, err := outbox.New(outbox.Config{Store: db, Journal: journal})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return box
+}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/certbound/certbound/cmd/internal/store"
 	"github.com/certbound/certbound/mtls"
+	"github.com/certbound/certbound/tokens"
 	"github.com/certbound/certbound/tokens/issuer"
 )
 
@@ -129,7 +130,7 @@ func folderContents(tb testing.TB, data string) map[string]string {
 func TestKeyring_Follows(t *testing.T) {
 	t.Parallel()
 	_, db := testRegistry(t)
-	ring, err := loadKeyring(t.Context(), testBox(t, db.Store), db.Store, time.Now())
+	ring, err := loadKeyring(t.Context(), keyringFor(t, db.Store))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -137,10 +138,11 @@ func TestKeyring_Follows(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	row, err := newSigningKey(time.Now().Add(-time.Hour)) // the oldest signs
+	row, err := newSigningKey(tokens.ES256)
 	if err != nil {
 		t.Fatal(err)
 	}
+	row.State, row.CreatedAt = keyActive, time.Now().Add(-time.Hour) // the oldest signs
 	if err := db.PutKey(t.Context(), row); err != nil {
 		t.Fatal(err)
 	}

@@ -149,6 +149,7 @@ func (s *service) serve(ctx context.Context, stdout io.Writer) error {
 			map[string]*mtls.Tickets{"public": onPublic, "mtls": onMTLS})
 		s.ticketing.refresh(ctx) // before the first connection
 	}
+	s.folder.store.OnChange(s.forgetTickets)
 	servers := []*running{
 		s.limited("public", s.publicRouter(), s.sockets.public, publicTLS),
 		s.limited("mtls", s.mtlsRouter(operators), s.sockets.mtls, mtlsTLS),
@@ -167,6 +168,7 @@ func (s *service) serve(ctx context.Context, stdout io.Writer) error {
 	defer wg.Wait()
 	defer stopBackground()
 	wg.Go(func() { s.renewOwn(background) })
+	wg.Go(func() { s.keys.run(background) })
 	wg.Go(func() { s.trust.Run(background) })
 	wg.Go(func() { s.keepRetention(background) })
 	wg.Go(func() { s.keepHead(background) })
@@ -339,6 +341,14 @@ func (s *service) resetTickets() {
 	}
 	for _, t := range s.tickets {
 		t.Reset()
+	}
+}
+
+// forgetTickets has every server make new keys of session tickets when they were reset in the database, as an emergency
+// rotation of the signing keys does, also those servers that share none.
+func (s *service) forgetTickets(c store.Change) {
+	if c.Tickets && s.ticketing == nil {
+		s.resetTickets()
 	}
 }
 

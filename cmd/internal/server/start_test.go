@@ -27,6 +27,7 @@ import (
 	"github.com/certbound/certbound/pki"
 	"github.com/certbound/certbound/pki/stepca"
 	"github.com/certbound/certbound/tokens"
+	"github.com/certbound/certbound/tokens/issuer"
 )
 
 // Two installations never share a trust domain, an address or localhost is in none, and what is derived is valid.
@@ -318,6 +319,9 @@ func (mute) Sign(io.Reader, []byte, crypto.SignerOpts) ([]byte, error) {
 func TestKeyring(t *testing.T) {
 	t.Parallel()
 	good, other := newKey(t), newKey(t)
+	probe := func(signer crypto.Signer) error {
+		return issuer.SigningKey{Algorithm: tokens.ES256, Signer: signer}.Probe()
+	}
 	if err := probe(good); err != nil {
 		t.Fatal(err)
 	}
@@ -338,11 +342,11 @@ func TestKeyring(t *testing.T) {
 	}
 
 	_, db := testRegistry(t)
-	first, err := loadKeyring(t.Context(), testBox(t, db.Store), db.Store, time.Now())
+	first, err := loadKeyring(t.Context(), keyringFor(t, db.Store))
 	if err != nil {
 		t.Fatal(err)
 	}
-	again, err := loadKeyring(t.Context(), testBox(t, db.Store), db.Store, time.Now())
+	again, err := loadKeyring(t.Context(), keyringFor(t, db.Store))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -366,11 +370,21 @@ func TestKeyring(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := db.PutKey(t.Context(), store.Key{ID: "ed", Purpose: purposeSigning, State: "active", Algorithm: "ES256", Private: der}); err != nil {
+	id, err := tokens.KeyID(ed.Public())
+	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := loadKeyring(t.Context(), testBox(t, db.Store), db.Store, time.Now()); err == nil || !strings.Contains(err.Error(), "ed") {
-		t.Errorf("a key of another kind than its algorithm: %v", err)
+	for name, algorithm := range map[string]string{id: "ES256", "another": "EdDSA"} {
+		key := store.Key{ID: name, Purpose: purposeSigning, State: keyRetiring, Algorithm: algorithm, Private: der, Until: time.Now().Add(time.Hour)}
+		if err := db.PutKey(t.Context(), key); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := loadKeyring(t.Context(), keyringFor(t, db.Store)); err == nil || !strings.Contains(err.Error(), name) {
+			t.Errorf("a key of another kind than its algorithm, or of another name than its own: %v", err)
+		}
+		if err := db.DeleteKey(t.Context(), purposeSigning, name); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

@@ -1010,12 +1010,18 @@ func testKeys(f *fixture) {
 	for _, k := range []Key{two, one, root} {
 		ok(f.t, f.PutKey(f.ctx(), k))
 	}
-	two.CreatedAt = start
+	two.CreatedAt, two.Since, one.Since = start, start, one.CreatedAt
 	got, err := f.Keys(f.ctx(), "signing")
 	ok(f.t, err)
 	same(f.t, got, []Key{one, two})
 	one.State, one.Private = "retired", []byte("secret three")
 	ok(f.t, f.PutKey(f.ctx(), one))
+	got, err = f.Keys(f.ctx(), "signing")
+	ok(f.t, err)
+	same(f.t, got, []Key{one, two})
+	one.State, one.Since, one.Until = "retiring", start, start.Add(time.Hour)
+	ok(f.t, f.SetKeyState(f.ctx(), "signing", "k1", one.State, one.Since, one.Until))
+	want(f.t, f.SetKeyState(f.ctx(), "signing", "k3", one.State, one.Since, one.Until), ErrNotFound)
 	got, err = f.Keys(f.ctx(), "signing")
 	ok(f.t, err)
 	same(f.t, got, []Key{one, two})

@@ -36,7 +36,7 @@ func copiedTables() []table {
 		{"state", []column{{"id", i}, {"version", i}, {"crl_number", i}, {"denial_seq", i}, {"kek_check", b}}},
 		{"settings", []column{{"name", t}, {"value", t}}},
 		{"sealed_keys", []column{{"purpose", t}, {"id", t}, {"key_state", t}, {"algorithm", t}, {"chain", b}, {"sealed", b},
-			{"seal_version", i}, {"created_at", i}, {"version", i}}},
+			{"seal_version", i}, {"created_at", i}, {"state_since", i}, {"state_until", i}, {"version", i}}},
 		{"clients", []column{{"id", t}, {"generation", i}, {"disabled", f}, {"removed_at", i}, {"auth_method", t}, {"subject_kind", t},
 			{"subject_value", t}, {"dns", t}, {"ips", t}, {"uris", t}, {"cert_usage", t}, {"scopes", t}, {"resources", t}, {"token_ttl", i},
 			{"trust", t}, {"certificates", b}, {"jwks_uri", t}, {"built_in", f}, {"grantor", f}, {"created_at", i}, {"updated_at", i},

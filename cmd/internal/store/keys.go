@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"time"
 )
 
 // kekSize is the length of the key-encryption key: AES-256.
@@ -97,7 +98,8 @@ func keyPlace(purpose, id string, version int64) place {
 	return place{table: "sealed_keys", id: id, purpose: purpose, version: version}
 }
 
-// PutKey seals a key and inserts it, or replaces the one with the same purpose and id. A zero CreatedAt is now.
+// PutKey seals a key and inserts it, or replaces the one with the same purpose and id. A zero CreatedAt is now, a zero Since
+// is CreatedAt.
 func (s *Store) PutKey(ctx context.Context, k Key) error {
 	if k.Purpose == "" || k.ID == "" || len(k.Private) == 0 {
 		return errors.New("a key needs a purpose, an id and a private part")
@@ -109,9 +111,24 @@ func (s *Store) PutKey(ctx context.Context, k Key) error {
 	if k.CreatedAt.IsZero() {
 		k.CreatedAt = s.now()
 	}
+	if k.Since.IsZero() {
+		k.Since = k.CreatedAt
+	}
 	return s.change(ctx, func(c *change) error {
 		_, err := c.exec("sealed_keys", upsertKey, k.Purpose, k.ID, k.State, k.Algorithm, joinChain(k.Chain), sealed,
-			sealVersion, moment(k.CreatedAt))
+			sealVersion, moment(k.CreatedAt), moment(k.Since), moment(k.Until))
+		return err
+	})
+}
+
+// SetKeyState puts a key into another state, from since and until the time when that ends, zero where it has no end yet.
+// The error is ErrNotFound when there is no such key.
+func (s *Store) SetKeyState(ctx context.Context, purpose, id, state string, since, until time.Time) error {
+	return s.change(ctx, func(c *change) error {
+		n, err := c.exec("sealed_keys", setKeyState, purpose, id, state, moment(since), moment(until))
+		if err == nil && n == 0 {
+			err = fmt.Errorf("%s key %q: %w", purpose, id, ErrNotFound)
+		}
 		return err
 	})
 }
@@ -130,7 +147,7 @@ func (s *Store) scanKey(r row, purpose string) (Key, error) {
 	k := Key{Purpose: purpose}
 	var chain, sealed []byte
 	var version int64
-	err := r.Scan(&k.ID, &k.State, &k.Algorithm, &chain, &sealed, &version, (*moment)(&k.CreatedAt))
+	err := r.Scan(&k.ID, &k.State, &k.Algorithm, &chain, &sealed, &version, (*moment)(&k.CreatedAt), (*moment)(&k.Since), (*moment)(&k.Until))
 	if err != nil {
 		return Key{}, err
 	}

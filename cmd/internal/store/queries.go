@@ -12,6 +12,8 @@ const (
 
 	insertState   = `INSERT INTO state (id, version, crl_number, denial_seq, kek_check) VALUES (1, 0, 0, 0, $1)`
 	queryKEKCheck = `SELECT kek_check FROM state WHERE id = 1`
+	setKEKCheck   = `UPDATE state SET kek_check = $1 WHERE id = 1`
+	lockLeases    = `LOCK TABLE leases IN EXCLUSIVE MODE`
 	queryVersion  = `SELECT version FROM state WHERE id = 1`
 	// A restored database gives no version, no number of a revocation list and no position of a denial a second time.
 	setAhead      = `UPDATE state SET version = $1, crl_number = crl_number + $2, denial_seq = denial_seq + $2 WHERE id = 1`
@@ -22,13 +24,16 @@ const (
 	insertSetting = `INSERT INTO settings (name, value) VALUES ($1, $2) ON CONFLICT DO NOTHING`
 	deleteSetting = `DELETE FROM settings WHERE name = $1`
 
-	upsertKey = `INSERT INTO sealed_keys (purpose, id, key_state, algorithm, chain, sealed, seal_version, created_at)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+	upsertKey = `INSERT INTO sealed_keys (purpose, id, key_state, algorithm, chain, sealed, seal_version, created_at, state_since, state_until)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
 		ON CONFLICT (purpose, id) DO UPDATE SET key_state = excluded.key_state, algorithm = excluded.algorithm,
 			chain = excluded.chain, sealed = excluded.sealed, seal_version = excluded.seal_version,
-			created_at = excluded.created_at, version = NULL`
-	queryKeys = `SELECT id, key_state, algorithm, chain, sealed, seal_version, created_at FROM sealed_keys
+			created_at = excluded.created_at, state_since = excluded.state_since, state_until = excluded.state_until, version = NULL`
+	queryKeys = `SELECT id, key_state, algorithm, chain, sealed, seal_version, created_at, state_since, state_until FROM sealed_keys
 		WHERE purpose = $1 ORDER BY created_at, id`
+	setKeyState     = `UPDATE sealed_keys SET key_state = $3, state_since = $4, state_until = $5, version = NULL WHERE purpose = $1 AND id = $2`
+	retireOtherKeys = `UPDATE sealed_keys SET key_state = 'retiring', state_since = $3, state_until = $4, version = NULL
+		WHERE purpose = $1 AND id <> $2 AND key_state = 'active'`
 	deleteKey = `DELETE FROM sealed_keys WHERE purpose = $1 AND id = $2`
 
 	clientColumns = `id, generation, disabled, removed_at, auth_method, subject_kind, subject_value, dns, ips, uris,

@@ -10,6 +10,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"github.com/certbound/certbound/tokens"
 )
 
 // restoredAhead is how far the version of a restored database is put before every version that is known to have been, for
@@ -283,6 +285,22 @@ func (r *Replay) HasKey(purpose, id string) (bool, error) {
 	rows, err := r.c.tx.QueryContext(r.c.ctx, queryKeys, purpose)
 	keys, err := all(rows, err, func(row row) (Key, error) { return r.s.scanKey(row, purpose) })
 	return slices.ContainsFunc(keys, func(k Key) bool { return k.ID == id }), err
+}
+
+// ActivateKey has a key, if there is one, be the active one since a time; each other that is active retires until the other
+// time, also when that one is not there.
+func (r *Replay) ActivateKey(purpose, id string, since, until time.Time) error {
+	if _, err := r.c.exec("sealed_keys", retireOtherKeys, purpose, id, moment(since), moment(until)); err != nil {
+		return err
+	}
+	_, err := r.c.exec("sealed_keys", setKeyState, purpose, id, "active", moment(since), moment{})
+	return err
+}
+
+// DenyKey has no token accepted any more that a key signed, which was taken away at that time.
+func (r *Replay) DenyKey(id string, at time.Time) error {
+	_, err := r.c.deny(tokens.Denial{KeyID: id}, at)
+	return err
 }
 
 // RemoveKey deletes a key.

@@ -384,11 +384,13 @@ type Pending struct {
 type Key struct {
 	ID        string
 	Purpose   string   // such as "signing", "root", "issuing", "server"
-	State     string   // what the owner of the purpose makes of it, such as "next", "active", "retired"
+	State     string   // what the owner of the purpose makes of it, such as "announced", "active", "retiring"
 	Chain     [][]byte // certificates, DER, leaf first; may be empty
 	Private   []byte   // PKCS #8, DER
 	Algorithm string
 	CreatedAt time.Time
+	// Since is when it came into its state, Until when that ends: zero where it has no end yet.
+	Since, Until time.Time
 }
 
 // Entry is a record that waits in the outbox.

@@ -25,6 +25,8 @@ CREATE TABLE sealed_keys (
     sealed       BYTEA NOT NULL,
     seal_version BIGINT NOT NULL,
     created_at   BIGINT NOT NULL,
+    state_since  BIGINT NOT NULL,
+    state_until  BIGINT,
     version      BIGINT,
     PRIMARY KEY (purpose, id)
 );

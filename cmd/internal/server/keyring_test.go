@@ -1,0 +1,340 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/certbound/certbound/cmd/internal/audit"
+	"github.com/certbound/certbound/cmd/internal/store"
+	"github.com/certbound/certbound/tokens"
+)
+
+// keyringFor is a keyring of that database as the defaults have it.
+func keyringFor(tb testing.TB, db *store.Store) keyringConfig {
+	tb.Helper()
+	return keyringConfig{
+		Store: db, Box: testBox(tb, db), Algorithm: tokens.ES256, Rotate: 30 * 24 * time.Hour, Announce: time.Hour,
+		Now: time.Now, Log: slog.New(slog.DiscardHandler),
+	}
+}
+
+// keyWorld is a database with the keyrings of replicas, of which each has a clock of its own.
+type keyWorld struct {
+	*testing.T
+	db    *store.Store
+	cfg   keyringConfig
+	now   time.Time
+	drift time.Duration // of the replica that looks next
+}
+
+func newKeyWorld(t *testing.T) *keyWorld {
+	_, db := testRegistry(t)
+	w := &keyWorld{T: t, db: db.Store, now: time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)}
+	w.cfg = keyringFor(t, db.Store)
+	w.cfg.Now = func() time.Time { return w.now.Add(w.drift) }
+	return w
+}
+
+// start is a replica's start.
+func (w *keyWorld) start(algorithm string) *keyring {
+	w.Helper()
+	cfg := w.cfg
+	cfg.Algorithm = algorithm
+	k, err := loadKeyring(w.Context(), cfg)
+	if err != nil {
+		w.Fatal(err)
+	}
+	return k
+}
+
+// turn is one look of a replica; it returns when the next thing is due there.
+func (w *keyWorld) turn(k *keyring) time.Time {
+	w.Helper()
+	next, err := k.turn(w.Context())
+	if err != nil {
+		w.Fatal(err)
+	}
+	return next
+}
+
+// states are the keys, oldest first, each as its state and algorithm; names are their ids.
+func (w *keyWorld) states() (states string, names []string) {
+	w.Helper()
+	rows, err := w.db.Keys(w.Context(), purposeSigning)
+	if err != nil {
+		w.Fatal(err)
+	}
+	var list []string
+	for _, row := range rows {
+		list, names = append(list, row.State+" "+row.Algorithm), append(names, row.ID)
+	}
+	return strings.Join(list, ", "), names
+}
+
+func (w *keyWorld) want(states string) []string {
+	w.Helper()
+	got, names := w.states()
+	if got != states {
+		w.Fatalf("at %s the keys are %q, want %q", w.now, got, states)
+	}
+	return names
+}
+
+// signs is the id of the key that a keyring signs with; it must be among those that it publishes.
+func (w *keyWorld) signs(k *keyring) string {
+	w.Helper()
+	key, err := k.Signing()
+	if err != nil {
+		w.Fatal(err)
+	}
+	if !slices.ContainsFunc(k.Published(), func(p tokens.PublicKey) bool { return p.ID == key.ID }) {
+		w.Errorf("it signs with %s and does not publish it", key.ID)
+	}
+	return key.ID
+}
+
+// AT-11 (lessons D20): a key is published for signing.announce before it signs, signs for signing.rotate, and is published
+// until its last token has expired. Each happens at its time and not before, once, with a record.
+func TestKeyring_Lifecycle(t *testing.T) {
+	t.Parallel()
+	w := newKeyWorld(t)
+	k := w.start(tokens.ES256)
+	began := w.now
+	first := w.want("active ES256")[0]
+	at := func(d time.Duration, states string) []string {
+		t.Helper()
+		w.now = began.Add(d - time.Microsecond)
+		before, _ := w.states()
+		w.turn(k)
+		w.want(before)
+		w.now = began.Add(d)
+		w.turn(k)
+		return w.want(states)
+	}
+	const rotate, announce = 30 * 24 * time.Hour, time.Hour
+	if next := w.turn(k); !next.Equal(began.Add(rotate - announce)) {
+		t.Errorf("the next look is at %s", next)
+	}
+	second := at(rotate-announce, "active ES256, announced ES256")[1]
+	if w.signs(k) != first || len(k.Published()) != 2 {
+		t.Error("an announced key signs, or is not published")
+	}
+	if next := w.turn(k); !next.Equal(began.Add(rotate)) {
+		t.Errorf("the next look is at %s", next)
+	}
+	at(rotate, "retiring ES256, active ES256")
+	if w.signs(k) != second || len(k.Published()) != 2 {
+		t.Error("the new key does not sign, or the old one is not published")
+	}
+	if _, err := k.Key(t.Context(), first); err != nil {
+		t.Errorf("tokens of the old key: %v", err)
+	}
+	at(rotate+longestToken, "active ES256")
+	if _, err := k.Key(t.Context(), first); !errors.Is(err, tokens.ErrUnknownKey) || len(k.Published()) != 1 {
+		t.Errorf("a key that is over: %v", err)
+	}
+	at(2*rotate-announce, "active ES256, announced ES256")
+}
+
+// Keys rotate by themselves also where the service was down when something was due: late, and never without the announcement.
+func TestKeyring_AfterLong(t *testing.T) {
+	t.Parallel()
+	w := newKeyWorld(t)
+	first := w.signs(w.start(tokens.ES256))
+	w.now = w.now.Add(100 * 24 * time.Hour)
+	k := w.start(tokens.ES256)
+	w.want("active ES256, announced ES256")
+	if w.signs(k) != first {
+		t.Error("a key signs that nobody has heard of")
+	}
+	w.now = w.now.Add(100 * 24 * time.Hour)
+	k = w.start(tokens.ES256)
+	w.want("retiring ES256, active ES256")
+	if w.signs(k) == first {
+		t.Error("the announced key does not sign")
+	}
+	w.cfg.Rotate = 0
+	k = w.start(tokens.ES256)
+	w.now = w.now.Add(100 * 24 * time.Hour)
+	w.turn(k)
+	w.want("active ES256")
+	if next := w.turn(k); !next.IsZero() {
+		t.Errorf("without rotation something is due at %s", next)
+	}
+}
+
+// Another algorithm in the configuration is announced like any key, and the old one goes on until then; taken back before
+// that, what was announced goes. Of two replicas that differ, the one that started last has the word, and they come to rest.
+func TestKeyring_Algorithm(t *testing.T) {
+	t.Parallel()
+	w := newKeyWorld(t)
+	older := w.start(tokens.ES256)
+	first := w.signs(older)
+	w.now = w.now.Add(time.Minute)
+	newer := w.start(tokens.EdDSA)
+	w.want("active ES256, announced EdDSA")
+	w.now = w.now.Add(time.Minute)
+	w.turn(older)
+	w.want("active ES256, announced EdDSA")
+	if w.signs(older) != first || w.signs(newer) != first {
+		t.Error("a key signs that was not announced for its time")
+	}
+	w.now = w.now.Add(time.Minute)
+	w.start(tokens.ES256)
+	w.want("active ES256")
+	w.now = w.now.Add(time.Minute)
+	newest := w.start(tokens.EdDSA)
+	for range 5 {
+		w.now = w.now.Add(time.Hour)
+		for _, k := range []*keyring{older, newer, newest} {
+			w.turn(k)
+		}
+	}
+	w.want("active EdDSA")
+	if key, err := older.Signing(); err != nil || key.Algorithm != tokens.EdDSA {
+		t.Errorf("an older replica signs with %s, %v", key.Algorithm, err)
+	}
+}
+
+// Of many replicas that find the same due at once, one does it; clocks that differ neither make a key sign before its time
+// by more than they differ, nor bring one back.
+func TestKeyring_OneWriter(t *testing.T) {
+	t.Parallel()
+	w := newKeyWorld(t)
+	rings := []*keyring{w.start(tokens.ES256), w.start(tokens.ES256), w.start(tokens.ES256)}
+	together := func() {
+		t.Helper()
+		var wg sync.WaitGroup
+		failed := make([]error, len(rings))
+		for i, k := range rings {
+			wg.Go(func() { _, failed[i] = k.turn(context.WithoutCancel(t.Context())) })
+		}
+		wg.Wait()
+		if err := errors.Join(failed...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.now = w.now.Add(30 * 24 * time.Hour)
+	together()
+	w.want("active ES256, announced ES256")
+	w.now = w.now.Add(time.Hour)
+	together()
+	w.want("retiring ES256, active ES256")
+	// One whose clock is a second behind finds the key announced by one that is ahead, and nothing due.
+	w.now = w.now.Add(30*24*time.Hour - time.Hour)
+	w.drift = time.Second
+	w.turn(rings[0])
+	names := w.want("active ES256, announced ES256")
+	w.drift = -time.Second
+	w.now = w.now.Add(time.Hour)
+	w.turn(rings[1])
+	w.want("active ES256, announced ES256")
+	w.drift = time.Second
+	w.turn(rings[0])
+	w.want("retiring ES256, active ES256")
+	w.drift = -time.Second
+	w.turn(rings[2])
+	if got := w.want("retiring ES256, active ES256"); !slices.Equal(got, names) {
+		t.Errorf("the keys are %v, were %v", got, names)
+	}
+}
+
+// While the journal takes no records the present key goes on: nothing is changed that could not be recorded.
+func TestKeyring_JournalFails(t *testing.T) {
+	t.Parallel()
+	w := newKeyWorld(t)
+	k := w.start(tokens.ES256)
+	first := w.signs(k)
+	w.now = w.now.Add(40 * 24 * time.Hour)
+	cfg := w.cfg
+	cfg.Box = fullBox(t, w.db)
+	again, err := loadKeyring(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.want("active ES256")
+	if w.signs(again) != first {
+		t.Error("another key signs")
+	}
+	w.turn(k)
+	w.want("active ES256, announced ES256")
+}
+
+// Every algorithm makes keys that sign, verify and are told by their thumbprints (RFC 7638).
+func TestKeyring_Algorithms(t *testing.T) {
+	t.Parallel()
+	for _, algorithm := range []string{tokens.ES256, tokens.EdDSA, tokens.PS256, tokens.RS256} {
+		t.Run(algorithm, func(t *testing.T) {
+			t.Parallel()
+			w := newKeyWorld(t)
+			k := w.start(algorithm)
+			w.want("active " + algorithm)
+			again := w.start(algorithm)
+			if w.signs(k) != w.signs(again) {
+				t.Error("a restart makes another key")
+			}
+		})
+	}
+	if _, err := newSigningKey("none"); err == nil {
+		t.Error("an algorithm that is none makes a key")
+	}
+}
+
+// An emergency takes every key away at once and for good: no key that was made before is given out again.
+func TestKeyring_Replace(t *testing.T) {
+	t.Parallel()
+	w := newKeyWorld(t)
+	k := w.start(tokens.ES256)
+	other := w.start(tokens.ES256)
+	w.now = w.now.Add(30 * 24 * time.Hour)
+	w.turn(k)
+	seen := map[string]bool{}
+	for range 3 {
+		_, names := w.states()
+		for _, name := range names {
+			if seen[name] {
+				t.Errorf("the key %s came back", name)
+			}
+			seen[name] = true
+		}
+		if err := k.PrepareKey(t.Context(), w.db); err != nil {
+			t.Fatal(err)
+		}
+		var events []audit.Event
+		err := w.db.Transact(t.Context(), func(tx *store.Store) (err error) {
+			events, err = k.ReplaceKeys(t.Context(), tx)
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var told []string
+		for _, e := range events {
+			told = append(told, e.Name+" "+fmt.Sprint(slices.Contains(names, e.Detail["kid"])))
+		}
+		want := append(slices.Repeat([]string{"key.retire true"}, len(names)), "key.create false")
+		if !slices.Equal(told, want) {
+			t.Errorf("it is told as %v, want %v", told, want)
+		}
+		now := w.want("active ES256")
+		for _, ring := range []*keyring{k, other} {
+			if w.signs(ring) != now[0] || len(ring.Published()) != 1 {
+				t.Error("an old key signs, or is still published")
+			}
+		}
+	}
+	if key, err := k.Signing(); err != nil || !key.Signer.Public().(*ecdsa.PublicKey).Equal(k.Published()[0].Key) {
+		t.Errorf("what is published is not what signs: %v", err)
+	}
+}

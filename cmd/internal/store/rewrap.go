@@ -1,0 +1,251 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package store
+
+import (
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// ErrServing says that a replica has a lease, or has taken one meanwhile.
+var ErrServing = errors.New("a replica is serving on the database")
+
+// rewrapPage is how many rows are read before they are written.
+const rewrapPage = 1000
+
+// sealedTable is one whose rows hold something sealed under the key-encryption key.
+type sealedTable struct {
+	name    string
+	key     []string // columns of its primary key, all of text
+	column  string   // what is sealed
+	version string   // the column that says in which form; empty: the present one
+	place   func(key []string, version int64) place
+}
+
+// sealedTables are all of them but two: the state's one row, and the keys of session tickets, which are deleted. They are
+// listed here, so that a table that somebody adds is either sealed anew or left out on purpose: a test compares them with
+// the schema.
+func sealedTables() []sealedTable {
+	audit := func(k auditKeys, column string) sealedTable {
+		return sealedTable{k.table, []string{column}, "sealed", "seal_version", func(key []string, v int64) place { return k.place(key[0], v) }}
+	}
+	return []sealedTable{
+		{"sealed_keys", []string{"purpose", "id"}, "sealed", "seal_version", func(key []string, v int64) place { return keyPlace(key[0], key[1], v) }},
+		{"outbox", []string{"id"}, "body", "", func(key []string, _ int64) place { return entryPlace(key[0]) }},
+		audit(auditDays(), "day"),
+		audit(auditSubjects(), "id"),
+	}
+}
+
+// Rewrapped says how many rows of which tables were sealed anew.
+type Rewrapped struct {
+	Tables []TableCount `json:"tables"`
+}
+
+// Rewrap seals everything that is sealed in the database under another key-encryption key, in one transaction: under which
+// of the two the database opens is decided by its commit. The keys of session tickets are deleted. The entries go into the
+// outbox of the replica. Nobody may be serving: seen are the leases that were found to be nobody's, and ErrServing is
+// returned where there is another by then. Afterwards the Store, which has the old key, opens nothing more: it is to be
+// closed. It blocks for as long as it takes, some microseconds a row.
+func (s *Store) Rewrap(ctx context.Context, kek []byte, seen []Lease, replica string, entries []Entry) (Rewrapped, error) {
+	var out Rewrapped
+	to, err := newSealer(kek)
+	if err != nil {
+		return out, err
+	}
+	err = s.whole(ctx, func(tx *sql.Tx) error {
+		if err := s.unleased(ctx, tx, seen); err != nil {
+			return err
+		}
+		c := &change{ctx: ctx, tx: tx, isUnique: s.dialect.isUnique, core: s.core}
+		for _, e := range entries {
+			if err := s.noteAs(c, replica, e); err != nil {
+				return err
+			}
+		}
+		for _, t := range sealedTables() {
+			n, err := t.rewrap(ctx, tx, s.sealer, to)
+			if err != nil {
+				return fmt.Errorf("table %s: %w", t.name, err)
+			}
+			out.Tables = append(out.Tables, TableCount{t.name, n})
+		}
+		check, err := to.seal(kekCheckPlace, []byte(kekCheckText))
+		if err != nil {
+			return err
+		}
+		if _, err := tx.ExecContext(ctx, setKEKCheck, check); err != nil {
+			return err
+		}
+		if _, err := tx.ExecContext(ctx, resetTicketKeys); err != nil {
+			return err
+		}
+		c.touched = []string{"sealed_keys", "outbox"}
+		c.what = Change{Full: true, Tickets: true}
+		return c.stamp()
+	})
+	if err != nil {
+		return Rewrapped{}, fmt.Errorf("seal everything anew: %w", err)
+	}
+	conn, err := s.writer.Conn(ctx)
+	if err == nil {
+		err = errors.Join(s.dialect.forget(ctx, conn), conn.Close())
+	}
+	if err != nil {
+		s.logger.ErrorContext(ctx, "what was sealed under the old key may still be in the database's files", "error", err)
+	}
+	return out, nil
+}
+
+// unleased refuses a database that a replica has taken a lease of since it was looked at, and keeps others from taking one.
+func (s *Store) unleased(ctx context.Context, tx *sql.Tx, seen []Lease) error {
+	if s.Dialect() != postgresKind {
+		return nil // the lock of the data folder is held
+	}
+	if _, err := tx.ExecContext(ctx, lockLeases); err != nil {
+		return err
+	}
+	rows, err := tx.QueryContext(ctx, queryLeases)
+	now, err := all(rows, err, func(r row) (l Lease, err error) {
+		err = r.Scan(&l.Replica, &l.Incarnation, &l.Renewals, &l.Applied, &l.Program, &l.Address, (*moment)(&l.StartedAt), (*moment)(&l.RenewedAt))
+		return l, err
+	})
+	if err != nil {
+		return err
+	}
+	for _, l := range now {
+		if !slices.ContainsFunc(seen, func(s Lease) bool {
+			return s.Replica == l.Replica && s.Incarnation == l.Incarnation && s.Renewals == l.Renewals
+		}) {
+			return fmt.Errorf("%w: %s at %s", ErrServing, l.Replica, l.Address)
+		}
+	}
+	return nil
+}
+
+// sealedRow is a row with what is sealed in it.
+type sealedRow struct {
+	key     []string
+	sealed  []byte
+	version int64
+}
+
+// rewrap seals the rows of a table anew, and returns how many there are. A row that does not open is an error.
+func (t *sealedTable) rewrap(ctx context.Context, tx *sql.Tx, from, to sealer) (int64, error) {
+	var n int64
+	last := make([]any, len(t.key))
+	for i := range last {
+		last[i] = "" // no key is empty
+	}
+	for {
+		page, err := t.page(ctx, tx, last)
+		if err != nil {
+			return n, err
+		}
+		for _, row := range page {
+			plain, err := from.open(t.place(row.key, row.version), row.sealed)
+			if err != nil {
+				return n, fmt.Errorf("row %q: %w", row.key, err)
+			}
+			again, err := to.seal(t.place(row.key, row.version), plain)
+			if err != nil {
+				return n, err
+			}
+			args := []any{again}
+			for i, part := range row.key {
+				args, last[i] = append(args, part), part
+			}
+			if _, err := tx.ExecContext(ctx, t.update(), args...); err != nil {
+				return n, err
+			}
+		}
+		n += int64(len(page))
+		if len(page) < rewrapPage {
+			return n, nil
+		}
+	}
+}
+
+// page reads the rows after a key.
+func (t *sealedTable) page(ctx context.Context, tx *sql.Tx, last []any) ([]sealedRow, error) {
+	version := t.version
+	if version == "" {
+		version = strconv.Itoa(sealVersion)
+	}
+	marks := make([]string, len(t.key))
+	for i := range marks {
+		marks[i] = "$" + strconv.Itoa(i+1)
+	}
+	key := strings.Join(t.key, ", ")
+	rows, err := tx.QueryContext(ctx, "SELECT "+key+", "+t.column+", "+version+" FROM "+t.name+
+		" WHERE ("+key+") > ("+strings.Join(marks, ", ")+") ORDER BY "+key+" LIMIT "+strconv.Itoa(rewrapPage), last...)
+	return all(rows, err, func(r row) (sealedRow, error) {
+		found := sealedRow{key: make([]string, len(t.key))}
+		var into []any
+		for i := range found.key {
+			into = append(into, &found.key[i])
+		}
+		return found, r.Scan(append(into, &found.sealed, &found.version)...)
+	})
+}
+
+// update is the statement that replaces what is sealed: $1, in the row of the key that follows.
+func (t *sealedTable) update() string {
+	where := make([]string, len(t.key))
+	for i, column := range t.key {
+		where[i] = column + " = $" + strconv.Itoa(i+2)
+	}
+	return "UPDATE " + t.name + " SET " + t.column + " = $1 WHERE " + strings.Join(where, " AND ")
+}
+
+// NewKEK makes a file with a new key-encryption key, or reads the one that is there, with mode 0600.
+func NewKEK(name string) ([]byte, error) {
+	key, err := readKEK(name)
+	if errors.Is(err, os.ErrNotExist) {
+		return makeKEK(filepath.Dir(name), name)
+	}
+	return key, err
+}
+
+// InstallKEK puts a key-encryption key into the place of the data folder's own, and keeps the old one beside it, whose name it
+// returns: backups from before open under that alone. At every moment one of the two is in its place. It does nothing, and
+// returns no name, when the key is there already.
+func InstallKEK(dir string, kek []byte, now time.Time) (old string, err error) {
+	name := filepath.Join(dir, "kek")
+	present, err := readKEK(name)
+	if err != nil {
+		return "", err
+	}
+	if slices.Equal(present, kek) {
+		return "", nil
+	}
+	old = name + ".until-" + now.UTC().Format("20060102-150405")
+	if err := os.Link(name, old); err != nil {
+		return "", fmt.Errorf("keep the old key-encryption key: %w", err)
+	}
+	draft := name + "." + strings.ToLower(rand.Text())
+	f, err := os.OpenFile(draft, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return "", fmt.Errorf("put the key-encryption key into its place: %w", err)
+	}
+	defer os.Remove(draft) // after the renaming there is none
+	_, err = f.WriteString(base64.StdEncoding.EncodeToString(kek) + "\n")
+	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
+		err = os.Rename(draft, name)
+	}
+	if err != nil {
+		return "", fmt.Errorf("put the key-encryption key into its place: %w", err)
+	}
+	return old, syncFolder(dir)
+}
