@@ -26,6 +26,8 @@ type metadata struct {
 	IntrospectionEndpoint    string            `json:"introspection_endpoint,omitempty"`
 	IntrospectionAuthMethods []string          `json:"introspection_endpoint_auth_methods_supported,omitempty"`
 	IntrospectionAlgorithms  []string          `json:"introspection_signing_alg_values_supported,omitempty"` // RFC 9701, Section 7
+	RevocationEndpoint       string            `json:"revocation_endpoint,omitempty"`
+	RevocationAuthMethods    []string          `json:"revocation_endpoint_auth_methods_supported,omitempty"`
 	CertificateBoundTokens   bool              `json:"tls_client_certificate_bound_access_tokens"`
 	MutualTLSEndpointAliases map[string]string `json:"mtls_endpoint_aliases"`
 }
@@ -74,6 +76,10 @@ func (s *Server) metadata() metadata {
 		m.IntrospectionAuthMethods = m.AuthMethods
 		m.IntrospectionAlgorithms = s.algorithms()
 		m.MutualTLSEndpointAliases["introspection_endpoint"] = m.IntrospectionEndpoint
+	}
+	if s.revoker != nil {
+		m.RevocationEndpoint, m.RevocationAuthMethods = s.mtlsURL+RevokePath, m.AuthMethods
+		m.MutualTLSEndpointAliases["revocation_endpoint"] = m.RevocationEndpoint
 	}
 	return m
 }
