@@ -5,6 +5,8 @@ package store
 
 import (
 	"context"
+	"database/sql"
+	"errors"
 	"fmt"
 	"time"
 
@@ -49,11 +51,12 @@ const (
 		WHERE denials.before_at < excluded.before_at OR denials.until_at < excluded.until_at`
 	queryDenials = `SELECT position, kind, value, before_at, until_at FROM denials
 		WHERE position > $1 AND position <= $2 ORDER BY position LIMIT $3`
-	pruneDenials     = `DELETE FROM denials WHERE until_at < $1`
-	countGivenBack   = `SELECT count(*) FROM denials WHERE client_id = $1 AND client_id <> ''`
-	queryDenial      = `SELECT count(*) FROM denials WHERE kind = $1 AND value = $2`
-	shiftDenials     = `UPDATE denials SET position = position + $1`
-	queryKeyPinnedBy = `SELECT thumbprint, not_after FROM client_certificates WHERE key_hash = $1`
+	queryDeniedBefore = `SELECT before_at FROM denials WHERE kind = $1 AND value = $2`
+	pruneDenials      = `DELETE FROM denials WHERE until_at < $1`
+	countGivenBack    = `SELECT count(*) FROM denials WHERE client_id = $1 AND client_id <> ''`
+	queryDenial       = `SELECT count(*) FROM denials WHERE kind = $1 AND value = $2`
+	shiftDenials      = `UPDATE denials SET position = position + $1`
+	queryKeyPinnedBy  = `SELECT thumbprint, not_after FROM client_certificates WHERE key_hash = $1`
 )
 
 // Denied is a denial as it is stored.
@@ -278,6 +281,20 @@ func scanDenied(r row) (Denied, error) {
 		return d, fmt.Errorf("denial %d is of an unknown kind", d.Position)
 	}
 	return d, nil
+}
+
+// DeniedBefore returns the time before which a client's tokens are denied, zero when none are: what it is issued before that
+// is worth nothing, though it may have been enabled again.
+func (s *Store) DeniedBefore(ctx context.Context, clientID string) (time.Time, error) {
+	var before int64
+	err := s.read.QueryRowContext(ctx, queryDeniedBefore, denyClient, clientID).Scan(&before)
+	if errors.Is(err, sql.ErrNoRows) {
+		return time.Time{}, nil
+	}
+	if err != nil {
+		return time.Time{}, fmt.Errorf("client %q: which of its tokens are denied: %w", clientID, err)
+	}
+	return time.UnixMicro(before).UTC(), nil
 }
 
 // PruneDenials deletes what ended before now, some minutes ago, and returns how many rows.

@@ -113,6 +113,11 @@ func testDenialsSayMore(f *fixture) {
 	same(f.t, len(list), 2) // who had read the older rows reads them again
 	same(f.t, upTo, int64(5))
 	checkStamps(f.t, f.Store)
+	for id, want := range map[string]time.Time{"c": at.Add(time.Second), "t": {}} {
+		got, err := f.DeniedBefore(f.ctx(), id)
+		ok(f.t, err)
+		same(f.t, got, want)
+	}
 	// Without an end, and without saying before when, it lasts as long as anything that it could mean.
 	f.deny(2, tokens.Denial{ClientID: "d"}, tokens.Denial{KeyID: "k"})
 	stored := f.denials()
