@@ -1,0 +1,251 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/certbound/certbound/scripts/postgres"
+)
+
+// mover moves an installation with the real program, which is killed at any moment.
+type mover struct {
+	*node
+	from, to []string // how the verbs name the two databases
+	goal     string   // of --to
+}
+
+// try runs the program and returns the error that it printed as JSON, which is empty when it did what was asked for.
+func (m *mover) try(args ...string) (out []byte, refusal struct{ Error, Hint string }, exit int) {
+	m.t.Helper()
+	m.err.Reset()
+	out, err := m.command(append(args, "-o", "json")...).Output()
+	if err == nil {
+		return out, refusal, 0
+	}
+	failed, is := errors.AsType[*exec.ExitError](err)
+	lines := strings.Split(strings.TrimSpace(m.err.String()), "\n")
+	if !is || json.Unmarshal([]byte(lines[len(lines)-1]), &refusal) != nil || refusal.Hint == "" {
+		m.t.Fatalf("certbound %s: %v: %s", strings.Join(args, " "), err, m.err.String())
+	}
+	return nil, refusal, failed.ExitCode()
+}
+
+// clients is how many a database would serve: zero if it is not served, or empty.
+func (m *mover) clients(database []string) (n int64, refusal string) {
+	m.t.Helper()
+	if i := len(database) - 1; database[i-1] == "--data" {
+		if _, err := os.Stat(filepath.Join(database[i], "certbound.db")); err != nil {
+			return 0, "missing"
+		}
+	}
+	file := filepath.Join(m.t.TempDir(), "backup")
+	out, refused, _ := m.try(append([]string{"store", "backup", file}, database...)...)
+	if refused.Error != "" {
+		return 0, refused.Error
+	}
+	var made struct {
+		Tables []struct {
+			Table string
+			Rows  int64
+		}
+	}
+	if err := json.Unmarshal(out, &made); err != nil {
+		m.t.Fatal(err)
+	}
+	for _, t := range made.Tables {
+		if t.Table == "clients" {
+			return t.Rows, ""
+		}
+	}
+	m.t.Fatalf("no clients: %s", out)
+	return 0, ""
+}
+
+// killed runs the program and kills it after a while. It reports whether it had ended by itself and well.
+func (m *mover) killed(after time.Duration, args ...string) bool {
+	m.t.Helper()
+	cmd := m.command(args...)
+	if err := cmd.Start(); err != nil {
+		m.t.Fatal(err)
+	}
+	timer := time.AfterFunc(after, func() { _ = cmd.Process.Kill() })
+	defer timer.Stop()
+	return cmd.Wait() == nil
+}
+
+// populated is how many clients populate leaves: the operator, too.
+const populated = 4
+
+func (m *mover) populate() {
+	m.t.Helper()
+	admin := filepath.Join(m.data, "admin")
+	m.run("resource", "add", "urn:r", "--scope", "s", "--server", "operator", "--profile", admin)
+	for i := range populated - 1 {
+		m.run("client", "add", fmt.Sprintf("c%d", i), "--scope", "s", "--profile", admin)
+	}
+}
+
+// The real program is killed while it moves an installation, a little later each time: never both databases are served, the
+// old one is refused with the way on while it may be that everything has arrived, and the run that ends leaves the new one.
+func TestMigrateKilled(t *testing.T) {
+	t.Parallel()
+	server := postgres.ForTest(t)
+	for _, direction := range []string{"sqlite to postgres", "postgres to sqlite", "sqlite to sqlite"} {
+		t.Run(direction, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			listen := []string{"--public", "127.0.0.1:0", "--mtls", "127.0.0.1:0", "--debug", "off"}
+			m := &mover{node: &node{t: t, data: filepath.Join(dir, "one")}}
+			m.from = []string{"--data", m.data}
+			next := filepath.Join(dir, "two")
+			m.to, m.goal = []string{"--data", next}, filepath.Join(next, "certbound.db")
+			switch direction {
+			case "sqlite to postgres":
+				m.goal = server.Database(t)
+				m.to = append(m.from[:2:2], "--database", m.goal)
+			case "postgres to sqlite":
+				m.from = append(m.from, "--database", server.Database(t))
+				m.to, m.goal = []string{"--data", m.data}, filepath.Join(m.data, "certbound.db")
+			}
+			m.args = append(listen[:len(listen):len(listen)], m.from[2:]...)
+			m.start()
+			m.populate()
+			m.stop()
+			if out, err := exec.Command("cp", "-rp", m.data, next).CombinedOutput(); err != nil { // the folder goes with it, where there is another
+				t.Fatalf("%v: %s", err, out)
+			}
+			_ = os.Remove(filepath.Join(next, "certbound.db"))
+			migrate := append([]string{"store", "migrate", "--to", m.goal}, m.from...)
+			moving := 0
+			for after := 10 * time.Millisecond; ; after += 35 * time.Millisecond {
+				ended := m.killed(after, migrate...)
+				old, why := m.clients(m.from)
+				moved, whyNot := m.clients(m.to)
+				if old != 0 && moved != 0 || old+moved != 0 && old+moved != populated {
+					t.Fatalf("killed after %s: the old database serves %d clients, the new one %d", after, old, moved)
+				}
+				if old == 0 && why != "not_servable" {
+					t.Fatalf("killed after %s: the old database is refused as %q", after, why)
+				}
+				if ended {
+					if moved != populated {
+						t.Fatalf("the new database serves %d clients: %s", moved, whyNot)
+					}
+					break
+				}
+				if old == 0 && moved == 0 {
+					moving++
+					_, refusal, exit := m.try(append([]string{"serve"}, append(listen, m.from...)...)...)
+					if exit != exitFailed || refusal.Error != "not_servable" || !strings.Contains(refusal.Hint, "certbound store migrate again, with --to") {
+						t.Fatalf("serve ended with %d: %+v", exit, refusal)
+					}
+					if moving%2 == 1 { // given up, it is served again
+						m.run(append([]string{"store", "migrate", "--cancel", "--to", m.goal}, m.from...)...)
+						if old, _ := m.clients(m.from); old != populated {
+							t.Fatalf("given up, the old database serves %d clients", old)
+						}
+					}
+				}
+				if after > time.Minute {
+					t.Fatal("it does not end")
+				}
+			}
+			t.Logf("%d times neither was served", moving)
+			if _, refusal, exit := m.try(append([]string{"serve"}, append(listen, m.from...)...)...); exit != exitFailed || refusal.Error != "not_servable" {
+				t.Fatalf("serve ended with %d: %+v", exit, refusal)
+			}
+			m.data, m.args = m.to[1], append(listen[:len(listen):len(listen)], m.to[2:]...)
+			m.start()
+			defer m.stop()
+			list := m.run("client", "list", "--profile", filepath.Join(m.data, "admin"))
+			for _, id := range []string{"c0", "c1", "c2", "operator"} {
+				if !strings.Contains(list, id) {
+					t.Errorf("%s is not there:\n%s", id, list)
+				}
+			}
+		})
+	}
+}
+
+// Killed while it copies or backs up, it leaves nothing that passes for what was to be made; run again it makes it. The
+// database is served as before.
+func TestCopyKilled(t *testing.T) {
+	t.Parallel()
+	server := postgres.ForTest(t)
+	dir := t.TempDir()
+	m := &mover{node: &node{t: t, data: filepath.Join(dir, "one"), args: []string{"--public", "127.0.0.1:0", "--mtls", "127.0.0.1:0", "--debug", "off"}}}
+	m.from = []string{"--data", m.data}
+	m.start()
+	m.populate()
+	m.stop()
+	for _, c := range []struct {
+		what string
+		verb []string
+		file bool
+	}{
+		{"backup", []string{"store", "backup", filepath.Join(dir, "backup")}, true},
+		{"copy to a file", []string{"store", "copy", "--to", filepath.Join(dir, "copy")}, true},
+		{"copy to a server", []string{"store", "copy", "--to", server.Database(t)}, false},
+	} {
+		target, left := c.verb[len(c.verb)-1], 0
+		for after := 10 * time.Millisecond; ; after += 45 * time.Millisecond {
+			ended := m.killed(after, append(c.verb, m.from...)...)
+			if old, why := m.clients(m.from); old != populated {
+				t.Fatalf("%s: the database serves %d clients: %s", c.what, old, why)
+			}
+			if !c.file {
+				if n, why := m.clients([]string{"--data", m.data, "--database", target}); ended && n != populated || n != 0 && n != populated {
+					t.Fatalf("%s: the copy has %d clients: %s", c.what, n, why)
+				}
+			}
+			_, missing := os.Stat(target)
+			if c.file && ended && missing != nil {
+				t.Fatalf("%s: it ended, and there is no file: %v", c.what, missing)
+			}
+			if draft, err := os.ReadFile(target + ".draft"); err == nil && !ended {
+				left++
+				wrong := filepath.Join(t.TempDir(), "data")
+				for name, content := range map[string][]byte{"certbound.db": draft, "kek": m.kek()} { // somebody takes it for whole
+					if err := errors.Join(os.MkdirAll(wrong, 0o700), os.WriteFile(filepath.Join(wrong, name), content, 0o600)); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if n, _ := m.clients([]string{"--data", wrong}); n != 0 {
+					t.Fatalf("%s: what was not finished serves %d clients", c.what, n)
+				}
+			}
+			if ended || c.file && missing == nil {
+				break
+			}
+			if after > time.Minute {
+				t.Fatalf("%s: it does not end", c.what)
+			}
+		}
+		if _, refusal, exit := m.try(append(c.verb, m.from...)...); exit != exitFailed || !strings.Contains(refusal.Hint, "not there yet") {
+			t.Errorf("%s: once more, it ended with %d: %+v", c.what, exit, refusal)
+		}
+		if files, err := filepath.Glob(target + ".*"); c.file && (err != nil || len(files) > 0) {
+			t.Errorf("%s: %v are left: %v", c.what, files, err)
+		}
+		t.Logf("%s: %d drafts were left", c.what, left)
+	}
+}
+
+func (m *mover) kek() []byte {
+	m.t.Helper()
+	key, err := os.ReadFile(filepath.Join(m.data, "kek"))
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return key
+}
