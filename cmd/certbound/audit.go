@@ -50,9 +50,9 @@ func (c *cli) auditVerifyCommand() *cobra.Command {
 		Long: "Verify that the journal is what was written: every record by its chain, every checkpoint by its signature, and all of\n" +
 			"it by the heads that operators' verbs keep in the operator's profile. Nothing is changed, and no service is asked: the\n" +
 			"folder may be a copy, made while the service ran, on another machine.\n\n" +
-			"Several folders are those of an installation's replicas: each journal is held to what the others say of it as well, and\n" +
-			"one that they speak of and that is not given is found missing. With one folder that is noted only: naming several means\n" +
-			"all, unless --only says that some are left out. A file that audit heads -o json printed brings in what the database knew.\n" +
+			"Where replicas share a database, name the folders of all of them, of those that are gone too: each journal is held to what\n" +
+			"the others say of it as well, and one that they speak of and that is not given is found missing. With one folder that is\n" +
+			"noted only: naming several means all, unless --only says that some are left out. A file that audit heads -o json printed brings in what the database knew.\n" +
 			"An event that a replica recorded for another one that had died may be on record in both, under the same id: it is one.\n\n" +
 			"Found are records that were changed, removed, put in another order or added, segments that are missing, and a journal\n" +
 			"that ends before a known head or contradicts it. Not found is what was cut off or put back after the newest known head.\n" +
@@ -109,6 +109,10 @@ func (c *cli) auditVerify(folders []string, named bool, headsFile string, opt au
 			wrong = &failure{exit: exitFailed, code: "journal_damaged",
 				description: fmt.Sprintf("the journal in %s is not what was written: %v", dirs[i], &audit.TamperError{Findings: r.Findings}),
 				hint:        "keep the folder as it is and copy it away; if it is a copy that was made while the service ran, copy it again"}
+			if !slices.ContainsFunc(r.Findings, func(f audit.Finding) bool { return f.Missing == "" }) {
+				wrong.description = "a journal is missing: " + r.Findings[0].String()
+				wrong.hint = "name the folders of all replicas, of those that are gone too; --only says that some are left out on purpose"
+			}
 		}
 	}
 	var doc any = verdicts

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -23,6 +24,9 @@ func (c *cli) statusCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if urls := mtlsURLs(s.Replicas); len(urls) > 1 {
+				c.note("warning: the replicas name different mtls URLs in their metadata, %s: give all of them the same --mtls-url", strings.Join(urls, " and "))
+			}
 			return c.print(s, func(w io.Writer) {
 				fields(w,
 					"issuer", s.Issuer, "trust domain", s.TrustDomain, "version", s.Version,
@@ -36,6 +40,16 @@ func (c *cli) statusCommand() *cobra.Command {
 	}
 	c.operatorFlags(cmd, true)
 	return cmd
+}
+
+// mtlsURLs are the different mtls URLs that replicas name.
+func mtlsURLs(replicas []admin.Replica) []string {
+	var urls []string
+	for _, r := range replicas {
+		urls = append(urls, r.MTLSURL)
+	}
+	slices.Sort(urls)
+	return slices.Compact(urls)
 }
 
 // showReplicas lists who shares the database; the one that answered is marked with an asterisk.

@@ -334,7 +334,8 @@ type Replica struct {
 	This        bool      `json:"this"` // it is the one that answers
 	Incarnation uint64    `json:"incarnation"`
 	Address     string    `json:"address"`
-	Version     string    `json:"version"` // of its program
+	MTLSURL     string    `json:"mtls_url"` // that its metadata names
+	Version     string    `json:"version"`  // of its program
 	StartedAt   time.Time `json:"started_at"`
 	// Lease is live or lapsed. What this replica says of others it judges by the database's clock, and by its own of itself.
 	Lease     string    `json:"lease"`

@@ -25,6 +25,8 @@ type Finding struct {
 	Line   int    `json:"line,omitempty"`   // its number, from 1
 	Record uint64 `json:"record,omitempty"` // its sequence number, where that is known
 	What   string `json:"what"`
+	// Missing is the replica whose whole journal is not among those given; empty: the finding is another.
+	Missing string `json:"missing,omitempty"`
 
 	by string // the replica whose journal it rests on
 }
@@ -602,7 +604,8 @@ func (v *verifier) lost(k *Anchor) {
 		v.contradicted(k, Finding{Record: seq, What: fmt.Sprintf("the journal %s is not here, but stood at record %d on %s: it was deleted", k.Identity, seq, seen)})
 		return
 	}
-	f := v.main.here(fmt.Sprintf("the journal ends with record %d, but %s stood at record %d on %s: its end was cut off, or an older copy put back", v.main.head.Seq, k.Identity, seq, seen))
+	f := v.main.newest // behind it is what was filled beforehand, or nothing
+	f.What = fmt.Sprintf("the journal ends with record %d, but %s stood at record %d on %s: its end was cut off, or an older copy put back", v.main.head.Seq, k.Identity, seq, seen)
 	f.Record = seq
 	if k.Seen != nil && k.Seen.late && !v.report.Closed {
 		f.What += ", or it was copied before that"
@@ -664,6 +667,7 @@ type walker struct {
 	base         Head // what the first record that is there follows
 	based        bool
 	firstFinding Finding // where that record is
+	newest       Finding // where the one at head is
 }
 
 func newWalker(v *verifier, dir string, files []segmentFile, report *StreamReport) *walker {
@@ -984,7 +988,7 @@ func (w *walker) take(seq uint64, body []byte, chain [32]byte, line []byte) (*wa
 	}
 	w.computed, w.doubtful = link(expected.Chain, body), wrong != ""
 	r.before = expected
-	w.head, w.lost = Head{Seq: seq, Chain: chain}, false
+	w.head, w.lost, w.newest = Head{Seq: seq, Chain: chain}, false, r.finding("")
 	w.batch.add(seq, line)
 	if w.report.Records == 0 {
 		w.report.First, w.report.FirstTime = seq, r.time

@@ -132,7 +132,7 @@ func missingJournals(reports []*Report, opt VerifyOptions) {
 		if m.begun() {
 			stood = fmt.Sprintf("began run %d", m.Incarnation)
 		}
-		f := m.accuse(Finding{Record: seq, What: fmt.Sprintf("the journal of replica %s is not given, but %s on %s, %s",
+		f := m.accuse(Finding{Record: seq, Missing: name, What: fmt.Sprintf("the journal of replica %s is not given, but %s on %s, %s",
 			printable(name), stood, at.UTC().Format(time.RFC3339), who)})
 		if len(reports) == 1 || opt.Only {
 			m.in.Notes = append(m.in.Notes, f)

@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -240,6 +241,34 @@ func TestVerifyAllCopies(t *testing.T) {
 	dirs[0] = stopped // that journal had ended: nothing was cut off by copying
 	if n := count(VerifyOptions{CopiedWithin: 2 * time.Hour}); n != 2 {
 		t.Errorf("%d findings: an older copy of a journal that had ended is accepted", n)
+	}
+}
+
+// That a copy ends too early is said of its last record, and not of the newlines behind it that were written beforehand.
+func TestVerifyEndsAtARecord(t *testing.T) {
+	t.Parallel()
+	for _, filled := range []int{0, 3 * page} {
+		j := newTestJournal(t)
+		j.fill = filled
+		j.tokens(3)
+		j.tokens(2)
+		j.write(&j.main)
+		head := j.main.head.Seq
+		text, err := os.ReadFile(filepath.Join(j.dir, j.main.segment))
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := bytes.LastIndex(text, fmt.Appendf(nil, "\n"+recordStart+"%d,", head)) + 1
+		line := bytes.Count(text[:at], []byte("\n")) + 1
+		later := Anchor{Identity: j.id, Seen: &Sighting{By: ByDatabase, Head: Head{Seq: head + 9}, Time: j.now}}
+		report, err := Verify(j.dir, []Anchor{later})
+		if err == nil || len(report.Findings) != 1 {
+			t.Fatalf("%v: %+v", err, report)
+		}
+		f := report.Findings[0]
+		if f.File != j.main.segment || f.Offset != int64(at) || f.Line != line || f.Record != head+9 {
+			t.Errorf("%+v; record %d is in line %d, byte %d", f, head, line, at)
+		}
 	}
 }
 

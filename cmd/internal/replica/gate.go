@@ -4,6 +4,7 @@
 package replica
 
 import (
+	"fmt"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -130,6 +131,9 @@ func (r *Replica) grant() {
 		l := &lease{until: p.at + Term, offset: p.offset}
 		held := r.gate.lease.Load()
 		if held == nil || held.until < l.until {
+			if r.reason == "" && held != nil && held.until <= now {
+				r.reason = r.unrenewed(now, p)
+			}
 			r.lapse(now)
 			r.gate.lease.Store(l)
 			if !r.live && l.until > now {
@@ -152,6 +156,27 @@ func (r *Replica) lapse(now time.Duration) {
 	}
 	r.lapses++
 	r.cfg.Logger.Warn("the lease has ended: nothing is decided here until there is a new one", "reason", r.reason)
+}
+
+// stood is how long this process may have done nothing, by the renewals that it did not try; 0 where it tried each in time.
+// r.mu is held.
+func (r *Replica) stood(now time.Duration) time.Duration {
+	if stood := max(r.pause, now-r.sentAt); stood > tryEvery {
+		return stood
+	}
+	return 0
+}
+
+// unrenewed is why a lease ended before the next renewal, which was no failure, was of use. r.mu is held.
+func (r *Replica) unrenewed(now time.Duration, p promise) string {
+	switch stood := r.stood(now); {
+	case stood > 0:
+		return fmt.Sprintf("this process stood still for about %s: it was stopped, or its machine was, or others took all of the processor's time",
+			stood.Round(100*time.Millisecond))
+	case now-p.at > r.took+clockSlack:
+		return "changes were not applied in time"
+	}
+	return "it was not renewed in time"
 }
 
 // void ends the lease, and all that renewals promised. r.mu is held.

@@ -39,9 +39,10 @@ const (
 	Settled = Term + Term/100 + 50*time.Millisecond
 
 	renewEvery   = time.Second
-	renewTimeout = Term / 2               // so that two tries fit into a term
-	retryEvery   = 250 * time.Millisecond // after a renewal that failed
-	spacing      = 50 * time.Millisecond  // between renewals, at least: at most 20 a second
+	renewTimeout = Term / 2                               // so that two tries fit into a term
+	retryEvery   = 250 * time.Millisecond                 // after a renewal that failed
+	tryEvery     = renewEvery + renewTimeout + retryEvery // a process that does not stand still tries at least that often
+	spacing      = 50 * time.Millisecond                  // between renewals, at least: at most 20 a second
 	pollEvery    = 150 * time.Millisecond
 	pollAtMost   = time.Second // while polls fail
 	pollTimeout  = time.Second
@@ -109,6 +110,7 @@ type Config struct {
 	Incarnation uint64 // counts its starts
 	Program     string // its version, for others to see
 	Address     string // where it serves, for others to see
+	MTLSURL     string // what its metadata names as the base of the mtls listener, for others to see
 	// Hints say that there may be a new version. They may come late, twice or never. Nil: none come.
 	Hints <-chan struct{}
 	// Head returns where the replica's journal stands, to be kept with each renewal; seq 0 for nowhere. It must not block.
@@ -203,6 +205,7 @@ type state struct {
 	newestAt time.Time
 
 	sentAt   time.Duration // of the last renewal that was tried
+	pause    time.Duration // between that and the one before it
 	renewal  promise       // the last that was committed
 	took     time.Duration
 	acked    int64 // version that it acknowledged
@@ -288,7 +291,7 @@ func (r *Replica) Begin(ctx context.Context) error {
 }
 
 func (r *Replica) row() store.Lease {
-	return store.Lease{Replica: r.cfg.Name, Incarnation: r.cfg.Incarnation, Program: r.cfg.Program, Address: r.cfg.Address}
+	return store.Lease{Replica: r.cfg.Name, Incarnation: r.cfg.Incarnation, Program: r.cfg.Program, Address: r.cfg.Address, MTLSURL: r.cfg.MTLSURL}
 }
 
 // see notes a version that the database has. r.mu is held.

@@ -4,9 +4,11 @@
 package replica
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -581,6 +583,51 @@ func TestDurable(t *testing.T) {
 	r.durable = true
 	if r.askDurable(t.Context()); r.Status().Durable {
 		t.Error("durable, though nobody can be asked")
+	}
+}
+
+// A lease that ends says why in the log: a process that stood still had no failure to tell of.
+func TestLapseSaysWhy(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		break_ func(w *world)
+		want   string
+	}{
+		"the process was stopped": {func(w *world) {
+			w.machine(0, func(m *host) { m.stopped = w.now() + 8*time.Second })
+		}, `reason="this process stood still for about 8`},
+		"the database was away": {func(w *world) {
+			w.machine(0, func(m *host) { m.cut(8*time.Second, writing) })
+		}, `reason="it cannot be renewed"`},
+		"changes did not come": {func(w *world) {
+			w.machine(0, func(m *host) { m.cut(8*time.Second, following) })
+			if _, err := w.process(0).revoke(t.Context(), -1); err != nil {
+				t.Error(err)
+			}
+		}, `reason="changes were not applied in time"`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var logs bytes.Buffer
+			w := newWorld(1, faults{flavour: "staged", machines: 1}, mistake{})
+			w.log = slog.New(slog.NewTextHandler(&logs, nil))
+			synctest.Test(t, func(t *testing.T) {
+				w.begin()
+				time.Sleep(4 * time.Second)
+				tt.break_(w)
+				time.Sleep(16 * time.Second)
+				live(t, w.process(0))
+				w.finish()
+			})
+			var lapses []string
+			for line := range strings.Lines(logs.String()) {
+				if strings.Contains(line, "the lease has ended") {
+					lapses = append(lapses, line)
+				}
+			}
+			if len(lapses) != 1 || !strings.Contains(lapses[0], tt.want) {
+				t.Errorf("want %s once: %s", tt.want, logs.String())
+			}
+		})
 	}
 }
 

@@ -147,6 +147,9 @@ func (r *Replica) fail(ctx context.Context, err error) {
 	r.failures++
 	if l := r.gate.lease.Load(); l != nil && l.until <= now {
 		r.reason = "it cannot be renewed"
+		if r.stood(now) > 0 {
+			r.reason = r.unrenewed(now, r.renewal)
+		}
 		r.lapse(now)
 	}
 }
@@ -157,6 +160,10 @@ func (r *Replica) renew(ctx context.Context) error {
 	before := read(r.clock)
 	r.mu.Lock()
 	ack, newest := r.acknowledgeable(), r.newest
+	r.pause = 0
+	if r.sentAt > 0 {
+		r.pause = before.boot - r.sentAt
+	}
 	r.sentAt, r.wanted = before.boot, 0
 	r.mu.Unlock()
 	seq, chain := r.cfg.Head()

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"log/slog"
 	"maps"
 	"math/rand/v2"
 	"slices"
@@ -34,6 +35,7 @@ type world struct {
 	mistake mistake
 	wg      sync.WaitGroup
 	reaped  atomic.Int64
+	log     *slog.Logger // nil: none
 
 	mu       sync.Mutex // never held while anything waits
 	servers  []*server  // the last is the one that is meant
@@ -471,7 +473,7 @@ func (m *host) live() {
 	r, err := New(Config{
 		Database: database{p}, Name: fmt.Sprint("replica", m.n), Incarnation: incarnation, Hints: p.hint, Clock: m,
 		Durable: func(context.Context) (bool, error) { return w.isDurable() },
-		Moved:   func(store.SystemID) { m.moved() }, reached: p.reached,
+		Moved:   func(store.SystemID) { m.moved() }, Logger: w.log, reached: p.reached,
 	})
 	if err != nil {
 		panic(err)

@@ -41,8 +41,12 @@ func (s *service) join(ctx context.Context) error {
 		return err
 	}
 	m := &member{hints: make(chan struct{}, 1), begun: make(chan struct{}, 1)}
+	mtlsURL, err := s.mtlsURL(ctx)
+	if err != nil {
+		return err
+	}
 	m.Replica, err = replica.New(replica.Config{
-		Database: db, Name: s.replica.Replica, Incarnation: incarnation, Program: s.version, Address: s.address(),
+		Database: db, Name: s.replica.Replica, Incarnation: incarnation, Program: s.version, Address: s.address(), MTLSURL: mtlsURL,
 		Hints: m.hints,
 		Head:  journal.SignedHead,
 		Durable: func(ctx context.Context) (bool, error) {
@@ -56,7 +60,7 @@ func (s *service) join(ctx context.Context) error {
 		return err
 	}
 	if err := m.Begin(ctx); err != nil {
-		return s.beginError(err)
+		return s.taken(ctx, fmt.Sprintf("another process serves as the replica %s of this installation", s.replica.Replica), err)
 	}
 	s.onClose(func() error {
 		if m.running {
@@ -72,7 +76,7 @@ func (s *service) join(ctx context.Context) error {
 		return err
 	}
 	s.forgetErased(store.Change{Full: true}) // what the journal has read so far may have changed
-	return nil
+	return s.compareURLs(ctx, mtlsURL)
 }
 
 // heard wakes whoever watches the others' journals when there may be another one.
@@ -98,16 +102,61 @@ func (s *service) incarnation(ctx context.Context) (uint64, error) {
 	return last.Incarnation + 1, nil
 }
 
-// beginError says what to do when another process serves as this replica.
-func (s *service) beginError(err error) error {
+// taken says what to do when another process serves as this replica, and where that is, as far as it is known. Any other
+// error is returned as it is.
+func (s *service) taken(ctx context.Context, what string, err error) error {
 	if !errors.Is(err, store.ErrLeaseLost) {
 		return err
 	}
-	return &StartError{
-		Message: fmt.Sprintf("another process serves as the replica %s of this installation", s.replica.Replica),
-		Hint: "a copy of a data folder is no second replica: start that with an empty folder, which needs the same key-encryption key " +
-			"and nothing else",
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), readTime)
+	defer cancel()
+	leases, listed := s.folder.store.Leases(ctx)
+	if listed != nil {
+		s.log.WarnContext(ctx, "who has the lease now could not be read", "error", listed)
 	}
+	where := ""
+	for _, l := range leases {
+		if l.Replica == s.replica.Replica && l.Address != "" {
+			where = fmt.Sprintf(", at %s since %s", l.Address, l.StartedAt.UTC().Format(time.RFC3339))
+		}
+	}
+	return &StartError{
+		Message: what + where,
+		Hint: "a copy of this data folder probably runs there: stop one of the two. A copy is no second replica: start that with an empty " +
+			"folder, which needs the same key-encryption key and nothing else",
+		Err: err,
+	}
+}
+
+// mtlsURL is the base of the mtls listener that the metadata will name.
+func (s *service) mtlsURL(ctx context.Context) (string, error) {
+	if s.cfg.MTLSURL != "" {
+		return s.cfg.MTLSURL, nil
+	}
+	issuer, err := s.folder.store.Setting(ctx, settingIssuer)
+	switch {
+	case isNotFound(err):
+		issuer = s.wantedIssuer()
+	case err != nil:
+		return "", fmt.Errorf("reading the issuer: %w", err)
+	}
+	return s.derivedMTLSURL(issuer)
+}
+
+// compareURLs warns of other replicas whose metadata names another mtls listener: which one a client is sent to would be
+// chance, and where each names its own the balancer in front of them is passed by.
+func (s *service) compareURLs(ctx context.Context, own string) error {
+	leases, err := s.folder.store.Leases(ctx)
+	if err != nil {
+		return err
+	}
+	for _, l := range leases {
+		if l.Replica != s.replica.Replica && l.MTLSURL != own {
+			s.log.WarnContext(ctx, "the replicas name different mtls URLs in their metadata: give all of them the same mtls_url, that of the balancer in front of them",
+				"own", own, "replica", l.Replica, "at", l.Address, "its", l.MTLSURL)
+		}
+	}
+	return nil
 }
 
 // address is where this replica serves, for other operators to see.
@@ -164,7 +213,8 @@ func (s *service) follow(ctx context.Context) {
 	stop()
 	<-heard
 	if err != nil {
-		s.mustEnd(fmt.Errorf("this replica cannot serve any more: %w", err))
+		err = fmt.Errorf("this replica cannot serve any more: %w", err)
+		s.mustEnd(s.taken(ctx, err.Error(), err))
 	}
 }
 
@@ -252,7 +302,7 @@ func (s *service) cluster(ctx context.Context) (admin.Cluster, error) {
 	now := time.Now().Add(status.DatabaseLead) // the database's
 	for _, l := range leases {
 		r := admin.Replica{
-			Replica: l.Replica, This: l.Replica == s.replica.Replica, Incarnation: l.Incarnation, Address: l.Address,
+			Replica: l.Replica, This: l.Replica == s.replica.Replica, Incarnation: l.Incarnation, Address: l.Address, MTLSURL: l.MTLSURL,
 			Version: l.Program, StartedAt: l.StartedAt.UTC(), RenewedAt: l.RenewedAt.UTC(),
 			RenewedSecondsAgo: max(0, now.Sub(l.RenewedAt).Seconds()),
 			Applied:           l.Applied, Lag: max(0, c.StateVersion-l.Applied), Lease: "live",

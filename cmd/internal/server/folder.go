@@ -256,11 +256,10 @@ func (s *service) samePort(ctx context.Context, address, setting string) (string
 // identify settles issuer and trust domain: as stored, else as configured, else as derived.
 func (s *service) identify(ctx context.Context) error {
 	configured := ""
-	wanted := "https://localhost:" + port(s.sockets.public.Addr().String())
 	if s.cfg.Explicit("issuer") {
-		configured, wanted = s.cfg.Issuer, s.cfg.Issuer
+		configured = s.cfg.Issuer
 	}
-	issuer, err := s.once(ctx, settingIssuer, configured, wanted)
+	issuer, err := s.once(ctx, settingIssuer, configured, s.wantedIssuer())
 	if err != nil {
 		return err
 	}
@@ -281,9 +280,26 @@ func (s *service) identify(ctx context.Context) error {
 	}
 	s.identity = identity{issuer: issuer, trustDomain: domain, mtlsURL: s.cfg.MTLSURL}
 	if s.identity.mtlsURL == "" {
-		s.identity.mtlsURL = "https://" + net.JoinHostPort(u.Hostname(), port(s.sockets.mtls.Addr().String()))
+		s.identity.mtlsURL, err = s.derivedMTLSURL(issuer)
 	}
-	return nil
+	return err
+}
+
+// wantedIssuer is the issuer of a first start.
+func (s *service) wantedIssuer() string {
+	if s.cfg.Explicit("issuer") {
+		return s.cfg.Issuer
+	}
+	return "https://localhost:" + port(s.sockets.public.Addr().String())
+}
+
+// derivedMTLSURL is the issuer's host with the port of the mtls listener.
+func (s *service) derivedMTLSURL(issuer string) (string, error) {
+	u, err := url.Parse(issuer)
+	if err != nil {
+		return "", fmt.Errorf("the issuer %q: %w", issuer, err)
+	}
+	return "https://" + net.JoinHostPort(u.Hostname(), port(s.sockets.mtls.Addr().String())), nil
 }
 
 // once stores a value at the first start and refuses a different one later.
@@ -320,10 +336,16 @@ func (s *service) another(setting, stored, configured string) error {
 	}
 }
 
-// StartError is a refusal to start that the operator can do something about.
-type StartError struct{ Message, Hint string }
+// StartError is a refusal to start, or to go on, that the operator can do something about.
+type StartError struct {
+	Message, Hint string
+	Err           error // what it is made of; may be nil
+}
 
 func (e *StartError) Error() string { return e.Message }
+
+// Unwrap returns what it is made of.
+func (e *StartError) Unwrap() error { return e.Err }
 
 // deriveTrustDomain puts a random label before the host, so that two installations never share a trust
 // domain by accident; addresses and localhost belong to nobody, so an internal name stands for them.

@@ -358,8 +358,11 @@ func TestReplicas_CopiedFolder(t *testing.T) {
 		}
 		return err != nil
 	})
-	if err := one.stop(); !errors.Is(err, store.ErrLeaseLost) {
-		t.Errorf("the former process ended with %v", err)
+	err := one.stop()
+	told, ok := errors.AsType[*StartError](err)
+	if !errors.Is(err, store.ErrLeaseLost) || !ok || !strings.Contains(told.Message, ", at 127.0.0.2:") ||
+		!strings.Contains(told.Hint, "a copy of this data folder") {
+		t.Errorf("the former process ended with %v: %+v", err, told)
 	}
 	one.stop = func() error { return nil }
 	if status, checks := two.readyz(); status != http.StatusOK {
@@ -475,5 +478,42 @@ func TestEnrollWithoutALease(t *testing.T) {
 		if w.Code != tc.want || (w.Header().Get("Retry-After") != "") != (tc.want != http.StatusOK) {
 			t.Errorf("with a lease %t: %d %s", tc.member == nil, w.Code, w.Body)
 		}
+	}
+}
+
+// Replicas whose metadata would name different mtls listeners are warned of by whoever comes later, and shown in the status.
+func TestReplicas_MTLSURLs(t *testing.T) {
+	t.Parallel()
+	i := newInstallation(t)
+	cfg := func() config.Config {
+		cfg := i.config()
+		cfg.MTLSURL = "https://balancer.example:9443"
+		return cfg
+	}
+	const warning = "different mtls URLs"
+	one, two := start(t, cfg()), start(t, cfg())
+	if strings.Contains(one.logs.String()+two.logs.String(), warning) {
+		t.Errorf("a warning without a reason: %s", two.logs)
+	}
+	three := start(t, i.config())
+	if logs := three.logs.String(); !strings.Contains(logs, warning) || !strings.Contains(logs, "own="+three.mtls) ||
+		!strings.Contains(logs, "its=https://balancer.example:9443") {
+		t.Errorf("no warning: %s", logs)
+	}
+	var status admin.Status
+	res, err := one.socketClient().Get("http://certbound/admin/v1/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	if err := json.NewDecoder(res.Body).Decode(&status); err != nil {
+		t.Fatal(err)
+	}
+	urls := make(map[string]int)
+	for _, r := range status.Replicas {
+		urls[r.MTLSURL]++
+	}
+	if urls["https://balancer.example:9443"] != 2 || urls[three.mtls] != 1 {
+		t.Errorf("the status shows %v", urls)
 	}
 }

@@ -19,6 +19,7 @@ type Lease struct {
 	Applied     int64  // the version that it acknowledges: nothing it decides rests on an older one
 	Program     string // its version
 	Address     string // where it serves, as it was told
+	MTLSURL     string // what its metadata names as the base of the mtls listener
 	StartedAt   time.Time
 	RenewedAt   time.Time // by the database's clock
 }
@@ -101,7 +102,7 @@ func noLease(ctx context.Context, w conn) error {
 func (s *Store) Leases(ctx context.Context) ([]Lease, error) {
 	rows, err := s.write.QueryContext(ctx, queryLeases)
 	list, err := all(rows, err, func(r row) (l Lease, err error) {
-		err = r.Scan(&l.Replica, &l.Incarnation, &l.Renewals, &l.Applied, &l.Program, &l.Address, (*moment)(&l.StartedAt), (*moment)(&l.RenewedAt))
+		err = r.Scan(&l.Replica, &l.Incarnation, &l.Renewals, &l.Applied, &l.Program, &l.Address, &l.MTLSURL, (*moment)(&l.StartedAt), (*moment)(&l.RenewedAt))
 		return l, err
 	})
 	if err != nil {

@@ -90,7 +90,7 @@ const (
 		WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
 			AND NOT EXISTS (SELECT 1 FROM pg_depend d WHERE d.objid = c.oid AND d.classid = 'pg_class'::regclass AND d.deptype = 'e')`
 
-	beginLeaseNow = `INSERT INTO leases (` + leaseColumns + `) SELECT $1, $2, 0, $3, $4, $5, ` + txNow + `, ` + txNow + ` WHERE ` + servable + takeOver
+	beginLeaseNow = `INSERT INTO leases (` + leaseColumns + `) SELECT $1, $2, 0, $3, $4, $5, $6, ` + txNow + `, ` + txNow + ` WHERE ` + servable + takeOver
 	// renewLeaseNow is one write that commits once, and answers who the database is. The timeline is that of the end of the
 	// log: a checkpoint would tell it too late after a promotion.
 	renewLeaseNow = `WITH head AS (UPDATE journals SET head_seq = $4, head_chain = $5, head_at = ` + dbNow + `
@@ -555,7 +555,7 @@ func (p *postgresql) alter(ctx context.Context, db *sql.DB, f func(*sql.Tx) erro
 }
 
 func (p *postgresql) beginLease(ctx context.Context, w conn, l Lease, _ time.Time) (sql.Result, error) {
-	return w.ExecContext(ctx, beginLeaseNow, l.Replica, l.Incarnation, l.Applied, l.Program, l.Address)
+	return w.ExecContext(ctx, beginLeaseNow, l.Replica, l.Incarnation, l.Applied, l.Program, l.Address, l.MTLSURL)
 }
 
 func (p *postgresql) renewLease(ctx context.Context, w conn, r LeaseRenewal, _ time.Time) (out Renewed, err error) {

@@ -186,13 +186,13 @@ const (
 	pruneChanges = `DELETE FROM changes WHERE version <= $1`
 	queryChanges = `SELECT version, body FROM changes WHERE version > $1 ORDER BY version LIMIT $2`
 
-	leaseColumns = `replica, incarnation, renewals, applied, program, address, started_at, renewed_at`
-	insertLease  = `INSERT INTO leases (` + leaseColumns + `) SELECT $1, $2, 0, $3, $4, $5, $6, $6 WHERE ` + servable + takeOver
+	leaseColumns = `replica, incarnation, renewals, applied, program, address, mtls_url, started_at, renewed_at`
+	insertLease  = `INSERT INTO leases (` + leaseColumns + `) SELECT $1, $2, 0, $3, $4, $5, $6, $7, $7 WHERE ` + servable + takeOver
 	// servable is no part of what finds a row: whoever serves notices by it that the database was put out of service.
 	servable = `NOT EXISTS (SELECT 1 FROM settings WHERE name = '` + settingCondition + `')`
 	takeOver = `
 		ON CONFLICT (replica) DO UPDATE SET incarnation = excluded.incarnation, renewals = 0, applied = excluded.applied,
-			program = excluded.program, address = excluded.address, started_at = excluded.started_at,
+			program = excluded.program, address = excluded.address, mtls_url = excluded.mtls_url, started_at = excluded.started_at,
 			renewed_at = excluded.renewed_at
 		WHERE leases.incarnation < excluded.incarnation`
 	renewLease = `UPDATE leases SET renewals = renewals + 1, applied = $3, renewed_at = $4

@@ -381,7 +381,7 @@ func syncFailed(err error) bool {
 }
 
 func (f *sqliteFile) beginLease(ctx context.Context, w conn, l Lease, now time.Time) (sql.Result, error) {
-	return w.ExecContext(ctx, insertLease, l.Replica, l.Incarnation, l.Applied, l.Program, l.Address, moment(now))
+	return w.ExecContext(ctx, insertLease, l.Replica, l.Incarnation, l.Applied, l.Program, l.Address, l.MTLSURL, moment(now))
 }
 
 func (f *sqliteFile) renewLease(ctx context.Context, w conn, r LeaseRenewal, now time.Time) (Renewed, error) {

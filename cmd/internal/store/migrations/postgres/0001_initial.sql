@@ -224,6 +224,7 @@ CREATE TABLE leases (
     applied     BIGINT NOT NULL,
     program     TEXT COLLATE "C" NOT NULL,
     address     TEXT COLLATE "C" NOT NULL,
+    mtls_url    TEXT COLLATE "C" NOT NULL,
     started_at  BIGINT NOT NULL,
     renewed_at  BIGINT NOT NULL
 ) WITH (fillfactor = 50);

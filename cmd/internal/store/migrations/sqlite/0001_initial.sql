@@ -224,6 +224,7 @@ CREATE TABLE leases (
     applied     BIGINT NOT NULL,
     program     TEXT NOT NULL,
     address     TEXT NOT NULL,
+    mtls_url    TEXT NOT NULL,
     started_at  BIGINT NOT NULL,
     renewed_at  BIGINT NOT NULL
 );
