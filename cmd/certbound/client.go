@@ -4,6 +4,7 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -109,10 +110,27 @@ func showClient(w io.Writer, client admin.Client, resources []string) {
 	}
 	fields(w,
 		"client", client.ID, "state", clientState(client), "method", client.AuthMethod, "vouched by", vouchedBy(client), "trust", client.Trust,
-		"subject DN", client.SubjectDN, "SAN DNS", client.SANDNS, "SAN URI", client.SANURI, "SAN IP", client.SANIP, "SAN email", client.SANEmail, "keys at", client.JWKSURI,
+		"subject DN", client.SubjectDN, "SAN DNS", client.SANDNS, "SAN URI", client.SANURI, "SAN IP", client.SANIP, "SAN email", client.SANEmail, "keys at", client.JWKSURI, "keys", keyIDs(client.JWKS),
 		"names", names(client), "usage", client.Usage, "scope", client.Scope, "resources", strings.Join(resources, " "),
 		"token life", ttl, "generation", strconv.FormatUint(client.Generation, 10), "created", stamp(client.CreatedAt))
 	pinnedTable(w, client.Certificates)
+}
+
+// keyIDs are the ids of registered keys.
+func keyIDs(jwks json.RawMessage) string {
+	var set struct {
+		Keys []struct {
+			ID string `json:"kid"`
+		} `json:"keys"`
+	}
+	if json.Unmarshal(jwks, &set) != nil {
+		return ""
+	}
+	ids := make([]string, len(set.Keys))
+	for i, k := range set.Keys {
+		ids[i] = strconv.Quote(k.ID)
+	}
+	return strings.Join(ids, " ")
 }
 
 // vouchedBy says on whose word a client's certificate is believed.
@@ -122,7 +140,7 @@ func vouchedBy(client admin.Client) string {
 		return client.Trust
 	case client.JWKSURI != "":
 		return "its-jwks-uri"
-	case client.AuthMethod == "self_signed_tls_client_auth":
+	case client.AuthMethod == "self_signed_tls_client_auth", client.AuthMethod == "private_key_jwt":
 		return "itself"
 	}
 	return "our-CA"

@@ -4,8 +4,11 @@
 package main
 
 import (
+	"encoding/json"
+	"io"
 	"net/http"
 	"net/netip"
+	"os"
 	"strings"
 	"time"
 
@@ -26,6 +29,8 @@ type registration struct {
 	trust   string
 	subject subject
 	certs   []string
+	auth    string
+	jwks    string
 	jwksURI string
 }
 
@@ -45,7 +50,9 @@ func (r *registration) register(cmd *cobra.Command) {
 	flags.StringVar(&r.subject.ip, "san-ip", "", "foreign CA: IP address in its certificates")
 	flags.StringVar(&r.subject.email, "san-email", "", "foreign CA: email address in its certificates")
 	flags.StringArrayVar(&r.certs, "cert", nil, "self-signed: PEM file of its certificate (repeatable)")
-	flags.StringVar(&r.jwksURI, "jwks-uri", "", "self-signed: where it publishes its certificates as a JWK Set")
+	flags.StringVar(&r.auth, "auth", "", "how it authenticates, where the other flags leave it open: private_key_jwt")
+	flags.StringVar(&r.jwks, "jwks", "", "private_key_jwt: file with its public keys as a JWK Set")
+	flags.StringVar(&r.jwksURI, "jwks-uri", "", "self-signed, private_key_jwt: where it publishes its certificates or keys as a JWK Set")
 	flags.StringArrayVar(&r.scopes, "scope", nil, "scope that it may ask for (repeatable)")
 	flags.StringArrayVar(&r.resources, "resource", nil, "resource that it may ask for (repeatable; default: every one that declares its scopes)")
 	flags.StringVar(&r.tokenTTL, "token-ttl", "", "life of its tokens, 1s to 1h, such as 10m (default: the service's)")
@@ -59,7 +66,7 @@ func (r *registration) request(cmd *cobra.Command, id string) (*admin.ClientRequ
 	req := &admin.ClientRequest{
 		ID: id, Scope: strings.Join(r.scopes, " "), DNSNames: r.dns, IPAddresses: r.ips, URIs: r.uris,
 		Trust: r.trust, SubjectDN: r.subject.dn, SANDNS: r.subject.dns, SANURI: r.subject.uri, SANIP: r.subject.ip,
-		SANEmail: r.subject.email, JWKSURI: r.jwksURI, Resources: r.resources, AllowReserved: r.allowReserved,
+		SANEmail: r.subject.email, AuthMethod: r.auth, JWKSURI: r.jwksURI, Resources: r.resources, AllowReserved: r.allowReserved,
 	}
 	if r.ownCA() {
 		req.Usage = r.usage
@@ -75,7 +82,10 @@ func (r *registration) request(cmd *cobra.Command, id string) (*admin.ClientRequ
 		req.TokenTTLSeconds = &seconds
 	}
 	var err error
-	req.Certificates, err = readPinned(r.certs)
+	if req.Certificates, err = readPinned(r.certs); err != nil {
+		return nil, err
+	}
+	req.JWKS, err = readKeys(r.jwks)
 	return req, err
 }
 
@@ -109,14 +119,50 @@ func tokenTTL(text string) (int64, error) {
 	return int64(ttl / time.Second), nil
 }
 
-func (r *registration) ownCA() bool { return r.trust == "" && len(r.certs) == 0 && r.jwksURI == "" }
+// privateKeyJWT is the one method that --auth names: the others follow from who vouches.
+const privateKeyJWT = "private_key_jwt"
+
+func (r *registration) ownCA() bool {
+	return r.trust == "" && len(r.certs) == 0 && r.jwks == "" && r.jwksURI == "" && r.auth == ""
+}
+
+// readKeys reads a JSON Web Key Set; the service judges it. No file has none.
+func readKeys(file string) (json.RawMessage, error) {
+	if file == "" {
+		return nil, nil
+	}
+	const most = 32 << 10
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, failf("name a file with the client's public keys as a JWK Set", "the keys cannot be read: %v", err)
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, most+1))
+	if err != nil || len(data) > most || !json.Valid(data) {
+		return nil, failf("name a file with the client's public keys as a JWK Set", "%s is not JSON of at most %d bytes", file, most)
+	}
+	var set struct{ Keys []map[string]json.RawMessage }
+	_ = json.Unmarshal(data, &set) // what is no set the service refuses
+	for _, key := range set.Keys {
+		if key["d"] != nil || key["k"] != nil {
+			return nil, failf("write the public keys alone into it: a private key never leaves its machine", "%s holds a private key, and was not sent", file)
+		}
+	}
+	return data, nil
+}
 
 // oneVouches demands that the flags agree on who vouches for the client.
 func (r *registration) oneVouches(cmd *cobra.Command) error {
-	ways := given(cmd, "trust", "cert", "jwks-uri")
+	ways := given(cmd, "trust", "cert", "jwks", "jwks-uri")
 	subjects := given(cmd, "subject-dn", "san-dns", "san-uri", "san-ip", "san-email")
 	own := given(cmd, "dns", "ip", "uri", "usage")
 	switch {
+	case r.auth != "" && r.auth != privateKeyJWT:
+		return usagef("leave --auth out: the method follows from --trust, --cert and --jwks-uri", "--auth is %s or nothing, not %q", privateKeyJWT, r.auth)
+	case r.auth != "" && r.jwks == "" && r.jwksURI == "":
+		return usagef("add --jwks FILE or --jwks-uri URL", "--auth %s needs the client's public keys", privateKeyJWT)
+	case r.jwks != "" && r.auth == "":
+		return usagef("add --auth "+privateKeyJWT, "--jwks says nothing without --auth %s", privateKeyJWT)
 	case len(ways) > 1:
 		return usagef("keep one of them: each says who vouches for the client", "%s exclude each other", strings.Join(ways, " and "))
 	case len(ways) == 1 && len(own) > 0:
@@ -150,7 +196,9 @@ func (c *cli) clientAddCommand() *cobra.Command {
 			"  our own CA, the default            prints a one-time enrolment code\n" +
 			"  --trust NAME and exactly one of    a foreign CA (certbound trust add)\n" +
 			"    --subject-dn, --san-dns, --san-uri, --san-ip, --san-email\n" +
-			"  --cert FILE or --jwks-uri URL      itself: self-signed certificates, pinned by their bytes\n\n" +
+			"  --cert FILE or --jwks-uri URL      itself: self-signed certificates, pinned by their bytes\n" +
+			"  --auth private_key_jwt and one of  itself: keys that it signs assertions with; its tokens are bound to\n" +
+			"    --jwks FILE, --jwks-uri URL      whichever certificate it shows\n\n" +
 			scopesHelp(),
 		Args: clientID,
 		RunE: func(cmd *cobra.Command, args []string) error {

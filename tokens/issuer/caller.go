@@ -49,7 +49,7 @@ func (s *Server) caller(w http.ResponseWriter, r *http.Request, peer *mtls.Peer)
 	if Address(ctx) == "" {
 		ctx = WithAddress(ctx, r.RemoteAddr)
 	}
-	f, refused := readForm(w, r, maxCallBytes)
+	f, refused := s.readForm(w, r, maxCallBytes)
 	if refused == nil {
 		refused = f.checkCall(peer)
 	}
@@ -57,7 +57,7 @@ func (s *Server) caller(w http.ResponseWriter, r *http.Request, peer *mtls.Peer)
 		// The client_id is left out of the record: it is no more than text.
 		return nil, s.refuse(ctx, authenticating(ctx, "", peer, s.now()), refused)
 	}
-	client, err := s.Authenticate(ctx, f.clientID, peer)
+	client, err := s.authenticateOnce(ctx, proof{f.clientID, f.assertion, peer})
 	if err != nil {
 		return nil, err
 	}

@@ -25,9 +25,10 @@ type form struct {
 	scope     string
 	resources []string
 	token     string // what an endpoint other than the token endpoint is asked about
-	// secret says that another authentication method was tried in the body (RFC 6749, Section 2.3.1; RFC 7521,
-	// Section 4.2).
+	// secret says that another authentication method was tried in the body (RFC 6749, Section 2.3.1).
 	secret bool
+	// assertion and assertionType are the client's (RFC 7521, Section 4.2).
+	assertion, assertionType string
 }
 
 // parseForm reads a body more strictly than net/url does: every percent-encoding must be one, the outcome must be UTF-8
@@ -82,7 +83,11 @@ func (f *form) set(name, value string) {
 		f.token = value
 	case "resource":
 		f.resources = append(f.resources, value)
-	case "client_secret", "client_assertion", "client_assertion_type":
+	case "client_assertion":
+		f.assertion = value
+	case "client_assertion_type":
+		f.assertionType = value
+	case "client_secret":
 		f.secret = true
 	}
 }

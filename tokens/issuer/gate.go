@@ -88,7 +88,7 @@ func (s *Server) pass(ctx context.Context, r *Request, decided *Client, t *targe
 // revocation takes to return. Everything comes from memory: the chain was built, and is held to its dates and to what is
 // revoked; so this costs next to nothing.
 func (s *Server) judgeAgain(ctx context.Context, r *Request, decided *Client, t *target, now time.Time) *tokens.Error {
-	client, _, refused := s.authenticate(ctx, r.ClientID, r.Peer, now)
+	client, _, _, refused := s.authenticate(ctx, r.proof(), now)
 	if refused != nil || client == decided { // a registry changes a client by another value
 		return refused
 	}

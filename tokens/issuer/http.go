@@ -35,7 +35,7 @@ func (s *Server) serveToken(w http.ResponseWriter, r *http.Request, peer *mtls.P
 		writeMethodNotAllowed(w, r, "POST")
 		return
 	}
-	request, refused := readTokenRequest(w, r, peer)
+	request, refused := s.readTokenRequest(w, r, peer)
 	if refused != nil {
 		WriteError(w, r, s.issuer, s.refuse(r.Context(), request.malformed(s.now()), refused))
 		return
@@ -60,23 +60,23 @@ func (r *Request) malformed(now time.Time) Decision {
 
 // readTokenRequest reads what RFC 6749, Sections 2.3, 3.2 and 4.4.2, allow a request to be. The returned Request has
 // its Peer, Address and CorrelationID also when it is refused.
-func readTokenRequest(w http.ResponseWriter, r *http.Request, peer *mtls.Peer) (Request, *tokens.Error) {
+func (s *Server) readTokenRequest(w http.ResponseWriter, r *http.Request, peer *mtls.Peer) (Request, *tokens.Error) {
 	request := Request{Peer: peer, Address: callerAddress(r), CorrelationID: CorrelationID(r.Context())}
-	f, refused := readForm(w, r, MaxBodyBytes)
+	f, refused := s.readForm(w, r, MaxBodyBytes)
 	if refused == nil {
 		refused = f.check(peer)
 	}
 	if refused != nil {
 		return request, refused
 	}
-	request.GrantType, request.ClientID = f.grantType, f.clientID
+	request.GrantType, request.ClientID, request.Assertion = f.grantType, f.clientID, f.assertion
 	request.Scope, request.Resources = f.scopeTokens(), f.resources
 	return request, nil
 }
 
 // readForm reads the form, of at most so many bytes, of a request to any endpoint for clients, which has nothing outside of
 // it that could be meant for us.
-func readForm(w http.ResponseWriter, r *http.Request, most int64) (form, *tokens.Error) {
+func (s *Server) readForm(w http.ResponseWriter, r *http.Request, most int64) (form, *tokens.Error) {
 	// A URL ends up in logs; nothing is taken from it, and we refuse rather than ignore what was meant for us.
 	if r.URL.RawQuery != "" {
 		return form{}, refusal(tokens.CodeInvalidRequest, "query_parameters",
@@ -94,7 +94,11 @@ func readForm(w http.ResponseWriter, r *http.Request, most int64) (form, *tokens
 	if refused != nil {
 		return form{}, refused
 	}
-	return parseForm(body)
+	f, refused := parseForm(body)
+	if refused == nil {
+		refused = s.settleMethod(&f)
+	}
+	return f, refused
 }
 
 // check refuses a form that Issue could make nothing of.

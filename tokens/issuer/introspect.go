@@ -106,7 +106,7 @@ func (s *Server) tellAgain(ctx context.Context, c *call, t *ownToken, first *int
 			passage.Leave()
 		}
 	}()
-	client, _, refused := s.authenticate(ctx, c.client.ID, c.peer, s.now())
+	client, _, _, refused := s.authenticate(ctx, proof{c.client.ID, c.assertion, c.peer}, s.now())
 	if refused != nil {
 		return nil, nil, refused
 	}

@@ -25,6 +25,8 @@ type Request struct {
 	GrantType string
 	// ClientID is whom the caller claims to be.
 	ClientID string
+	// Assertion is the client_assertion of RFC 7523, Section 2.2; empty when none was sent.
+	Assertion string
 	// Peer is the certificate of the connection; nil when none was presented.
 	Peer *mtls.Peer
 	// Scope holds the scope-tokens asked for; empty asks for all that the client has at the resource.
@@ -66,7 +68,7 @@ func (s *Server) Issue(ctx context.Context, r Request) (*Response, error) {
 		return nil, s.refuse(ctx, d, refusal(tokens.CodeUnsupportedGrantType, "unsupported_grant_type",
 			"only client_credentials is supported"))
 	}
-	client, notAfter, refused := s.authenticate(ctx, r.ClientID, r.Peer, d.Time) // RFC 8705, Section 2.1
+	client, notAfter, asserted, refused := s.authenticate(ctx, r.proof(), d.Time) // RFC 8705, Section 2.1
 	if refused != nil {
 		return nil, s.refuse(ctx, d, refused)
 	}
@@ -77,6 +79,10 @@ func (s *Server) Issue(ctx context.Context, r Request) (*Response, error) {
 	}
 	issued, expires, refused := s.lifespan(d.Time, notAfter, client.TokenLifetime, t.maxLifetime)
 	if refused != nil {
+		return nil, s.refuse(ctx, d, refused)
+	}
+	if refused := s.use(ctx, asserted); refused != nil { // RFC 7523, Section 3
+		d.Authenticated = false
 		return nil, s.refuse(ctx, d, refused)
 	}
 	c := claims{
@@ -106,20 +112,37 @@ func (s *Server) Issue(ctx context.Context, r Request) (*Response, error) {
 	}, nil
 }
 
+// proof is all that a request brings to be authenticated by.
+type proof struct {
+	id        string // whom the caller claims to be
+	assertion string // empty when none was sent
+	peer      *mtls.Peer
+}
+
+func (r *Request) proof() proof { return proof{r.ClientID, r.Assertion, r.Peer} }
+
 // Authenticate is the one place where a certificate becomes a client: Issue calls it, and so must every other endpoint
-// that a client may use. It judges everything anew at each call, because a connection outlives decisions. The client is
+// that a client may use. Clients that sign assertions are refused here. It judges everything anew at each call, because a connection outlives decisions. The client is
 // shared and must not be modified. Refusals are recorded under EventAuthenticate, with the caller's address and
 // correlation id from ctx, and returned as *tokens.Error: invalid_client, the same for an unknown client and for a
 // wrong certificate, or temporarily_unavailable when the Registry, or the client's CertificateSet, could not answer, or
 // when the Gate is closed, which is not recorded.
 func (s *Server) Authenticate(ctx context.Context, clientID string, peer *mtls.Peer) (*Client, error) {
+	return s.authenticateOnce(ctx, proof{id: clientID, peer: peer})
+}
+
+// authenticateOnce is Authenticate for whatever the request brings; an assertion is used up by it.
+func (s *Server) authenticateOnce(ctx context.Context, cr proof) (*Client, error) {
 	now := s.now()
 	if refused := s.live(); refused != nil {
-		return nil, s.refuseUnrecorded(ctx, authenticating(ctx, clientID, peer, now), refused)
+		return nil, s.refuseUnrecorded(ctx, authenticating(ctx, cr.id, cr.peer, now), refused)
 	}
-	client, _, refused := s.authenticate(ctx, clientID, peer, now)
+	client, _, asserted, refused := s.authenticate(ctx, cr, now)
+	if refused == nil {
+		refused = s.use(ctx, asserted)
+	}
 	if refused != nil {
-		return nil, s.refuse(ctx, authenticating(ctx, clientID, peer, now), refused)
+		return nil, s.refuse(ctx, authenticating(ctx, cr.id, cr.peer, now), refused)
 	}
 	return client, nil
 }
@@ -136,24 +159,42 @@ func authenticating(ctx context.Context, clientID string, peer *mtls.Peer, now t
 // shared and must not be modified. A reason speaks of the named client, so it is for operators, and for the client
 // once it has authenticated; to a stranger it would tell who is registered and how.
 func (s *Server) Explain(ctx context.Context, clientID string, peer *mtls.Peer) (*Client, string) {
-	client, _, refused := s.authenticate(ctx, clientID, peer, s.now())
+	client, _, _, refused := s.authenticate(ctx, proof{id: clientID, peer: peer}, s.now())
 	if refused != nil {
 		return nil, refused.Reason
 	}
 	return client, ""
 }
 
-// authenticate also returns when the certificate ends, by its own word or by the inventory's.
-func (s *Server) authenticate(ctx context.Context, id string, peer *mtls.Peer, now time.Time) (
-	*Client, time.Time, *tokens.Error,
+// authenticate also returns when the certificate ends, by its own word or by the inventory's, and the assertion that was
+// good, which nobody has used yet.
+func (s *Server) authenticate(ctx context.Context, cr proof, now time.Time) (
+	*Client, time.Time, *assertion, *tokens.Error,
 ) {
+	client, notAfter, refused := s.authenticatePeer(ctx, cr, now)
+	var asserted *assertion
+	if refused == nil && client.AuthMethod == PrivateKeyJWT {
+		asserted, refused = s.judgeAssertion(ctx, client, cr.assertion, now)
+	}
+	if refused == nil {
+		return client, notAfter, asserted, nil
+	}
+	if cr.assertion != "" && cr.peer.Certificate() != nil && refused.Code == tokens.CodeInvalidClient {
+		refused.Description = assertedDescription // the same for every client, and for none
+	}
+	return nil, time.Time{}, nil, refused
+}
+
+// authenticatePeer is all of authenticate but for the assertion.
+func (s *Server) authenticatePeer(ctx context.Context, cr proof, now time.Time) (*Client, time.Time, *tokens.Error) {
+	id, peer := cr.id, cr.peer
 	client, err := s.registry.Client(ctx, id)
 	known := err == nil && client != nil && client.ID == id
 	if !known && err != nil && !errors.Is(err, ErrNotFound) {
 		return nil, time.Time{}, unavailable("registry_failed", err)
 	}
 	var entry *Certificate
-	if peer.Certificate() != nil && (!known || client.Inventory) {
+	if peer.Certificate() != nil && (!known || client.Inventory || client.AuthMethod == PrivateKeyJWT) {
 		// An unknown client costs this look-up too, so that it takes as long as a known one.
 		entry, err = s.registry.Certificate(ctx, peer.Thumbprint())
 		if err != nil && !errors.Is(err, ErrNotFound) {
@@ -162,6 +203,9 @@ func (s *Server) authenticate(ctx context.Context, id string, peer *mtls.Peer, n
 	}
 	if !known {
 		return nil, time.Time{}, unauthenticated(peer, "unknown_client")
+	}
+	if (client.AuthMethod == PrivateKeyJWT) != (cr.assertion != "") { // RFC 6749, Section 2.3
+		return nil, time.Time{}, unauthenticated(peer, "method_mismatch")
 	}
 	if refused := client.judge(ctx, peer, entry, now); refused != nil {
 		return nil, time.Time{}, refused
@@ -188,7 +232,7 @@ func (c *Client) judge(ctx context.Context, peer *mtls.Peer, entry *Certificate,
 	switch {
 	case c.Disabled:
 		return unauthenticated(peer, "client_disabled")
-	case c.AuthMethod != TLSClientAuth && c.AuthMethod != SelfSignedTLSClientAuth:
+	case c.AuthMethod != TLSClientAuth && c.AuthMethod != SelfSignedTLSClientAuth && c.AuthMethod != PrivateKeyJWT:
 		return unauthenticated(peer, "method_mismatch")
 	case peer.Certificate() == nil:
 		return unauthenticated(peer, "no_certificate")
@@ -202,8 +246,11 @@ func (c *Client) judge(ctx context.Context, peer *mtls.Peer, entry *Certificate,
 	if reason := c.judgeEntry(entry, now); reason != "" {
 		return unauthenticated(peer, reason)
 	}
-	if c.AuthMethod == SelfSignedTLSClientAuth {
+	switch c.AuthMethod {
+	case SelfSignedTLSClientAuth:
 		return c.judgeRegistered(ctx, peer)
+	case PrivateKeyJWT:
+		return c.judgeHolder(peer, entry, now)
 	}
 	return c.judgeVouched(peer, now)
 }
@@ -265,7 +312,7 @@ func (c *Client) judgeRevocation(peer *mtls.Peer, chain []*x509.Certificate, now
 // judgeEntry holds the certificate to the inventory, for clients of our own CA.
 func (c *Client) judgeEntry(entry *Certificate, now time.Time) string {
 	switch {
-	case !c.Inventory:
+	case !c.Inventory && (c.AuthMethod != PrivateKeyJWT || entry == nil):
 		return ""
 	case entry == nil:
 		return "certificate_unknown"

@@ -7,11 +7,11 @@
 // It is for programs that issue certificate-bound tokens (RFC 8705) to services; there are no users here and no
 // secrets. Server.Issue is the whole decision without HTTP; the handlers parse into it and render out of it. Clients,
 // certificates, signing keys and the journal come in through the small interfaces Registry, Keys and Recorder. A client
-// is known by a name in a certificate of the authority that it is tied to (tls_client_auth), or by the very certificate
-// that it registered (self_signed_tls_client_auth).
+// is known by a name in a certificate of the authority that it is tied to (tls_client_auth), by the very certificate
+// that it registered (self_signed_tls_client_auth), or by what it signs with a key that it registered (private_key_jwt).
 //
-// It refuses: any token that would not be bound to the certificate of the connection, any second authentication method
-// beside that certificate, any scope or resource that was not granted, any grant that could not be recorded, and every
+// It refuses: any token that would not be bound to the certificate of the connection, any authentication method but the
+// one that the client registered, any scope or resource that was not granted, any grant that could not be recorded, and every
 // way of putting parameters elsewhere than once in the form body.
 package issuer
 
@@ -74,12 +74,13 @@ type Client struct {
 	Generation uint64
 	// Disabled refuses the client at once, with the same answer as an unknown one.
 	Disabled bool
-	// AuthMethod is TLSClientAuth or SelfSignedTLSClientAuth. What the other method goes by is not looked at.
+	// AuthMethod is TLSClientAuth, SelfSignedTLSClientAuth or PrivateKeyJWT. What the other methods go by is not looked at.
 	AuthMethod string
 	// Subject is the one expectation of RFC 8705, Section 2.1.2, that the certificate must meet, for TLSClientAuth.
 	Subject mtls.Subject
 	// Anchors are the authorities that may vouch for this client, and no others: a certificate with the right subject
-	// from another client's authority is a stranger's (RFC 8705, Section 7.4). Nil trusts nobody. For TLSClientAuth.
+	// from another client's authority is a stranger's (RFC 8705, Section 7.4). Nil trusts nobody. For TLSClientAuth. For
+	// PrivateKeyJWT they are our own CA, whose certificates must be in the inventory; nil demands that of none.
 	Anchors *mtls.Anchors
 	// Revocation knows what the authorities of Anchors have revoked; nil leaves it unjudged, as is right for our own
 	// CA, whose revocations are in the inventory. For TLSClientAuth.
@@ -87,6 +88,10 @@ type Client struct {
 	// Certificates are the certificates that the client registered, for SelfSignedTLSClientAuth (RFC 8705, Section
 	// 2.2). Nil authenticates nobody.
 	Certificates CertificateSet
+	// Keys are what the client signs its assertions with, for PrivateKeyJWT. Key is called for every request, concurrently,
+	// and by anyone who names the client; so it answers from memory, and for a key that it does not know it neither waits
+	// nor returns another error than tokens.ErrUnknownKey. Nil authenticates nobody.
+	Keys tokens.Keys
 	// Inventory demands, for clients of our own CA, that the Registry knows the certificate as this client's under
 	// its present generation: a certificate minted with a stolen issuing key is not in there.
 	Inventory bool
@@ -184,7 +189,7 @@ type Recorder interface {
 // must not be modified.
 type Decision struct {
 	Time    time.Time
-	Event   string // EventToken, EventAuthenticate or EventRevoke
+	Event   string // EventToken or EventAuthenticate
 	Granted bool
 	// Reason is a machine-readable word in snake_case that says why a request was refused; empty when granted.
 	Reason string
@@ -233,14 +238,14 @@ type Config struct {
 	// what it remembers is not known to be all. An error says that it cannot be known now: the request is refused for the
 	// moment. Nil blocks none.
 	KeyBlocked func(ctx context.Context, key [sha256.Size]byte) (bool, error)
+	// Assertions makes PrivateKeyJWT a method that clients may be registered with. Nil refuses every assertion.
+	Assertions Assertions
 	Keys       Keys
 	Recorder   Recorder
 	// Servers knows who may ask about which tokens (RFC 7662). Nil offers no introspection.
 	Servers Servers
 	// Denials knows which tokens are refused although they have not expired. Nil denies none.
 	Denials Denials
-	// Revoker ends tokens before their time; nil where there is no revocation endpoint.
-	Revoker Revoker
 	// Gate says whether this server may decide now. Nil means always.
 	Gate Gate
 	// Events may be nil.
@@ -273,12 +278,12 @@ type Server struct {
 	metadataPaths []string
 	registry      Registry
 	keyBlocked    func(context.Context, [sha256.Size]byte) (bool, error)
+	assertions    Assertions
 	keys          Keys
 	recorder      Recorder
 	servers       Servers
 	denials       Denials
 	introspected  *jose.Cache[*ownToken]
-	revoker       Revoker
 	gate          Gate
 	events        Events
 	authenticated func(context.Context, string, mtls.Thumbprint)
@@ -323,12 +328,12 @@ func New(c Config) (*Server, error) {
 		metadataPaths: metadataPaths(strings.TrimSuffix(issuer.Path, "/")),
 		registry:      c.Registry,
 		keyBlocked:    c.KeyBlocked,
+		assertions:    c.Assertions,
 		keys:          c.Keys,
 		recorder:      c.Recorder,
 		servers:       c.Servers,
 		denials:       c.Denials,
 		introspected:  jose.NewCache[*ownToken](introspectedBytes),
-		revoker:       c.Revoker,
 		gate:          c.Gate,
 		events:        c.Events,
 		authenticated: c.Authenticated,

@@ -23,11 +23,11 @@ type metadata struct {
 	Scopes                   []string          `json:"scopes_supported,omitempty"`
 	GrantTypes               []string          `json:"grant_types_supported"`
 	AuthMethods              []string          `json:"token_endpoint_auth_methods_supported"`
+	AuthAlgorithms           []string          `json:"token_endpoint_auth_signing_alg_values_supported,omitempty"`
 	IntrospectionEndpoint    string            `json:"introspection_endpoint,omitempty"`
 	IntrospectionAuthMethods []string          `json:"introspection_endpoint_auth_methods_supported,omitempty"`
+	IntrospectionAuthAlgs    []string          `json:"introspection_endpoint_auth_signing_alg_values_supported,omitempty"`
 	IntrospectionAlgorithms  []string          `json:"introspection_signing_alg_values_supported,omitempty"` // RFC 9701, Section 7
-	RevocationEndpoint       string            `json:"revocation_endpoint,omitempty"`
-	RevocationAuthMethods    []string          `json:"revocation_endpoint_auth_methods_supported,omitempty"`
 	CertificateBoundTokens   bool              `json:"tls_client_certificate_bound_access_tokens"`
 	MutualTLSEndpointAliases map[string]string `json:"mtls_endpoint_aliases"`
 }
@@ -67,19 +67,16 @@ func (s *Server) metadata() metadata {
 		KeysURL:                  s.keysURL,
 		Scopes:                   slices.Compact(scopes),
 		GrantTypes:               []string{ClientCredentials},
-		AuthMethods:              []string{TLSClientAuth, SelfSignedTLSClientAuth},
+		AuthMethods:              s.authMethods(),
+		AuthAlgorithms:           s.authAlgorithms(),
 		CertificateBoundTokens:   true,
 		MutualTLSEndpointAliases: map[string]string{"token_endpoint": s.tokenURL}, // RFC 8705, Section 5
 	}
 	if s.servers != nil {
 		m.IntrospectionEndpoint = s.mtlsURL + IntrospectPath
-		m.IntrospectionAuthMethods = m.AuthMethods
+		m.IntrospectionAuthMethods, m.IntrospectionAuthAlgs = m.AuthMethods, m.AuthAlgorithms
 		m.IntrospectionAlgorithms = s.algorithms()
 		m.MutualTLSEndpointAliases["introspection_endpoint"] = m.IntrospectionEndpoint
-	}
-	if s.revoker != nil {
-		m.RevocationEndpoint, m.RevocationAuthMethods = s.mtlsURL+RevokePath, m.AuthMethods
-		m.MutualTLSEndpointAliases["revocation_endpoint"] = m.RevocationEndpoint
 	}
 	return m
 }
@@ -92,6 +89,23 @@ func (s *Server) algorithms() []string {
 	}
 	slices.Sort(names)
 	return slices.Compact(names)
+}
+
+// authMethods are the methods by which clients authenticate at every endpoint.
+func (s *Server) authMethods() []string {
+	methods := []string{TLSClientAuth, SelfSignedTLSClientAuth}
+	if s.assertions != nil {
+		methods = append(methods, PrivateKeyJWT)
+	}
+	return methods
+}
+
+// authAlgorithms are those of assertions at every endpoint, none where none are taken.
+func (s *Server) authAlgorithms() []string {
+	if s.assertions == nil {
+		return nil
+	}
+	return assertionAlgorithms()
 }
 
 // KeysHandler returns the JWK Set of RFC 7517, Section 5, with the public members of every published key.

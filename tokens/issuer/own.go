@@ -165,9 +165,9 @@ func (s *Server) standingOf(ctx context.Context, c *Client, known bool, t mtls.T
 			return "certificate_not_registered", nil
 		}
 		return "", nil
-	case c.AuthMethod != TLSClientAuth:
+	case c.AuthMethod != TLSClientAuth && c.AuthMethod != PrivateKeyJWT:
 		return "method_mismatch", nil
-	case !c.Inventory:
+	case !c.Inventory && c.AuthMethod != PrivateKeyJWT:
 		return "", nil
 	}
 	entry, err := s.registry.Certificate(ctx, t)

@@ -85,11 +85,11 @@ func CheckIdentifier(identifier string) error {
 
 // split cuts a checked identifier before its path. A slash that is the whole path goes (RFC 9728, Section 3.1).
 func split(identifier string) (origin, path string) {
-	host := identifier[len("https://"):]
-	if i := strings.IndexByte(host, '/'); i > 0 && host[i:] != "/" {
-		return identifier[:len(identifier)-len(host)+i], host[i:]
+	host, path, _ := strings.Cut(strings.TrimPrefix(identifier, "https://"), "/")
+	if path != "" {
+		path = "/" + path
 	}
-	return strings.TrimSuffix(identifier, "/"), ""
+	return "https://" + host, path
 }
 
 // MetadataPath returns the path at which MetadataHandler is to be served, on the host of the resource's identifier, in its

@@ -61,11 +61,7 @@ func (a *api) restoreOperator(id string) *proposal {
 		if err != nil {
 			return nil, clientError(id, err)
 		}
-		from, err := tx.DeniedBefore(ctx, id)
-		if err != nil {
-			return nil, unavailable(err)
-		}
-		return &outcome{answer: invitation(client, text, code.ExpiresAt), from: from}, nil
+		return &outcome{answer: invitation(client, text, code.ExpiresAt)}, nil
 	}
 	return p
 }

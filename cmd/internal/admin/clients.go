@@ -8,6 +8,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -19,6 +20,8 @@ import (
 	"github.com/certbound/certbound/cmd/internal/audit"
 	"github.com/certbound/certbound/cmd/internal/store"
 	"github.com/certbound/certbound/mtls"
+	"github.com/certbound/certbound/tokens"
+	"github.com/certbound/certbound/tokens/issuer"
 )
 
 // addClient registers a client, with its first enrolment code where our own CA vouches for it. Nobody has the code before
@@ -82,11 +85,7 @@ func (a *api) register(ctx context.Context, tx *store.Store, client store.Client
 	if _, err := tx.AddClient(ctx, client, code); err != nil {
 		return nil, clientError(client.ID, err)
 	}
-	from, err := tx.DeniedBefore(ctx, client.ID)
-	if err != nil {
-		return nil, unavailable(err)
-	}
-	return &outcome{answer: answer, from: from}, nil
+	return &outcome{answer: answer}, nil
 }
 
 // enrols reports whether our own CA vouches for the client.
@@ -113,6 +112,14 @@ func registration(c store.Client) map[string]string {
 	}
 	if c.JWKSURI != "" {
 		detail["jwks_uri"] = c.JWKSURI
+	}
+	if keys, err := issuer.ParseAssertionKeys([]byte(c.JWKS)); err == nil {
+		var ids []string
+		for _, k := range keys {
+			id, _ := tokens.KeyID(k.Key) // what was read has one
+			ids = append(ids, id)
+		}
+		detail["jwks"] = strings.Join(ids, " ")
 	}
 	if c.TokenTTL > 0 {
 		detail["token_ttl"] = c.TokenTTL.String()
@@ -278,11 +285,7 @@ func (a *api) enableClient(ctx context.Context, id string, _ *none) (*proposal, 
 		if err := tx.EnableClient(ctx, id); err != nil {
 			return nil, clientError(id, err)
 		}
-		from, err := tx.DeniedBefore(ctx, id)
-		if err != nil {
-			return nil, unavailable(err)
-		}
-		return &outcome{answer: &Change{ClientID: id, Done: "enabled"}, from: from}, nil
+		return &outcome{answer: &Change{ClientID: id, Done: "enabled"}}, nil
 	}
 	return p, nil
 }
@@ -321,7 +324,7 @@ func clientView(c store.Client) Client {
 		DNSNames: present(c.DNS), IPAddresses: present(c.IPs), URIs: present(c.URIs),
 		Usage: c.Usage, Resources: present(c.Resources), TokenTTLSeconds: int64(c.TokenTTL / time.Second),
 		Disabled: c.Disabled, Generation: c.Generation, CreatedAt: c.CreatedAt.UTC(), UpdatedAt: c.UpdatedAt.UTC(),
-		Trust: c.Trust, JWKSURI: c.JWKSURI,
+		Trust: c.Trust, JWKSURI: c.JWKSURI, JWKS: json.RawMessage(c.JWKS),
 	}
 	for _, der := range c.Certificates {
 		view.Certificates = append(view.Certificates, certificateSummary(der))

@@ -15,8 +15,8 @@ import (
 type ClientRequest struct {
 	// ID is [a-z0-9][a-z0-9._-]{0,62}; that of a client of a foreign CA may also be a SPIFFE id of a foreign trust domain.
 	ID string `json:"client_id"`
-	// AuthMethod may be left out: it follows from who vouches. It is tls_client_auth (RFC 8705, Section 2.1) or
-	// self_signed_tls_client_auth (Section 2.2).
+	// AuthMethod may be left out, but for private_key_jwt with a JWKSURI: it follows from who vouches. It is tls_client_auth
+	// (RFC 8705, Section 2.1), self_signed_tls_client_auth (Section 2.2) or private_key_jwt (RFC 7523, Section 2.2).
 	AuthMethod string `json:"token_endpoint_auth_method,omitempty"`
 	// Trust is the name of the foreign CA that vouches for the client, by exactly one of the five members that follow
 	// (RFC 8705, Section 2.1.2). An empty member counts as left out.
@@ -30,6 +30,9 @@ type ClientRequest struct {
 	// Section 2.2.2). At most one of the two.
 	Certificates []string `json:"certificates,omitempty"`
 	JWKSURI      string   `json:"jwks_uri,omitempty"`
+	// JWKS are the public keys that a client of private_key_jwt signs its assertions with, 1 to 20 for ES256, PS256 or
+	// EdDSA, each with a kid (RFC 7591, Section 2); JWKSURI is where it publishes them. At most one of the two.
+	JWKS json.RawMessage `json:"jwks,omitempty"`
 	// Scope is a space separated list (RFC 6749, Section 3.3); every scope must be declared by a resource.
 	Scope       string   `json:"scope,omitempty"`
 	DNSNames    []string `json:"dns_names,omitempty"`
@@ -67,6 +70,8 @@ type Client struct {
 	Trust        string              `json:"trust,omitempty"`
 	Certificates []PinnedCertificate `json:"certificates,omitempty"`
 	JWKSURI      string              `json:"jwks_uri,omitempty"`
+	// JWKS is for private_key_jwt, and so may JWKSURI be.
+	JWKS json.RawMessage `json:"jwks,omitempty"`
 
 	Scope       string   `json:"scope"`
 	DNSNames    []string `json:"dns_names"`

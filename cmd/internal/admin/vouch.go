@@ -4,9 +4,11 @@
 package admin
 
 import (
+	"bytes"
 	"crypto/x509"
 	"encoding/asn1"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"net/http"
 	"net/url"
@@ -17,17 +19,20 @@ import (
 	"github.com/certbound/certbound/cmd/internal/store"
 	"github.com/certbound/certbound/mtls"
 	"github.com/certbound/certbound/pki"
+	"github.com/certbound/certbound/tokens/issuer"
 )
 
 // The methods of authentication (RFC 8705, Section 2).
 const (
 	byCA          = "tls_client_auth"             // our own CA, or a foreign one
 	byCertificate = "self_signed_tls_client_auth" // a certificate that the client registered
+	byAssertion   = "private_key_jwt"             // what the client signs with a key that it registered
 )
 
 // Bounds of what vouches for a client.
 const (
-	maxPinned   = 8   // certificates of one client: enough to rotate
+	maxPinned   = 8 // certificates of one client: enough to rotate
+	maxJWKS     = 32 << 10
 	maxSPIFFEID = 255 // bytes of a client id
 )
 
@@ -36,8 +41,10 @@ func (r rules) vouched(req *ClientRequest, now time.Time) (store.Client, error) 
 	members := subjectMembers(req)
 	ownCertificate := len(req.Certificates) > 0 || req.JWKSURI != ""
 	switch {
-	case req.AuthMethod != "" && req.AuthMethod != byCA && req.AuthMethod != byCertificate:
-		return store.Client{}, invalidMetadata("leave token_endpoint_auth_method out", "only %s and %s clients can be registered", byCA, byCertificate)
+	case req.AuthMethod != "" && req.AuthMethod != byCA && req.AuthMethod != byCertificate && req.AuthMethod != byAssertion:
+		return store.Client{}, invalidMetadata("leave token_endpoint_auth_method out", "only %s, %s and %s clients can be registered", byCA, byCertificate, byAssertion)
+	case req.AuthMethod == byAssertion || len(req.JWKS) > 0:
+		return r.asserting(req, len(members) > 0)
 	case req.Trust != "" && ownCertificate:
 		return store.Client{}, invalidMetadata("use --trust, or --cert, or --jwks-uri", "either a foreign CA vouches for a client or its own certificate")
 	case ownCertificate && req.AuthMethod == byCA, req.Trust != "" && req.AuthMethod == byCertificate:
@@ -129,6 +136,38 @@ func (r rules) selfSigned(req *ClientRequest, now time.Time) (store.Client, erro
 	var err error
 	c.Certificates, err = r.pinned(req.Certificates, req.AllowReserved, now)
 	return c, err
+}
+
+// asserting is a client that signs assertions with keys that it registers, by value or by address (RFC 7523, Section 2.2).
+// No certificate vouches for it: its tokens are bound to whichever it shows.
+func (r rules) asserting(req *ClientRequest, named bool) (store.Client, error) {
+	if err := checkID(req.ID); err != nil {
+		return store.Client{}, err
+	}
+	if err := nothingIssued(req); err != nil {
+		return store.Client{}, err
+	}
+	c := store.Client{ID: req.ID, AuthMethod: byAssertion, Usage: string(pki.UsageClient), JWKSURI: req.JWKSURI}
+	switch {
+	case req.AuthMethod != "" && req.AuthMethod != byAssertion:
+		return c, invalidMetadata("leave token_endpoint_auth_method out", "jwks belongs to %s", byAssertion)
+	case req.Trust != "" || len(req.Certificates) > 0 || named:
+		return c, invalidMetadata("leave --trust, --cert and the names out", "a client that signs assertions is recognised by its keys, not by a certificate")
+	case (len(req.JWKS) > 0) == (req.JWKSURI != ""):
+		// RFC 7591, Section 2: jwks and jwks_uri must not both be there.
+		return c, invalidMetadata("use --jwks FILE or --jwks-uri URI", "%s needs either jwks or a jwks_uri", byAssertion)
+	case req.JWKSURI != "":
+		return c, checkJWKSURI(req.JWKSURI)
+	}
+	var text bytes.Buffer
+	if err := json.Compact(&text, req.JWKS); err != nil || text.Len() > maxJWKS {
+		return c, invalidMetadata("send fewer or shorter keys", "jwks is not JSON of at most %d bytes", maxJWKS)
+	}
+	if _, err := issuer.ParseAssertionKeys(text.Bytes()); err != nil {
+		return c, invalidMetadata("send the public keys alone, each for ES256, PS256 or EdDSA and with a kid of its own", "jwks: %s", printable(err.Error()))
+	}
+	c.JWKS = text.String()
+	return c, nil
 }
 
 // nothingIssued refuses what only a certificate of our own CA would carry.

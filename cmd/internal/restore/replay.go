@@ -35,6 +35,7 @@ const (
 const (
 	byCA          = "tls_client_auth"
 	byCertificate = "self_signed_tls_client_auth"
+	byAssertion   = "private_key_jwt"
 )
 
 // prepare reads what the records do not say.
@@ -79,7 +80,7 @@ func (r *run) nameReplica(tx *store.Replay) error {
 // takesForGood reports whether a record says that something was taken away which never comes back: it is done again also
 // where the database should have it.
 func takesForGood(e *audit.Entry) bool {
-	return e.Version > 0 && e.Outcome == audit.Granted && (e.Name == "cert.revoke" || e.Name == "token.revoke")
+	return e.Version > 0 && e.Outcome == audit.Granted && e.Name == "cert.revoke"
 }
 
 // gives reports whether what a record says gave somebody something.
@@ -158,12 +159,6 @@ func (r *run) change(ctx context.Context, tx *store.Replay, e *audit.Entry, less
 		return true, tx.RemoveResource(e.Resource)
 	case "trust.add", "trust.replace", "trust.remove":
 		return r.changeTrust(tx, e)
-	case "token.revoke":
-		id := e.TokenID
-		if e.Detail["changed"] == "all" {
-			id = ""
-		}
-		return true, tx.RevokeToken(e.Client, id, e.Expires, e.Time)
 	case "audit.erase":
 		return true, tx.EraseSubject(e.Client)
 	case "setting.set":
@@ -396,7 +391,9 @@ func (r *run) clientOf(ctx context.Context, e *audit.Entry) (store.Client, error
 	switch {
 	case client.AuthMethod == byCertificate && client.JWKSURI == "":
 		return nobody, errors.New("its certificates are not in the journal")
-	case client.AuthMethod == byCertificate:
+	case client.AuthMethod == byAssertion && client.JWKSURI == "":
+		return nobody, errors.New("its keys are not in the journal")
+	case client.AuthMethod == byCertificate, client.AuthMethod == byAssertion:
 		return client, nil
 	case client.Trust == "":
 		client.SubjectKind, client.SubjectValue = string(mtls.SANURI), pki.ClientURI(r.trust, client.ID)

@@ -27,6 +27,7 @@ import (
 	"github.com/certbound/certbound/mtls"
 	"github.com/certbound/certbound/mtls/mtlstest"
 	"github.com/certbound/certbound/pki"
+	"github.com/certbound/certbound/tokens"
 	"github.com/certbound/certbound/tokens/issuer"
 )
 
@@ -471,3 +472,4 @@ func (nobodyForeign) Anchors(context.Context, string) (*mtls.Anchors, issuer.Rev
 	return nil, nil, trust.ErrUnknown
 }
 func (nobodyForeign) Certificates(store.Client) issuer.CertificateSet { return nil }
+func (nobodyForeign) Keys(store.Client) tokens.Keys                   { return nil }

@@ -15,6 +15,7 @@ import (
 	"github.com/certbound/certbound/cmd/internal/store"
 	"github.com/certbound/certbound/mtls"
 	"github.com/certbound/certbound/pki"
+	"github.com/certbound/certbound/tokens"
 	"github.com/certbound/certbound/tokens/issuer"
 )
 
@@ -44,6 +45,7 @@ type rows interface {
 type foreign interface {
 	Anchors(ctx context.Context, name string) (*mtls.Anchors, issuer.Revocation, error)
 	Certificates(client store.Client) issuer.CertificateSet
+	Keys(client store.Client) tokens.Keys
 }
 
 // again is an error that may be gone a moment later: whoever is refused for it is told to come back.
@@ -298,6 +300,8 @@ func (r *registry) vouch(ctx context.Context, c *issuer.Client, row store.Client
 	switch {
 	case row.AuthMethod == issuer.SelfSignedTLSClientAuth:
 		c.Certificates = r.foreign.Certificates(row)
+	case row.AuthMethod == issuer.PrivateKeyJWT:
+		c.Keys, c.Anchors = r.foreign.Keys(row), r.anchors
 	case row.Trust != "":
 		if c.Anchors, c.Revocation, err = r.foreign.Anchors(ctx, row.Trust); err != nil {
 			return err

@@ -29,6 +29,7 @@ const (
 const (
 	methodCA         = "tls_client_auth"
 	methodSelfSigned = "self_signed_tls_client_auth"
+	methodAssertion  = "private_key_jwt"
 )
 
 // The kinds of client_refs.
@@ -42,8 +43,8 @@ const (
 // set here. It returns the client as stored: Generation is 1, or one more than that of the removed client which had the
 // id.
 //
-// One of three vouches for it: our CA; a foreign one, with Trust and a subject; or with the method
-// self_signed_tls_client_auth either Certificates or JWKSURI. Only the first may have a code. Errors: ErrExists, a
+// One of four vouches for it: our CA; a foreign one, with Trust and a subject; with the method
+// self_signed_tls_client_auth either Certificates or JWKSURI; or with private_key_jwt either JWKS or JWKSURI. Only the first may have a code. Errors: ErrExists, a
 // ReservedError, a NameTakenError (also for a subject or a JWKSURI), ErrUnknownTrust, a CertificateTakenError,
 // ErrKeyTaken, ErrKeyBlocked, ErrNotEnrolled, ErrAuthority.
 func (s *Store) AddClient(ctx context.Context, client Client, code *Code) (Client, error) {
@@ -109,18 +110,33 @@ func (client *Client) check() error {
 	switch {
 	case (client.SubjectKind != "" || client.SubjectValue != "") && !hasSubject:
 		return errors.New("a subject needs a kind and a value")
+	case client.AuthMethod != methodAssertion && client.JWKS != "":
+		return errors.New("only a client that signs assertions registers keys")
 	case client.AuthMethod == methodCA && (len(client.Certificates) > 0 || client.JWKSURI != ""):
 		return errors.New("a client that a CA vouches for registers no certificates")
 	case client.AuthMethod == methodCA && client.Trust != "" && !hasSubject:
 		return errors.New("a client of a foreign CA needs a subject")
 	case client.AuthMethod == methodCA:
 		return client.checkAuthority()
+	case client.AuthMethod == methodAssertion:
+		return client.checkAssertion()
 	case client.AuthMethod != methodSelfSigned:
 		return fmt.Errorf("unknown method %q", client.AuthMethod)
 	case client.Trust != "" || hasSubject:
 		return errors.New("a client with its own certificate has neither a trust nor a subject")
 	case (len(client.Certificates) > 0) == (client.JWKSURI != ""):
 		return errors.New("a client with its own certificate needs either certificates or a place that has them")
+	}
+	return client.checkAuthority()
+}
+
+// checkAssertion judges a client that signs assertions, whatever certificate it shows.
+func (client *Client) checkAssertion() error {
+	switch {
+	case client.Trust != "" || client.SubjectKind != "" || len(client.Certificates) > 0:
+		return errors.New("a client that signs assertions is recognised by nothing else")
+	case (client.JWKS != "") == (client.JWKSURI != ""):
+		return errors.New("a client that signs assertions needs either keys or a place that has them")
 	}
 	return client.checkAuthority()
 }
@@ -392,7 +408,7 @@ func scanClient(r row) (Client, error) {
 	var ttl int64
 	err := r.Scan(&c.ID, &c.Generation, &c.Disabled, (*moment)(&c.RemovedAt), &c.AuthMethod, &c.SubjectKind,
 		&c.SubjectValue, (*list)(&c.DNS), (*list)(&c.IPs), (*list)(&c.URIs), &c.Usage, (*list)(&c.Scopes),
-		(*list)(&c.Resources), &ttl, &c.Trust, (*ders)(&c.Certificates), &c.JWKSURI, &c.BuiltIn, (*moment)(&c.CreatedAt),
+		(*list)(&c.Resources), &ttl, &c.Trust, (*ders)(&c.Certificates), &c.JWKSURI, &c.JWKS, &c.BuiltIn, (*moment)(&c.CreatedAt),
 		(*moment)(&c.UpdatedAt))
 	if errors.Is(err, sql.ErrNoRows) {
 		return Client{}, ErrNotFound

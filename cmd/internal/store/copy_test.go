@@ -23,6 +23,7 @@ import (
 
 // furnish puts something into every table that a copy takes.
 func furnish(f *fixture) {
+	ok(f.t, f.UseAssertion(f.ctx(), [32]byte{9}, f.in(time.Hour)))
 	ctx, t := f.ctx(), f.t
 	f.client("a", 1)
 	first := f.enroll("a", 1, 1, 1)

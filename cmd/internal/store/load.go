@@ -204,5 +204,5 @@ func (client *Client) values() []any {
 	return []any{client.ID, client.Generation, client.Disabled, moment(client.RemovedAt),
 		client.AuthMethod, client.SubjectKind, client.SubjectValue, list(client.DNS), list(client.IPs), list(client.URIs),
 		client.Usage, list(client.Scopes), list(client.Resources), int64(client.TokenTTL / time.Microsecond), client.Trust,
-		ders(client.Certificates), client.JWKSURI, client.BuiltIn, moment(client.CreatedAt), moment(client.UpdatedAt)}
+		ders(client.Certificates), client.JWKSURI, client.JWKS, client.BuiltIn, moment(client.CreatedAt), moment(client.UpdatedAt)}
 }

@@ -37,7 +37,7 @@ const (
 	deleteKey = `DELETE FROM sealed_keys WHERE purpose = $1 AND id = $2`
 
 	clientColumns = `id, generation, disabled, removed_at, auth_method, subject_kind, subject_value, dns, ips, uris,
-		cert_usage, scopes, resources, token_ttl, trust, certificates, jwks_uri, built_in, created_at, updated_at`
+		cert_usage, scopes, resources, token_ttl, trust, certificates, jwks_uri, jwks, built_in, created_at, updated_at`
 	queryClient  = `SELECT ` + clientColumns + ` FROM clients WHERE id = $1`
 	queryClients = `SELECT ` + clientColumns + ` FROM clients WHERE removed_at IS NULL AND id > $1 ORDER BY id LIMIT $2`
 	// All that a token of a client of our CA is decided by and recorded under. The arguments are the client and a certificate.
@@ -50,13 +50,13 @@ const (
 		WHERE kind = 'jwks_uri') AND removed_at IS NULL AND id > $1 ORDER BY id LIMIT $2`
 	upsertClient = `INSERT INTO clients (` + clientColumns + `, grantor)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20,
-			$21)
+			$21, $22)
 		ON CONFLICT (id) DO UPDATE SET generation = excluded.generation, disabled = excluded.disabled,
 			removed_at = excluded.removed_at, auth_method = excluded.auth_method, subject_kind = excluded.subject_kind,
 			subject_value = excluded.subject_value, dns = excluded.dns, ips = excluded.ips, uris = excluded.uris,
 			cert_usage = excluded.cert_usage, scopes = excluded.scopes, resources = excluded.resources,
 			token_ttl = excluded.token_ttl, trust = excluded.trust, certificates = excluded.certificates,
-			jwks_uri = excluded.jwks_uri, built_in = excluded.built_in, created_at = excluded.created_at,
+			jwks_uri = excluded.jwks_uri, jwks = excluded.jwks, built_in = excluded.built_in, created_at = excluded.created_at,
 			updated_at = excluded.updated_at, grantor = excluded.grantor, version = NULL
 		WHERE clients.removed_at IS NOT NULL`
 	setClientDisabled = `UPDATE clients SET disabled = $2, updated_at = $3, version = NULL WHERE id = $1`
@@ -75,6 +75,9 @@ const (
 	countAbleGrantors  = `SELECT count(*)` + selectAbleGrantors
 	countOtherGrantors = countAbleGrantors + ` AND id <> $2`
 	queryLastExpiry    = `SELECT max(not_after) FROM certificates WHERE client_id = $1`
+
+	insertAssertion = `INSERT INTO assertions (digest, until_at) VALUES ($1, $2) ON CONFLICT DO NOTHING`
+	pruneAssertions = `DELETE FROM assertions WHERE until_at < $1`
 
 	insertName    = `INSERT INTO client_names (kind, name, client_id) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`
 	queryNameUser = `SELECT client_id FROM client_names WHERE kind = $1 AND name = $2`

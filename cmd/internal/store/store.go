@@ -242,7 +242,7 @@ type Client struct {
 	Generation uint64
 	Disabled   bool
 	RemovedAt  time.Time // zero for every client that the reading methods return
-	// AuthMethod is "tls_client_auth" or "self_signed_tls_client_auth" (RFC 8705, Section 2). AddClient takes an empty
+	// AuthMethod is "tls_client_auth", "self_signed_tls_client_auth" (RFC 8705, Section 2) or "private_key_jwt". AddClient takes an empty
 	// one for the former.
 	AuthMethod string
 	// SubjectKind is one of the five tls_client_auth_… member names of RFC 8705, Section 2.1.2, or empty. Under one
@@ -253,6 +253,9 @@ type Client struct {
 	Certificates [][]byte
 	// JWKSURI is where the client publishes its own certificates (RFC 8705, Section 2.2.2); one client's only.
 	JWKSURI string
+	// JWKS is the JSON Web Key Set of public keys that a client of private_key_jwt signs its assertions with, when JWKSURI
+	// has none (RFC 7591, Section 2). It is not read here.
+	JWKS string
 	// DNS, IPs and URIs are names in the client's certificate; each belongs to one client only.
 	DNS, IPs, URIs []string
 	// Usage is "client", "server" or "both".

@@ -6,6 +6,7 @@ package trust
 import (
 	"bytes"
 	"context"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/rsa"
@@ -25,6 +26,8 @@ import (
 
 	"github.com/certbound/certbound/cmd/internal/store"
 	"github.com/certbound/certbound/mtls"
+	"github.com/certbound/certbound/tokens"
+	"github.com/certbound/certbound/tokens/issuer"
 )
 
 // Bounds of what a client publishes, and of how long it is believed.
@@ -63,17 +66,25 @@ type setKey struct {
 	client     string
 	generation uint64
 	url        string
+	signs      bool // by private_key_jwt
 }
 
-// keySet are the certificates at one client's jwks_uri (RFC 8705, Section 2.2.2). It implements issuer.CertificateSet.
+func keyOf(row store.Client) setKey {
+	return setKey{row.ID, row.Generation, row.JWKSURI, row.AuthMethod == issuer.PrivateKeyJWT}
+}
+
+// keySet is what one client publishes at its jwks_uri: its certificates (RFC 8705, Section 2.2.2), as issuer.CertificateSet,
+// or the keys that it signs assertions with (RFC 7523, Section 3), as tokens.Keys.
 // However many ask at once, one fetch is under way, and there is at most one in refetchInterval.
 type keySet struct {
 	manager *Manager
 	name    string
 	url     string
+	signs   bool // it publishes keys of assertions and not certificates
 
 	mu        sync.Mutex
 	certs     map[mtls.Thumbprint]bool // nil before the first fetch that succeeded
+	keys      tokens.StaticKeys        // fetched together with certs
 	fetched   time.Time                // when the fetch that gave certs began
 	attempted time.Time                // when the last fetch began
 	used      time.Time                // when somebody last asked
@@ -99,6 +110,24 @@ func (k *keySet) Contains(ctx context.Context, t mtls.Thumbprint) (bool, error) 
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.answer(t, k.manager.now())
+}
+
+// Key implements tokens.Keys. It never waits: whoever names the client can ask for any key, and neither the answer nor its
+// time shall tell how its jwks_uri fares. A key that was not in the set when it was last fetched sets a fetch off, and
+// counts at the client's next attempt; one of a set that is too old counts no more.
+func (k *keySet) Key(ctx context.Context, id string) (tokens.PublicKey, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	now := k.manager.now()
+	k.used = now
+	key, err := k.keys.Key(ctx, id)
+	if err != nil || !k.youngerThan(now, refreshAge) {
+		k.fetch(now)
+	}
+	if err == nil && !k.youngerThan(now, maxAge) {
+		key, err = tokens.PublicKey{}, fmt.Errorf("%w: the client's keys are too old", tokens.ErrUnknownKey)
+	}
+	return key, err
 }
 
 // lookup answers from memory, or returns a channel that is closed when a fetch worth waiting for has ended.
@@ -148,8 +177,8 @@ func (k *keySet) fetch(now time.Time) {
 	done := make(chan struct{})
 	k.underway, k.attempted = done, now
 	go func() {
-		certs, partly, err := k.download()
-		changed := k.take(certs, err, now)
+		certs, keys, partly, err := k.download()
+		changed := k.take(certs, keys, err, now)
 		if err == nil {
 			err = partly
 		}
@@ -161,32 +190,47 @@ func (k *keySet) fetch(now time.Time) {
 	}()
 }
 
-// take ends a fetch and reports whether the certificates are others now.
-func (k *keySet) take(certs map[mtls.Thumbprint]bool, err error, begun time.Time) (changed bool) {
+// take ends a fetch and reports whether the certificates or keys are others now.
+func (k *keySet) take(certs map[mtls.Thumbprint]bool, keys tokens.StaticKeys, err error, begun time.Time) (changed bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.underway = nil
 	if k.err = err; err != nil {
 		return false
 	}
-	changed = !maps.Equal(k.certs, certs)
-	k.certs, k.fetched = certs, begun // they may have changed since the request was sent
+	changed = !maps.Equal(k.certs, certs) || !slices.EqualFunc(k.keys, keys, sameSigner)
+	k.certs, k.keys, k.fetched = certs, keys, begun // they may have changed since the request was sent
 	return changed
 }
 
+func sameSigner(a, b tokens.PublicKey) bool {
+	one, ok := a.Key.(interface{ Equal(crypto.PublicKey) bool }) // all kinds of keys have it
+	return ok && a.ID == b.ID && a.Algorithm == b.Algorithm && one.Equal(b.Key)
+}
+
 // download reads what is published, once. Its time is bounded by itself and not by the request of whoever asked first.
-func (k *keySet) download() (certs map[mtls.Thumbprint]bool, partly, err error) {
+func (k *keySet) download() (certs map[mtls.Thumbprint]bool, keys tokens.StaticKeys, partly, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), fetchTimeout)
 	defer cancel()
 	data, err := k.manager.fetcher.Get(ctx, k.url, maxKeySetBytes, "application/jwk-set+json", "application/json")
 	if err != nil {
-		return nil, nil, fmt.Errorf("the client's certificates: %w", err)
+		what := "certificates"
+		if k.signs {
+			what = "keys"
+		}
+		return nil, nil, nil, fmt.Errorf("the client's %s: %w", what, err)
+	}
+	if k.signs {
+		if keys, err = issuer.PublishedAssertionKeys(data); err != nil {
+			return nil, nil, nil, fmt.Errorf("the client's keys: %w", err)
+		}
+		return map[mtls.Thumbprint]bool{}, keys, nil, nil
 	}
 	certs, partly, err = parseKeySet(data)
 	if err != nil {
-		return nil, nil, fmt.Errorf("the client's certificates: %w", err)
+		return nil, nil, nil, fmt.Errorf("the client's certificates: %w", err)
 	}
-	return certs, partly, nil
+	return certs, nil, partly, nil
 }
 
 // refresh keeps what is in use fresh.
@@ -269,7 +313,7 @@ func (m *Manager) listClients(ctx context.Context, each func(store.Client)) erro
 
 // followClient drops what the client published under another registration, and returns what it publishes now, if it does.
 func (m *Manager) followClient(row store.Client) *keySet {
-	key := setKey{row.ID, row.Generation, row.JWKSURI}
+	key := keyOf(row)
 	publishes := row.JWKSURI != "" && !row.Disabled && len(row.Certificates) == 0
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -31,6 +31,7 @@ import (
 	"github.com/certbound/certbound/cmd/internal/fetch"
 	"github.com/certbound/certbound/cmd/internal/store"
 	"github.com/certbound/certbound/mtls"
+	"github.com/certbound/certbound/tokens"
 	"github.com/certbound/certbound/tokens/issuer"
 )
 
@@ -224,14 +225,29 @@ func (m *Manager) Certificates(client store.Client) issuer.CertificateSet {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.set(setKey{client.ID, client.Generation, client.JWKSURI})
+	return m.set(keyOf(client))
+}
+
+// Keys returns the keys that a client of the method private_key_jwt signs its assertions with: those in its row, or those
+// at its JWKSURI. Registered keys that cannot be read, which nobody registers, are none.
+func (m *Manager) Keys(client store.Client) tokens.Keys {
+	if client.JWKSURI == "" {
+		keys, err := issuer.ParseAssertionKeys([]byte(client.JWKS))
+		if err != nil {
+			m.report("jwks:"+client.ID, partRow, fmt.Errorf("the client's registered keys: %w", err))
+		}
+		return keys
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.set(keyOf(client))
 }
 
 // set returns what one registration publishes. mu is held.
 func (m *Manager) set(key setKey) *keySet {
 	k := m.sets[key]
 	if k == nil {
-		k = &keySet{manager: m, name: "jwks:" + key.client, url: key.url, used: m.now()}
+		k = &keySet{manager: m, name: "jwks:" + key.client, url: key.url, signs: key.signs, used: m.now()}
 		m.sets[key] = k
 	}
 	return k

@@ -54,11 +54,19 @@ func ParseKeySet(data []byte) ([]PublicKey, error) {
 // key has. A key whose private part was published is everybody's key.
 var privateMembers = [...]string{"d", "p", "q", "dp", "dq", "qi", "oth", "k"}
 
-func readKey(members Object) (PublicKey, bool) {
+// HasPrivatePart reports whether a JSON Web Key has a member that only a private or symmetric key has.
+func HasPrivatePart(members Object) bool {
 	for _, name := range privateMembers {
 		if _, present := members[name]; present {
-			return PublicKey{}, false
+			return true
 		}
+	}
+	return false
+}
+
+func readKey(members Object) (PublicKey, bool) {
+	if HasPrivatePart(members) {
+		return PublicKey{}, false
 	}
 	id, ok := members["kid"].(string)
 	if !ok || id == "" || len(id) > maxKeyIDBytes || !forVerifying(members) {

@@ -50,6 +50,7 @@ CREATE TABLE clients (
     trust         TEXT COLLATE "C" NOT NULL,
     certificates  BYTEA NOT NULL,
     jwks_uri      TEXT COLLATE "C" NOT NULL,
+    jwks          TEXT COLLATE "C" NOT NULL,
     built_in      BOOLEAN NOT NULL,
     grantor       BOOLEAN NOT NULL,
     created_at    BIGINT NOT NULL,
@@ -137,20 +138,17 @@ CREATE TABLE blocked_keys (
 CREATE INDEX blocked_keys_version ON blocked_keys (version);
 
 -- Tokens that are refused although they have not expired, until nothing could use them any more. A row's position is
--- greater than that of every row that was there before, also of those that are gone: it counts in state.denial_seq. The
--- client_id is of a token that its client gave back itself.
+-- greater than that of every row that was there before, also of those that are gone: it counts in state.denial_seq.
 CREATE TABLE denials (
     position  BIGINT NOT NULL PRIMARY KEY,
     kind      TEXT COLLATE "C" NOT NULL,
     value     TEXT COLLATE "C" NOT NULL,
-    client_id TEXT COLLATE "C" NOT NULL,
     before_at BIGINT NOT NULL,
     until_at  BIGINT NOT NULL,
     version   BIGINT,
     UNIQUE (kind, value)
 );
 CREATE INDEX denials_version ON denials (version);
-CREATE INDEX denials_client ON denials (client_id) WHERE client_id <> '';
 CREATE INDEX denials_until ON denials (until_at);
 
 CREATE TABLE resources (
@@ -260,6 +258,13 @@ CREATE TABLE ticket_keys (
     seal_version BIGINT NOT NULL,
     PRIMARY KEY (listener, started_at)
 );
+
+-- Assertions by which clients authenticated: each is good once, and forgotten when it has expired.
+CREATE TABLE assertions (
+    digest   BYTEA NOT NULL PRIMARY KEY,
+    until_at BIGINT NOT NULL
+);
+CREATE INDEX assertions_until ON assertions (until_at);
 
 -- What is known of the journals outside of them. The head is where one was last known to stand; it only grows.
 CREATE TABLE journals (

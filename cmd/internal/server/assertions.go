@@ -1,0 +1,50 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/certbound/certbound/cmd/internal/store"
+	"github.com/certbound/certbound/tokens/issuer"
+)
+
+// assertions remembers in the database which assertions were used, for all servers that share it.
+type assertions struct{ store *store.Store }
+
+// Use implements issuer.Assertions.
+func (a assertions) Use(ctx context.Context, digest [32]byte, until time.Time) error {
+	err := a.store.UseAssertion(ctx, digest, until)
+	switch {
+	case errors.Is(err, store.ErrAssertionUsed):
+		return issuer.ErrUsed
+	case err != nil:
+		return again{err}
+	}
+	return nil
+}
+
+// How often expired assertions are forgotten, and how long after they have expired on every clock.
+const (
+	pruneInterval = time.Minute
+	pruneAfter    = time.Minute
+)
+
+// pruneAssertions forgets assertions that have expired, until ctx is done. What it could not do it does later.
+func (s *service) pruneAssertions(ctx context.Context) {
+	ticker := time.NewTicker(pruneInterval)
+	defer ticker.Stop()
+	for {
+		if err := s.folder.store.PruneAssertions(ctx, time.Now().Add(-pruneAfter)); err != nil && ctx.Err() == nil {
+			s.log.Warn("expired assertions could not be forgotten", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+	}
+}

@@ -1,0 +1,100 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package store
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// An assertion is good once, however many ask at the same moment, also of another Store on the same database; it is
+// forgotten only when it has expired, and none of that is a version of the state.
+func testAssertions(f *fixture) {
+	before := f.stamp("state")
+	var wg sync.WaitGroup
+	results := make([]error, 8)
+	for i := range results {
+		wg.Go(func() { results[i] = f.UseAssertion(f.ctx(), [32]byte{1}, f.in(time.Minute)) })
+	}
+	wg.Wait()
+	good := 0
+	for _, err := range results {
+		switch {
+		case err == nil:
+			good++
+		case !errors.Is(err, ErrAssertionUsed):
+			f.t.Error(err)
+		}
+	}
+	if good != 1 {
+		f.t.Errorf("%d of %d got it", good, len(results))
+	}
+	ok(f.t, f.UseAssertion(f.ctx(), [32]byte{2}, f.in(2*time.Minute)))
+	ok(f.t, f.PruneAssertions(f.ctx(), f.in(time.Minute))) // at that very time it may still be good elsewhere
+	if err := f.UseAssertion(f.ctx(), [32]byte{1}, f.in(time.Minute)); !errors.Is(err, ErrAssertionUsed) {
+		f.t.Errorf("again: %v", err)
+	}
+	ok(f.t, f.PruneAssertions(f.ctx(), f.in(time.Minute+time.Microsecond)))
+	if n := f.count("assertions"); n != 1 {
+		f.t.Errorf("%d rows are left", n)
+	}
+	if err := f.UseAssertion(f.ctx(), [32]byte{2}, f.in(time.Minute)); !errors.Is(err, ErrAssertionUsed) {
+		f.t.Errorf("after the pruning: %v", err)
+	}
+	ctx, cancel := context.WithCancel(f.ctx())
+	cancel()
+	if err := f.UseAssertion(ctx, [32]byte{3}, f.in(time.Minute)); err == nil {
+		f.t.Error("a caller that is gone gets it")
+	}
+	if after := f.stamp("state"); after != before {
+		f.t.Errorf("version %d became %d", before, after)
+	}
+}
+
+// A client that signs assertions has keys, or a place that has them, and nothing else vouches for it; it holds no scope of
+// the operators' API; a place belongs to one client.
+func testAssertingClients(f *fixture) {
+	f.trust("partner")
+	by := func(id string) Client {
+		return Client{ID: id, AuthMethod: "private_key_jwt", Usage: "client", JWKS: `{"keys":[]}`, Scopes: []string{"read"}}
+	}
+	ok(f.t, f.add(by("reports")))
+	got, err := f.Client(f.ctx(), "reports")
+	ok(f.t, err)
+	if diff := cmp.Diff(`{"keys":[]}`, got.JWKS); diff != "" || got.AuthMethod != "private_key_jwt" {
+		f.t.Errorf("%s %+v", diff, got)
+	}
+	place := by("placed")
+	place.JWKS, place.JWKSURI = "", "https://keys.example/"
+	ok(f.t, f.add(place))
+	place.ID = "other"
+	if err := f.add(place); !errors.Is(err, ErrNameTaken) {
+		f.t.Errorf("one place for two: %v", err)
+	}
+	for name, edit := range map[string]func(*Client){
+		"both":        func(c *Client) { c.JWKSURI = "https://more.example/" },
+		"neither":     func(c *Client) { c.JWKS = "" },
+		"trust":       func(c *Client) { c.Trust = "partner" },
+		"subject":     func(c *Client) { c.SubjectKind, c.SubjectValue = "tls_client_auth_san_dns", "a.example" },
+		"certificate": func(c *Client) { c.Certificates = [][]byte{newOwnKey(f.t).cert(f.t, 1)} },
+		"authority":   func(c *Client) { c.Scopes = []string{"certbound:read"} },
+		"own CA": func(c *Client) {
+			c.AuthMethod, c.SubjectKind, c.SubjectValue = "tls_client_auth", "tls_client_auth_san_uri", "spiffe://d/client/x"
+		},
+		"self-signed": func(c *Client) { c.AuthMethod, c.JWKSURI = "self_signed_tls_client_auth", "https://more.example/" },
+	} {
+		c := by("odd")
+		edit(&c)
+		if err := f.add(c); err == nil {
+			f.t.Errorf("%s: registered", name)
+		}
+	}
+	if err := f.Invite(f.ctx(), "reports", *f.code(1)); !errors.Is(err, ErrNotEnrolled) {
+		f.t.Errorf("invited: %v", err)
+	}
+}
