@@ -55,7 +55,7 @@ func (a *api) revoke(_ *http.Request, req *RevokeRequest) (*deed, error) {
 	return &deed{takes: true, do: func(ctx context.Context, tx *store.Store) (*outcome, error) {
 		done, err := a.cfg.Authority.Revoke(ctx, tx, selection, reason)
 		if errors.Is(err, store.ErrNotFound) {
-			return nil, notFound("no such certificate", "certbound cert list shows all")
+			return nil, notFound("no such certificate", "certbound cert list shows all; in place of one that expired long ago name its client, with --client")
 		}
 		if errors.Is(err, store.ErrNotRevocable) {
 			return nil, conflict(codeRequest, "the certificates of this client are another authority's or its own: they are not ours to revoke",

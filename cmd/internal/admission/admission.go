@@ -98,12 +98,13 @@ type Limiter struct {
 	perAddress  map[netip.Addr]int               // open connections, no zeros: as large as open at most
 	handshakes  *lru[netip.Addr, *rate.Limiter]  // by network
 	requests    *lru[netip.Addr, *asked]         // by address
-	networks    *lru[netip.Addr, time.Time]      // known ones, and until when
+	began       time.Time                        // what the times below are counted from
+	networks    *lru[netip.Addr, time.Duration]  // known ones, and until when
 	known       *lru[mtls.Thumbprint, knownPeer] // certificates that authenticated
-	clients     *lru[string, *rate.Limiter]      // by client_id
-	places      map[string]place                 // of the clients in known
-	clientsAt   map[netip.Addr]int               // how many of these came last from an address
-	dominant    netip.Addr                       // the address that most clients come from; invalid: there is none
+	clients     *lru[clientKey, *rate.Limiter]
+	places      map[clientKey]place // of the clients in known
+	clientsAt   map[netip.Addr]int  // how many of these came last from an address
+	dominant    netip.Addr          // the address that most clients come from; invalid: there is none
 }
 
 // population counts connections. Only strangers are kept off the reserved part.
@@ -123,13 +124,13 @@ func (p *population) add(n int, stranger bool) {
 
 // knownPeer is a certificate that authenticated.
 type knownPeer struct {
-	client string
-	until  time.Time
+	client clientKey
+	until  time.Duration
 }
 
 // place is where a client came from last, and how many of its certificates are known: at least one.
 type place struct {
-	address      netip.Addr
+	address      address
 	certificates int
 }
 
@@ -150,14 +151,14 @@ func New(c Config) (*Limiter, error) {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
 	l := &Limiter{
-		cfg: c, log: c.Logger,
+		cfg: c, log: c.Logger, began: time.Now(),
 		perAddress: make(map[netip.Addr]int),
 		handshakes: newLRU[netip.Addr, *rate.Limiter](maxNetworks),
 		requests:   newLRU[netip.Addr, *asked](maxAddresses),
-		networks:   newLRU[netip.Addr, time.Time](maxKnown),
+		networks:   newLRU[netip.Addr, time.Duration](maxKnown),
 		known:      newLRU[mtls.Thumbprint, knownPeer](maxKnown),
-		clients:    newLRU[string, *rate.Limiter](maxKnown),
-		places:     make(map[string]place),
+		clients:    newLRU[clientKey, *rate.Limiter](maxKnown),
+		places:     make(map[clientKey]place),
 		clientsAt:  make(map[netip.Addr]int),
 	}
 	l.known.evicted = func(_ mtls.Thumbprint, p knownPeer) { l.left(p.client) }
@@ -181,7 +182,7 @@ func (l *Limiter) free(c *conn) bool {
 // stranger reports whether no client has authenticated in a network lately. The caller holds mu.
 func (l *Limiter) stranger(network netip.Addr, now time.Time) bool {
 	until, ok := l.networks.get(network)
-	return !ok || !now.Before(until)
+	return !ok || now.Sub(l.began) >= until
 }
 
 // exhausted reports whether a limiter would let nothing more through now. nil lets everything through.

@@ -15,6 +15,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -575,6 +576,32 @@ func TestLRU(t *testing.T) {
 	table.remove("c")
 	if !slices.Equal(gone, []string{"b", "c"}) || table.len() != 1 {
 		t.Errorf("gone: %q", gone)
+	}
+	for i := range 10 { // what was removed makes room
+		table.remove(strconv.Itoa(i - 1))
+		table.put(strconv.Itoa(i), i)
+	}
+	if len(table.nodes) > 3 || table.len() != 2 {
+		t.Errorf("%d entries take %d places", table.len(), len(table.nodes))
+	}
+	if k, v, ok := table.oldest(); k != "a" || v != 4 || !ok {
+		t.Errorf("the oldest is %q", k)
+	}
+	table.remove("a")
+	if k, v, ok := table.oldest(); k != "9" || v != 9 || !ok {
+		t.Errorf("the oldest is %q", k)
+	}
+}
+
+// An address comes back as it was, none as none.
+func TestPacked(t *testing.T) {
+	t.Parallel()
+	for _, a := range []netip.Addr{
+		{}, netip.MustParseAddr("0.0.0.0"), netip.MustParseAddr("192.0.2.1"), netip.IPv6Unspecified(), netip.MustParseAddr("2001:db8::1"),
+	} {
+		if got := packed(a).unpacked(); got != a {
+			t.Errorf("%v comes back as %v", a, got)
+		}
 	}
 }
 

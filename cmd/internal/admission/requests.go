@@ -152,7 +152,7 @@ func (l *Limiter) peer(r *http.Request, now time.Time) (knownPeer, bool) {
 		return knownPeer{}, false
 	}
 	known, ok := l.known.get(p.Thumbprint())
-	return known, ok && now.Before(known.until)
+	return known, ok && now.Sub(l.began) < known.until
 }
 
 // anonymousRequest takes a request that did not authenticate from the rates.
@@ -204,7 +204,8 @@ func (l *Limiter) Spare(ctx context.Context) {
 func (l *Limiter) note(c *conn, clientID string, certificate mtls.Thumbprint, now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.networks.put(c.network, now.Add(knownFor))
+	client, age := clientKeyOf(clientID), now.Sub(l.began)
+	l.networks.put(c.network, age+knownFor)
 	l.begun(c)
 	l.giveBack(c, now)
 	if c.stranger && !c.closed {
@@ -212,7 +213,7 @@ func (l *Limiter) note(c *conn, clientID string, certificate mtls.Thumbprint, no
 		c.stranger = false
 	}
 	if l.cfg.ClientRate > 0 && clientID != "" {
-		c.client.Store(bucket(l.clients, clientID, l.cfg.ClientRate, l.cfg.ClientRate*savedSeconds))
+		c.client.Store(bucket(l.clients, client, l.cfg.ClientRate, l.cfg.ClientRate*savedSeconds))
 	}
 	if certificate.IsZero() {
 		return
@@ -220,10 +221,10 @@ func (l *Limiter) note(c *conn, clientID string, certificate mtls.Thumbprint, no
 	if before, ok := l.known.get(certificate); ok {
 		l.left(before.client)
 	}
-	l.known.put(certificate, knownPeer{client: clientID, until: now.Add(knownFor)})
-	l.came(clientID, c.address)
+	l.known.put(certificate, knownPeer{client: client, until: age + knownFor})
+	l.came(client, c.address)
 	for range 2 { // as many as may come to be, and one more: so they stay few
-		if old, p, ok := l.known.oldest(); ok && !now.Before(p.until) {
+		if old, p, ok := l.known.oldest(); ok && age >= p.until {
 			l.known.remove(old)
 		}
 	}
@@ -233,24 +234,24 @@ func (l *Limiter) note(c *conn, clientID string, certificate mtls.Thumbprint, no
 // came counts a certificate to a client, and the client to the address that it came from last. It is clients that are
 // counted, however many certificates one has: it could otherwise have the limits switched off by renewing. The caller
 // holds mu.
-func (l *Limiter) came(client string, address netip.Addr) {
+func (l *Limiter) came(client clientKey, from netip.Addr) {
 	p := l.places[client]
 	if p.certificates > 0 {
-		l.less(p.address)
+		l.less(p.address.unpacked())
 	}
-	l.places[client] = place{address: address, certificates: p.certificates + 1}
-	l.clientsAt[address]++
+	l.places[client] = place{address: packed(from), certificates: p.certificates + 1}
+	l.clientsAt[from]++
 }
 
 // left counts a certificate away from a client, and with its last one the client from its address. The caller holds mu.
-func (l *Limiter) left(client string) {
+func (l *Limiter) left(client clientKey) {
 	p := l.places[client]
 	if p.certificates--; p.certificates > 0 {
 		l.places[client] = p
 		return
 	}
 	delete(l.places, client)
-	l.less(p.address)
+	l.less(p.address.unpacked())
 }
 
 // less counts a client away from an address. The caller holds mu.

@@ -405,6 +405,10 @@ func TestEnroll_InvitedJudgesTheCode(t *testing.T) {
 			}
 		}
 	}
+	row.UsedAt, row.UsedKey, row.Certificate = b.now, [32]byte{1}, [32]byte{2}
+	if _, err := b.authority.again(t.Context(), row, row.UsedKey, Caller{}); !errors.Is(err, errCode) {
+		t.Errorf("used for a certificate that the inventory has forgotten: %v", err)
+	}
 }
 
 // A lost answer burns nothing: the same key gets the same certificate, without a second signature. Another key

@@ -134,6 +134,9 @@ func (a *Authority) again(ctx context.Context, code store.Code, hash [32]byte, f
 		return store.Certificate{}, a.conflict(ctx, code, from)
 	}
 	cert, err := a.cfg.Store.Certificate(ctx, code.Certificate)
+	if errors.Is(err, store.ErrNotFound) {
+		return store.Certificate{}, errCode // it expired so long ago that the inventory has forgotten it
+	}
 	if err != nil {
 		return store.Certificate{}, unavailable(err)
 	}

@@ -52,6 +52,7 @@ type Config struct {
 	Token       Token
 	Signing     Signing
 	Certificate Certificate
+	Inventory   Inventory
 	Code        Code
 	Fetch       Fetch
 	Admin       Admin
@@ -105,6 +106,11 @@ type Fetch struct {
 // Admin governs the operators' API.
 type Admin struct {
 	Approvals int // operators that a grant, a change of trust or of keys needs: 1, the default, or 2
+}
+
+// Inventory governs what is remembered of certificates of our own CA.
+type Inventory struct {
+	Keep time.Duration // after they have expired; default 30 days; 0: for ever
 }
 
 // Code bounds enrolment codes.
@@ -181,6 +187,7 @@ func Default() Config {
 		Token:       Token{Lifetime: 10 * time.Minute, MaxLifetime: time.Hour},
 		Signing:     Signing{Algorithm: "ES256", Rotate: 30 * day, Announce: time.Hour},
 		Certificate: Certificate{Lifetime: day, ServerLifetime: 7 * day, OnFork: "alarm"},
+		Inventory:   Inventory{Keep: 30 * day},
 		Code:        Code{Lifetime: time.Hour},
 		Admin:       Admin{Approvals: 1},
 		Audit: Audit{

@@ -101,6 +101,7 @@ certificate:
   lifetime: 7d
   server_lifetime: 30d
   on_fork: suspend
+inventory: {keep: 2d}
 code:
   lifetime: 15m
 fetch:
@@ -154,7 +155,7 @@ func TestLoadFile(t *testing.T) {
 			AllowedHosts: []string{"keys.partner.example", "crl.partner.example:8080"},
 			AllowPrivate: []string{"10.1.2.3", "[::1]:8443"},
 		},
-		Admin: Admin{2}, Code: Code{15 * time.Minute},
+		Admin: Admin{2}, Inventory: Inventory{48 * time.Hour}, Code: Code{15 * time.Minute},
 		Audit:  Audit{"interval", 50 * time.Millisecond, 1 << 20, 12 * time.Hour, 30 * 24 * time.Hour, 2_000_000},
 		TLS:    TLS{3 * time.Second, true},
 		HTTP:   HTTP{4 * time.Second, 5 * time.Second, 6 * time.Second, 90 * time.Second, 0},
@@ -402,6 +403,9 @@ func TestValidate(t *testing.T) {
 		"audit.sync":                  func(c *Config) { c.Audit.Sync = "never" },
 		"audit.retention":             func(c *Config) { c.Audit.Retention = 24*time.Hour - 1 },
 		"audit.retention ":            func(c *Config) { c.Audit.Retention = -1 },
+		"inventory.keep":              func(c *Config) { c.Inventory.Keep = 24*time.Hour - 1 },
+		"inventory.keep ":             func(c *Config) { c.Inventory.Keep = -1 },
+		"inventory.keep  ":            func(c *Config) { c.Inventory.Keep = maxRetention + 1 },
 		"audit.refusal_quota":         func(c *Config) { c.Audit.RefusalQuota = 1<<20 - 1 },
 		"limits.exempt":               func(c *Config) { c.Limits.Exempt = []string{"localhost"} },
 		"limits.exempt ":              func(c *Config) { c.Limits.Exempt = make([]string, maxHosts+1) },
@@ -440,6 +444,8 @@ func TestValidate(t *testing.T) {
 		func(c *Config) { c.Signing = Signing{"RS256", 0, 7 * 24 * time.Hour} },
 		func(c *Config) { c.Signing = Signing{"EdDSA", 24 * time.Hour, 10 * time.Minute} },
 		func(c *Config) { c.Audit.Retention, c.Audit.RefusalQuota = 24*time.Hour, 1<<20 },
+		func(c *Config) { c.Inventory.Keep = 24 * time.Hour },
+		func(c *Config) { c.Inventory.Keep = 0 },
 		func(c *Config) { c.Limits = Limits{Connections: 512, AddressConnections: 256, Handshakes: 512} },
 		func(c *Config) { c.Proxy.Trusted = []string{"192.0.2.1", "10.0.0.0/8", "2001:db8::1", "2001:db8::/32"} },
 	} {

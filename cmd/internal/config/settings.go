@@ -64,6 +64,10 @@ func (c *Config) settings() []setting {
 		{"certificate.on_fork", "What to do when one certificate was renewed into two live ones with different keys, a sign of\n" +
 			"theft: \"alarm\", or \"suspend\", which disables the client as well.", &c.Certificate.OnFork},
 		{"code.lifetime", "Life of an enrolment code, at most 7d.", &c.Code.Lifetime},
+		{"inventory.keep", "How long certificates of our CA stay in the inventory after they have expired, at least 1d: a day's worth\n" +
+			"of renewals is 1 KB a client. Each client's newest stays, and the one that its renewals began with,\n" +
+			"so that revoking that takes what came of it; who revokes one that is gone names the client instead.\n" +
+			"0s: for ever.", &c.Inventory.Keep},
 		{"fetch.allowed_hosts", "Hosts that clients' jwks_uri and revocation lists may be fetched from, as HOST or HOST:PORT.\n" +
 			"Empty: every host with a public address.", &c.Fetch.AllowedHosts},
 		{"fetch.allow_private", "Hosts, in the same form, that may be at a loopback address or in a private network.",

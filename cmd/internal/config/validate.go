@@ -360,6 +360,7 @@ func (k *checker) checkDatabase() {
 const (
 	minRetention    = day
 	maxRetention    = 100 * 366 * day
+	minKeep         = day // longer than any token lives
 	minRefusalQuota = 1 << 20
 	maxRefusalQuota = 1 << 30
 )
@@ -376,6 +377,9 @@ func (k *checker) checkAudit() {
 
 func (k *checker) checkDurations() {
 	c := k.config
+	if d := c.Inventory.Keep; d != 0 && (d < minKeep || d > maxRetention) {
+		k.fail("inventory.keep", formatDuration(d)+" is out of range", "give it at least 1d, or 0s to keep certificates for ever")
+	}
 	for _, d := range []struct {
 		key      string
 		value    time.Duration

@@ -182,7 +182,8 @@ func (r *run) change(ctx context.Context, tx *store.Replay, e *audit.Entry, less
 	case "ca.create":
 		r.lose("the CA whose issuing certificate has the serial number %s was made after the backup: its keys are gone", e.Serial)
 		return false, nil
-	case "approval.request", "approval.reject", "renew.fork", "store.restore", "store.migrate", "store.migrate.cancel", "key.rewrap":
+	case "approval.request", "approval.reject", "inventory.prune", "renew.fork", "store.restore", "store.migrate", "store.migrate.cancel",
+		"key.rewrap":
 		return false, nil // what waited for an operator is dropped anyway, and alarms change nothing
 	}
 	r.lose("record %d says %s of %s, which this program does not know: it cannot be made again", e.Seq, e.Name, subject(e))

@@ -123,6 +123,7 @@ func (s *service) buildTrust(h *hierarchy) error {
 func (s *service) buildIssuer(ctx context.Context) error {
 	reg := newRegistry(s.folder.store, s.trust, s.anchors, s.identity.trustDomain, s.adminResource())
 	s.journalKeys.lookAhead(reg.secret)
+	s.folder.store.OnChange(s.forgetErased) // also after the registry has forgotten: until then it may have handed one out
 	s.trust.OnChange(reg.forgetForeign)
 	s.registry = reg
 	if err := reg.loadBlocked(ctx); err != nil {

@@ -29,6 +29,7 @@ type metrics struct {
 	expiry       *prometheus.GaugeVec
 	renewFailed  prometheus.Counter
 	forks        prometheus.Counter
+	pruned       prometheus.Counter
 	trustAlarms  prometheus.Counter
 	routes       sync.Map // *routeMetrics by listener and route
 }
@@ -61,12 +62,14 @@ func newMetrics(version string, h *hierarchy) *metrics {
 	}
 	m.forks = prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "certbound_renewal_forks_total", Help: "Certificates renewed into two live ones with different keys: a sign of theft."})
+	m.pruned = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "certbound_inventory_pruned_total", Help: "Certificates that expired longer ago than inventory.keep, removed from the inventory."})
 	m.trustAlarms = prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "certbound_trust_alarms_total", Help: "Foreign CAs, revocation lists and key sets that could not be used as they are; the log and /readyz name them."})
 	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "certbound_build_info", Help: "Always 1; the label says which version runs."}, []string{"version"})
 	m.registry.MustRegister(m.tokens, m.tokenTime, m.refusals, m.introspected, m.certificates, m.requests, m.requestTime,
-		m.panics, m.expiry, m.renewFailed, m.forks, m.trustAlarms, build,
+		m.panics, m.expiry, m.renewFailed, m.forks, m.pruned, m.trustAlarms, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	build.WithLabelValues(version).Set(1)
 	m.notAfter("root", h.root.NotAfter)

@@ -12,7 +12,6 @@ import (
 
 	"github.com/certbound/certbound/cmd/internal/store"
 	"github.com/certbound/certbound/mtls"
-	"github.com/certbound/certbound/tokens/issuer"
 )
 
 // silent are rows of a database that neither answers nor fails.
@@ -65,7 +64,7 @@ func TestRegistry_SilentDatabase(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				r := &registry{store: timely{silent{}}, clients: make(map[string]*issuer.Client)}
+				r := &registry{store: timely{silent{}}, clients: make(map[string]*remembered)}
 				begin := time.Now()
 				err := read(t.Context(), r)
 				if took := time.Since(begin); took != readTime || !errors.Is(err, context.DeadlineExceeded) {

@@ -20,12 +20,14 @@ import (
 )
 
 const (
-	// cacheSize bounds each of the registry's two caches, in entries of a few hundred bytes.
-	cacheSize = 1 << 15
+	// cacheSize is how many clients the registry remembers, each with what was read with it: about 1 KiB. It is as many as
+	// may be connected at once by default. To remember more spares one search in the database for each full handshake, a
+	// twentieth of what that costs, and has the garbage collector look at all of them again and again.
+	cacheSize = 1 << 13
+	// certificatesKept bounds the certificates, of which a client may have several.
+	certificatesKept = 2 * cacheSize
 	// rememberedClients is for how many certificates of our own CA it is remembered that their signatures were verified.
 	rememberedClients = 1 << 20
-	// secretsAhead bounds the secrets that wait for the journal to ask for them, which it does within the same request.
-	secretsAhead = 1 << 10
 	// grantSetsKept bounds what is remembered of what clients may ask for, which few of them differ in.
 	grantSetsKept = 1 << 12
 	// adminTokenLife is the longest life of a token for the operators' API.
@@ -69,9 +71,8 @@ type registry struct {
 
 	mu           sync.RWMutex
 	epoch        uint64 // counts invalidations, so that a slow reader cannot put back what was dropped
-	clients      map[string]*issuer.Client
+	clients      map[string]*remembered
 	certificates map[mtls.Thumbprint]*issuer.Certificate
-	secrets      map[string][]byte         // of clients in the journal, read ahead and taken once
 	grantSets    map[string][]issuer.Grant // by what clients name, for all that name the same
 	resources    []store.Resource
 	servers      map[string][]string // the clients that run each resource's servers; with resources
@@ -80,12 +81,18 @@ type registry struct {
 	blockedStale uint64            // not 0: there may be more, and nobody is authenticated before they are read again
 }
 
+// remembered is a client and what was read with it, which is dropped with it: what needs one of them needs all.
+type remembered struct {
+	client      *issuer.Client
+	certificate mtls.Thumbprint // one of certificates; zero: none was read
+	secret      []byte          // in the journal; nil: it was not read, or there was none
+}
+
 func newRegistry(db *store.Store, others foreign, anchors *mtls.Anchors, trustDomain, admin string) *registry {
 	r := &registry{
 		store: timely{db}, foreign: others, anchors: anchors, trustDomain: trustDomain, admin: admin,
-		clients:      make(map[string]*issuer.Client),
+		clients:      make(map[string]*remembered),
 		certificates: make(map[mtls.Thumbprint]*issuer.Certificate),
-		secrets:      make(map[string][]byte),
 		grantSets:    make(map[string][]issuer.Grant),
 		blocked:      make(map[[32]byte]bool),
 	}
@@ -111,7 +118,6 @@ func (r *registry) forget(c store.Change) {
 		clear(r.clients)
 		clear(r.certificates)
 		clear(r.grantSets)
-		clear(r.secrets)
 		r.resources, r.loaded, r.blockedStale = nil, false, r.epoch
 	}
 	for _, key := range c.Blocked {
@@ -121,7 +127,7 @@ func (r *registry) forget(c store.Change) {
 		delete(r.clients, id)
 	}
 	for _, id := range c.AuditSubjects {
-		delete(r.secrets, id)
+		delete(r.clients, id)
 	}
 	for _, t := range c.Thumbprints {
 		delete(r.certificates, t)
@@ -171,10 +177,10 @@ func (r *registry) forgetForeign() { r.forget(store.Change{Trusts: true}) }
 // Client implements issuer.Registry.
 func (r *registry) Client(ctx context.Context, id string) (*issuer.Client, error) {
 	r.mu.RLock()
-	c, epoch := r.clients[id], r.epoch
+	known, epoch := r.clients[id], r.epoch
 	r.mu.RUnlock()
-	if c != nil {
-		return c, nil
+	if known != nil {
+		return known.client, nil
 	}
 	if peer := mtls.SeenPeer(ctx); peer != nil {
 		// Who presents a certificate will be judged by it, and what comes of that will be recorded: all is read at once.
@@ -190,15 +196,29 @@ func (r *registry) Client(ctx context.Context, id string) (*issuer.Client, error
 	if err != nil {
 		return nil, again{fmt.Errorf("reading a client: %w", err)}
 	}
-	if c, err = r.client(ctx, row, epoch); err != nil {
+	c, err := r.client(ctx, row, epoch)
+	if err != nil {
 		return nil, err
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.epoch == epoch {
-		keep(r.clients, id, c, cacheSize)
+		r.remember(&remembered{client: c})
 	}
 	return c, nil
+}
+
+// remember keeps a client, with the certificate that was kept before, and makes room by dropping one that Go's map order
+// picks. The caller holds mu.
+func (r *registry) remember(known *remembered) {
+	if len(r.clients) >= cacheSize {
+		for id, other := range r.clients {
+			delete(r.clients, id)
+			delete(r.certificates, other.certificate)
+			break
+		}
+	}
+	r.clients[known.client.ID] = known
 }
 
 // holder is Client for a client of our own CA that presents the certificate, which it reads ahead.
@@ -216,23 +236,23 @@ func (r *registry) holder(ctx context.Context, id string, t mtls.Thumbprint, epo
 	if r.epoch != epoch {
 		return c, nil
 	}
-	keep(r.clients, id, c, cacheSize)
+	known := &remembered{client: c, secret: h.Secret}
 	if h.Certificate.Thumbprint == t {
-		keep(r.certificates, t, certificate(h.Certificate), cacheSize)
+		known.certificate = t
+		keep(r.certificates, t, certificate(h.Certificate), certificatesKept)
 	}
-	if h.Secret != nil {
-		keep(r.secrets, id, h.Secret, secretsAhead)
-	}
+	r.remember(known)
 	return c, nil
 }
 
-// secret hands out, once, a client's secret in the journal that was read ahead; nil when none was.
+// secret returns a client's secret in the journal if it was read with the client, else nil. It must not be changed.
 func (r *registry) secret(id string) []byte {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	s := r.secrets[id]
-	delete(r.secrets, id)
-	return s
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	if known := r.clients[id]; known != nil {
+		return known.secret
+	}
+	return nil
 }
 
 // certificate turns a row into what the token service decides by.
@@ -262,7 +282,7 @@ func (r *registry) Certificate(ctx context.Context, t mtls.Thumbprint) (*issuer.
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.epoch == epoch {
-		keep(r.certificates, t, c, cacheSize)
+		keep(r.certificates, t, c, certificatesKept)
 	}
 	return c, nil
 }

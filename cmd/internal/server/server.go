@@ -171,6 +171,7 @@ func (s *service) serve(ctx context.Context, stdout io.Writer) error {
 	wg.Go(func() { s.keys.run(background) })
 	wg.Go(func() { s.trust.Run(background) })
 	wg.Go(func() { s.keepRetention(background) })
+	wg.Go(func() { s.keepInventory(background) })
 	wg.Go(func() { s.keepHead(background) })
 	wg.Go(func() { s.watchJournals(background) })
 	wg.Go(func() { s.folder.outbox.Run(background) })

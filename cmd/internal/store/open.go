@@ -160,9 +160,11 @@ func open(ctx context.Context, cfg Config, d dialect) (*Store, error) {
 		return nil, errors.Join(err, s.Close())
 	}
 	if d.name() == "sqlite" {
-		if s.holders, err = s.reader.PrepareContext(ctx, queryHolder); err != nil {
+		query, err := s.reader.PrepareContext(ctx, queryHolder)
+		if err != nil {
 			return nil, errors.Join(d.judge(err), s.Close())
 		}
+		s.holders = newSearchers(query, readers)
 	}
 	return s, nil
 }
@@ -275,7 +277,7 @@ func (s *Store) DB() *sql.DB { return s.shared }
 func (s *Store) Close() error {
 	var errs []error
 	if s.holders != nil {
-		errs = append(errs, s.holders.Close())
+		errs = append(errs, s.holders.close())
 	}
 	// The readers go first: the last connection to close moves the log into the database, and it must be able to write.
 	for _, db := range []*sql.DB{s.reader, s.shared, s.side, s.writer} {
@@ -298,11 +300,14 @@ func (s *Store) Version(ctx context.Context) (int64, error) {
 // Stats counts rows, all in one snapshot.
 func (s *Store) Stats(ctx context.Context) (Stats, error) {
 	var st Stats
-	err := s.read.QueryRowContext(ctx, queryStats, moment(s.now())).Scan(&st.Clients, &st.Disabled, &st.Resources,
-		&st.Certificates, &st.Revoked, &st.OpenCodes, &st.Trusts, &st.Version)
+	var out int64 // of the clients
+	err := s.read.QueryRowContext(ctx, queryStats, moment(s.now())).Scan(&st.Clients, &out, &st.Disabled,
+		&st.Certificates, &st.Revoked, &st.OpenCodes, &st.Resources, &st.Trusts, &st.Version)
 	if err != nil {
 		return Stats{}, fmt.Errorf("count rows: %w", err)
 	}
+	st.Clients -= out
+	st.Certificates -= st.Revoked
 	return st, nil
 }
 

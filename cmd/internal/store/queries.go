@@ -135,6 +135,18 @@ const (
 	revokeCertificate = `UPDATE certificates SET revoked_at = $2, reason = $3, version = NULL
 		WHERE thumbprint = $1 AND revoked_at IS NULL`
 
+	// Where the next rows end among which expired certificates are looked for: the arguments are from and before when.
+	queryExpiredEnd = `SELECT not_after FROM certificates WHERE not_after >= $1 AND not_after < $2 ORDER BY not_after LIMIT 1 OFFSET $3`
+	queryExpired    = `SELECT c.thumbprint FROM certificates c WHERE c.not_after >= $1 AND c.not_after <= $2 AND ` + dispensable + `
+		ORDER BY c.not_after LIMIT $3`
+	// A client's newest certificate stays, for whose its key and its id are, and the one that a family begins with, for what
+	// was renewed from it.
+	dispensable = `EXISTS (SELECT 1 FROM certificates n WHERE n.client_id = c.client_id AND n.not_after > c.not_after)
+		AND (c.renewed_from IS NOT NULL OR NOT EXISTS (SELECT 1 FROM certificates k WHERE k.renewed_from = c.thumbprint))`
+	queryDispensable  = `SELECT c.renewed_from FROM certificates c WHERE c.thumbprint = $1 AND c.not_after < $2 AND ` + dispensable
+	setParent         = `UPDATE certificates SET renewed_from = $2, version = NULL WHERE renewed_from = $1`
+	deleteCertificate = `DELETE FROM certificates WHERE thumbprint = $1`
+
 	// The DER of a certificate that is known by its record only is empty.
 	restoreCertificate = `INSERT INTO certificates (` + certificateColumns + `)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, NULL, 0, $10) ON CONFLICT DO NOTHING`
@@ -236,13 +248,16 @@ const (
 	queryAuditSubject  = `SELECT sealed, seal_version FROM audit_subjects WHERE id = $1`
 	deleteAuditSubject = `DELETE FROM audit_subjects WHERE id = $1`
 
+	// Each of these counts an index without the rows: few are disabled, removed, revoked or open. Of the first and the
+	// fourth, what the one behind each of them counts is still to be taken off.
 	queryStats = `SELECT
-		(SELECT count(*) FROM clients WHERE removed_at IS NULL AND NOT disabled),
-		(SELECT count(*) FROM clients WHERE removed_at IS NULL AND disabled),
-		(SELECT count(*) FROM resources),
-		(SELECT count(*) FROM certificates WHERE revoked_at IS NULL AND not_after >= $1),
+		(SELECT count(*) FROM clients),
+		(SELECT count(*) FROM clients WHERE disabled OR removed_at IS NOT NULL),
+		(SELECT count(*) FROM clients WHERE (disabled OR removed_at IS NOT NULL) AND removed_at IS NULL),
+		(SELECT count(*) FROM certificates WHERE not_after >= $1),
 		(SELECT count(*) FROM certificates WHERE revoked_at IS NOT NULL AND not_after >= $1),
 		(SELECT count(*) FROM codes WHERE used_at IS NULL AND NOT void AND expires_at > $1),
+		(SELECT count(*) FROM resources),
 		(SELECT count(*) FROM trusts),
 		version FROM state WHERE id = 1`
 )

@@ -219,7 +219,7 @@ type core struct {
 	files   []string // names of the trusts that have no row
 	fatal   func(error)
 	replica string
-	holders *sql.Stmt // queryHolder, prepared where the driver does not do that by itself; else nil
+	holders *searchers // where the driver does not prepare queries by itself; else nil
 
 	anyCondition bool // open also what must not be served
 

@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -117,4 +118,34 @@ func TestRFC8705_2_2_CertificateOfOneClient(t *testing.T) {
 // DR-07: RFC 8705, Section 2.1.2: what a certificate of one CA is recognised by names one client and no second one.
 func TestRFC8705_2_1_2_SubjectOfOneClient(t *testing.T) {
 	everyDatabase(t, func(t *testing.T, open opener) { testSubjects(newFixture(t, open)) })
+}
+
+// Whoever searches gets the answer to what they asked, however many ask at once, and none of a database that is closed.
+func TestHolder_InParallel(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, openSQLite)
+	for i := range byte(20) {
+		f.client(fmt.Sprintf("client%d", i), i)
+	}
+	var group sync.WaitGroup
+	for i := range 20 {
+		id := fmt.Sprintf("client%d", i)
+		cert := f.enroll(id, 1, byte(i), i)
+		group.Go(func() {
+			for range 20 {
+				h, err := f.Holder(f.ctx(), id, cert.Thumbprint)
+				if err != nil || h.Client.ID != id || h.Certificate.ClientID != id || h.Certificate.Thumbprint != cert.Thumbprint {
+					t.Errorf("%s: %+v, %v", id, h, err)
+				}
+				if _, err := f.Holder(f.ctx(), "nobody", cert.Thumbprint); !errors.Is(err, ErrNotFound) {
+					t.Errorf("nobody: %v", err)
+				}
+			}
+		})
+	}
+	group.Wait()
+	ok(t, f.Close())
+	if h, err := f.Holder(t.Context(), "client1", [32]byte{}); err == nil || errors.Is(err, ErrNotFound) {
+		t.Errorf("a closed database answers %+v, %v", h, err)
+	}
 }

@@ -60,6 +60,7 @@ CREATE TABLE clients (
 CREATE INDEX clients_version ON clients (version);
 CREATE INDEX clients_grantor ON clients (id) WHERE grantor;
 CREATE INDEX clients_trust ON clients (trust) WHERE trust <> '';
+CREATE INDEX clients_out ON clients (removed_at) WHERE disabled OR removed_at IS NOT NULL;
 
 -- A DNS name, address or URI, a subject under one trust, and a place of certificates belong to one client that was not
 -- removed.
@@ -106,6 +107,7 @@ CREATE TABLE codes (
     version     BIGINT
 );
 CREATE INDEX codes_client ON codes (client_id);
+CREATE INDEX codes_open ON codes (expires_at) WHERE used_at IS NULL AND NOT void;
 CREATE INDEX codes_version ON codes (version);
 
 CREATE TABLE certificates (
@@ -128,6 +130,8 @@ CREATE INDEX certificates_created ON certificates (created_at, serial);
 CREATE INDEX certificates_parent ON certificates (renewed_from);
 CREATE INDEX certificates_key ON certificates (key_hash);
 CREATE INDEX certificates_revoked ON certificates (not_after) WHERE revoked_at IS NOT NULL;
+-- For what expired long ago, and to count the others.
+CREATE INDEX certificates_expiry ON certificates (not_after);
 CREATE INDEX certificates_version ON certificates (version);
 
 CREATE TABLE blocked_keys (
