@@ -64,7 +64,7 @@ func (d *Denial) Check() error {
 func (d *Denial) Denies(c *Claims, keyID string) bool {
 	return d.TokenID != "" && d.TokenID == c.ID ||
 		d.Thumbprint.Equal(c.Thumbprint) ||
-		d.ClientID != "" && d.ClientID == c.ClientID && c.IssuedAt.Before(d.IssuedBefore) ||
+		d.ClientID == c.ClientID && c.IssuedAt.Before(d.IssuedBefore) || // the zero time is before all
 		d.KeyID != "" && d.KeyID == keyID
 }
 
@@ -91,7 +91,7 @@ func (l *DenyList) Add(denials ...Denial) error {
 	defer l.mu.Unlock()
 	var failed error
 	for i := range denials {
-		if err := l.add(&denials[i]); err != nil && failed == nil {
+		if err := l.add(&denials[i]); failed == nil {
 			failed = err
 		}
 	}
@@ -117,7 +117,7 @@ func (l *DenyList) add(d *Denial) error {
 // extend denies key until then, or longer when it is denied longer already.
 func extend[K comparable](l *DenyList, m *map[K]time.Time, key K, text int, until time.Time) error {
 	old, there := (*m)[key]
-	if there && !old.Before(until) {
+	if !old.Before(until) { // the zero time is
 		return nil
 	}
 	if !there && !l.take(text) {
@@ -177,7 +177,7 @@ func (l *DenyList) Denies(c *Claims, keyID string) bool {
 	if _, denied := l.tokens[c.ID]; denied {
 		return true
 	}
-	if client, denied := l.clients[c.ClientID]; denied && c.IssuedAt.Before(client.before) {
+	if c.IssuedAt.Before(l.clients[c.ClientID].before) { // the zero time is before all
 		return true
 	}
 	_, denied := l.keys[keyID]

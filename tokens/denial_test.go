@@ -4,6 +4,7 @@
 package tokens_test
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/certbound/certbound/mtls"
 	"github.com/certbound/certbound/tokens"
+	"github.com/certbound/certbound/tokens/tokenstest"
 )
 
 func thumbprint(n uint64) (t mtls.Thumbprint) {
@@ -150,12 +152,39 @@ func TestDenyListIsBounded(t *testing.T) {
 		t.Errorf("what is there already takes no room: %v", err)
 	}
 	denied(t, &l, true, tokens.Claims{ID: fmt.Sprintf("%08d", n/3*3-3) + text}, "")
+	for _, d := range []tokens.Denial{{TokenID: "new"}, {KeyID: "new"}, {ClientID: "new", IssuedBefore: until}, {Thumbprint: thumbprint(1 << 50)}} {
+		d.Until = until
+		if err := l.Add(d); !errors.Is(err, tokens.ErrDenyListFull) {
+			t.Errorf("%+v: %v", d, err)
+		}
+	}
 	l.Prune(until.Add(2))
 	if l.Len() != 0 {
 		t.Fatal(l.Len(), "entries are left")
 	}
 	if again := fill(); again != n {
 		t.Errorf("%d entries after all were forgotten, %d before", again, n)
+	}
+}
+
+// The bound is kept to the byte.
+func TestDenyListBound(t *testing.T) {
+	t.Parallel()
+	var l tokens.DenyList
+	until := time.Unix(1_800_000_000, 0)
+	const entry, longest, room = 160, 8 << 10, 64 << 20
+	n := room / (entry + longest)
+	for i := range n {
+		if err := l.Add(tokens.Denial{TokenID: fmt.Sprintf("%0*d", longest, i), Until: until}); err != nil {
+			t.Fatal(i, err)
+		}
+	}
+	left := room - n*(entry+longest) - entry
+	if err := l.Add(tokens.Denial{TokenID: strings.Repeat("x", left+1), Until: until}); !errors.Is(err, tokens.ErrDenyListFull) {
+		t.Errorf("a byte too many: %v", err)
+	}
+	if err := l.Add(tokens.Denial{TokenID: strings.Repeat("x", left), Until: until}); err != nil {
+		t.Errorf("what fits: %v", err)
 	}
 }
 
@@ -226,4 +255,60 @@ func BenchmarkDenyList(b *testing.B) {
 			}
 		})
 	}
+}
+
+// Of several errors the first is told.
+func TestDenyListFirstError(t *testing.T) {
+	t.Parallel()
+	until := time.Unix(1_800_000_000, 0)
+	long := tokens.Denial{TokenID: strings.Repeat("a", 8<<10+1), Until: until}
+	err := new(tokens.DenyList).Add(long, tokens.Denial{}, tokens.Denial{TokenID: "a", Until: until})
+	if err == nil || !strings.Contains(err.Error(), "longer") {
+		t.Error(err)
+	}
+}
+
+// A verifier asks, about each token, also one that it has accepted before, whether it was revoked; it asks about no
+// token that is bad anyway; and while that cannot be known nothing is accepted.
+func TestVerifierAsksWhatIsDenied(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	var l tokens.DenyList
+	var asked int
+	var failed error
+	v, err := tokens.NewVerifier(tokens.VerifierConfig{
+		Issuer: tokenstest.URL, Audience: tokenstest.Audience, Keys: f.issuer.Keys(),
+		Denied: func(_ context.Context, c *tokens.Claims, keyID string) (bool, error) {
+			asked++
+			return l.Denies(c, keyID), failed
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw := f.issuer.Token(t, f.peer)
+	claims := accepted(t, v, raw, f.peer)
+	accepted(t, v, raw, f.peer)
+	refused(t, v, raw, nil, "no_certificate")
+	if asked != 2 {
+		t.Errorf("asked %d times", asked)
+	}
+	failed = errors.New("no feed")
+	var e *tokens.Error
+	if _, err := v.Verify(t.Context(), raw, f.peer); !errors.As(err, &e) || e.Code != tokens.CodeTemporarilyUnavailable ||
+		e.Reason != "revocations_unavailable" || !errors.Is(err, failed) {
+		t.Errorf("while it is not known: %v", err)
+	}
+	failed = nil
+	accepted(t, v, raw, f.peer)
+	if err := l.Add(tokens.Denial{TokenID: claims.ID, Until: claims.Expires}); err != nil {
+		t.Fatal(err)
+	}
+	refused(t, v, raw, f.peer, "denied")
+	other := f.issuer.Token(t, f.peer)
+	accepted(t, v, other, f.peer)
+	if err := l.Add(tokens.Denial{KeyID: f.issuer.Keys()[0].ID, Until: claims.Expires}); err != nil {
+		t.Fatal(err)
+	}
+	refused(t, v, other, f.peer, "denied")
 }

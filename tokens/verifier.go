@@ -44,6 +44,12 @@ type VerifierConfig struct {
 	// whose library writes either, as most do; then nothing may be keyed by a token's bytes.
 	AnySignatureForm bool
 
+	// Denied is asked last about each token that is good so far, also about one that was accepted before: a token that
+	// was revoked, for example by a DenyList. keyID is the key that signed it. An error means that it cannot be known now:
+	// the token is refused as temporarily_unavailable. It is called concurrently and must not change the claims. Nil
+	// denies none: a token is then good until it expires.
+	Denied func(ctx context.Context, c *Claims, keyID string) (bool, error)
+
 	// CacheBytes bounds the memory for tokens that were accepted, in bytes: 0 means 8 MiB, negative none. A token that
 	// comes again byte for byte is spared its signature and nothing else: key, issuer, audience, times, certificate and
 	// binding are judged anew. What was refused is not remembered.
@@ -60,6 +66,7 @@ type Verifier struct {
 	leeway     time.Duration
 	now        func() time.Time
 	anyForm    bool
+	denied     func(context.Context, *Claims, string) (bool, error)
 	accepted   *jose.Cache[*verified]
 }
 
@@ -98,6 +105,7 @@ func NewVerifier(c VerifierConfig) (*Verifier, error) {
 		leeway:     c.Leeway,
 		now:        c.Now,
 		anyForm:    c.AnySignatureForm,
+		denied:     c.Denied,
 	}
 	if len(v.algorithms) == 0 {
 		v.algorithms = []string{ES256, PS256, EdDSA}
@@ -159,10 +167,30 @@ func (v *Verifier) Verify(ctx context.Context, raw string, peer *mtls.Peer) (*Cl
 	if !p.Thumbprint.Equal(peer.Thumbprint()) { // constant time
 		return nil, invalid("thumbprint_mismatch", nil)
 	}
+	if err := v.notDenied(ctx, p); err != nil {
+		return nil, err
+	}
 	if !known {
 		v.accepted.Put(raw, p, p.bytes())
 	}
 	return p.copied(), nil
+}
+
+// notDenied refuses what was revoked, and everything while that cannot be known.
+func (v *Verifier) notDenied(ctx context.Context, p *verified) error {
+	if v.denied == nil {
+		return nil
+	}
+	denied, err := v.denied(ctx, &p.Claims, p.key.ID)
+	if err != nil {
+		e := unavailable(err)
+		e.Reason = "revocations_unavailable"
+		return e
+	}
+	if denied {
+		return invalid("denied", nil)
+	}
+	return nil
 }
 
 // known returns what was made of a token of these very bytes, if it was accepted before and the key that signed it is

@@ -353,7 +353,7 @@ func TestRFC7523_3_NothingStoredForRefused(t *testing.T) {
 	s.post(t, &cert, asserted("reports", assertion)).wantToken(t)
 }
 
-// AT-11: RFC 8725, Section 3.11: a JWT of another kind that the client's key signed is no assertion; none, JWT and the one
+// CA-29: RFC 8725, Section 3.11: a JWT of another kind that the client's key signed is no assertion; none, JWT and the one
 // that names the purpose are.
 func TestRFC7523_3_Type(t *testing.T) {
 	t.Parallel()

@@ -189,7 +189,7 @@ type Recorder interface {
 // must not be modified.
 type Decision struct {
 	Time    time.Time
-	Event   string // EventToken or EventAuthenticate
+	Event   string // EventToken, EventAuthenticate or EventRevoke
 	Granted bool
 	// Reason is a machine-readable word in snake_case that says why a request was refused; empty when granted.
 	Reason string
@@ -246,6 +246,8 @@ type Config struct {
 	Servers Servers
 	// Denials knows which tokens are refused although they have not expired. Nil denies none.
 	Denials Denials
+	// Revoker ends tokens before their time; nil where there is no revocation endpoint.
+	Revoker Revoker
 	// Gate says whether this server may decide now. Nil means always.
 	Gate Gate
 	// Events may be nil.
@@ -284,6 +286,7 @@ type Server struct {
 	servers       Servers
 	denials       Denials
 	introspected  *jose.Cache[*ownToken]
+	revoker       Revoker
 	gate          Gate
 	events        Events
 	authenticated func(context.Context, string, mtls.Thumbprint)
@@ -334,6 +337,7 @@ func New(c Config) (*Server, error) {
 		servers:       c.Servers,
 		denials:       c.Denials,
 		introspected:  jose.NewCache[*ownToken](introspectedBytes),
+		revoker:       c.Revoker,
 		gate:          c.Gate,
 		events:        c.Events,
 		authenticated: c.Authenticated,

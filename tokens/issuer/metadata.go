@@ -28,6 +28,8 @@ type metadata struct {
 	IntrospectionAuthMethods []string          `json:"introspection_endpoint_auth_methods_supported,omitempty"`
 	IntrospectionAuthAlgs    []string          `json:"introspection_endpoint_auth_signing_alg_values_supported,omitempty"`
 	IntrospectionAlgorithms  []string          `json:"introspection_signing_alg_values_supported,omitempty"` // RFC 9701, Section 7
+	RevocationEndpoint       string            `json:"revocation_endpoint,omitempty"`
+	RevocationAuthMethods    []string          `json:"revocation_endpoint_auth_methods_supported,omitempty"`
 	CertificateBoundTokens   bool              `json:"tls_client_certificate_bound_access_tokens"`
 	MutualTLSEndpointAliases map[string]string `json:"mtls_endpoint_aliases"`
 }
@@ -77,6 +79,10 @@ func (s *Server) metadata() metadata {
 		m.IntrospectionAuthMethods, m.IntrospectionAuthAlgs = m.AuthMethods, m.AuthAlgorithms
 		m.IntrospectionAlgorithms = s.algorithms()
 		m.MutualTLSEndpointAliases["introspection_endpoint"] = m.IntrospectionEndpoint
+	}
+	if s.revoker != nil {
+		m.RevocationEndpoint, m.RevocationAuthMethods = s.mtlsURL+RevokePath, m.AuthMethods
+		m.MutualTLSEndpointAliases["revocation_endpoint"] = m.RevocationEndpoint
 	}
 	return m
 }

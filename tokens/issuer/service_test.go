@@ -262,6 +262,9 @@ func newService(tb testing.TB, edit ...func(*Config)) *service {
 	}
 	onMTLS.Handle(TokenPath, s.TokenHandler())
 	onMTLS.Handle(IntrospectPath, s.IntrospectionHandler())
+	if c.Revoker != nil {
+		onMTLS.Handle(RevokePath, s.RevocationHandler())
+	}
 	onPublic.Handle(IntrospectPath, s.MisdirectedHandler(IntrospectPath))
 	onPublic.Handle(TokenPath, s.MisdirectedHandler(TokenPath))
 	onPublic.Handle(KeysPath, s.KeysHandler())

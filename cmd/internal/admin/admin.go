@@ -339,6 +339,7 @@ type outcome struct {
 	name   string // what the record calls it; empty is what it calls the route
 	events []audit.Event
 	before []audit.Event // complete, and recorded before the others
+	from   time.Time     // when what it gives is good everywhere: the answer waits for that, if it is soon
 }
 
 // waits is an answer that can say that the record of what it tells has to wait.
@@ -383,7 +384,22 @@ func (a *api) perform(ctx context.Context, name string, d *deed) (*outcome, erro
 	if err != nil {
 		return nil, asError(err)
 	}
+	a.await(ctx, done.from)
 	return done.said(pending), nil
+}
+
+// maxAwaited bounds the wait of an answer for what it gives: longer than between the clocks of two replicas.
+const maxAwaited = 8 * time.Second
+
+// await waits until then. What a client was given in the second in which it was disabled is refused like what it had before,
+// so whoever enables it again is answered when that is over.
+func (a *api) await(ctx context.Context, then time.Time) {
+	if wait := then.Sub(a.cfg.Now()); wait > 0 {
+		select {
+		case <-time.After(min(wait, maxAwaited)):
+		case <-ctx.Done():
+		}
+	}
 }
 
 // granted completes the events of a change.

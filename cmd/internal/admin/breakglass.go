@@ -61,7 +61,11 @@ func (a *api) restoreOperator(id string) *proposal {
 		if err != nil {
 			return nil, clientError(id, err)
 		}
-		return &outcome{answer: invitation(client, text, code.ExpiresAt)}, nil
+		from, err := tx.DeniedBefore(ctx, id)
+		if err != nil {
+			return nil, unavailable(err)
+		}
+		return &outcome{answer: invitation(client, text, code.ExpiresAt), from: from}, nil
 	}
 	return p
 }

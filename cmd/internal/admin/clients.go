@@ -85,7 +85,11 @@ func (a *api) register(ctx context.Context, tx *store.Store, client store.Client
 	if _, err := tx.AddClient(ctx, client, code); err != nil {
 		return nil, clientError(client.ID, err)
 	}
-	return &outcome{answer: answer}, nil
+	from, err := tx.DeniedBefore(ctx, client.ID)
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	return &outcome{answer: answer, from: from}, nil
 }
 
 // enrols reports whether our own CA vouches for the client.
@@ -285,7 +289,11 @@ func (a *api) enableClient(ctx context.Context, id string, _ *none) (*proposal, 
 		if err := tx.EnableClient(ctx, id); err != nil {
 			return nil, clientError(id, err)
 		}
-		return &outcome{answer: &Change{ClientID: id, Done: "enabled"}}, nil
+		from, err := tx.DeniedBefore(ctx, id)
+		if err != nil {
+			return nil, unavailable(err)
+		}
+		return &outcome{answer: &Change{ClientID: id, Done: "enabled"}, from: from}, nil
 	}
 	return p, nil
 }

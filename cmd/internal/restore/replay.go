@@ -80,7 +80,7 @@ func (r *run) nameReplica(tx *store.Replay) error {
 // takesForGood reports whether a record says that something was taken away which never comes back: it is done again also
 // where the database should have it.
 func takesForGood(e *audit.Entry) bool {
-	return e.Version > 0 && e.Outcome == audit.Granted && e.Name == "cert.revoke"
+	return e.Version > 0 && e.Outcome == audit.Granted && (e.Name == "cert.revoke" || e.Name == "token.revoke")
 }
 
 // gives reports whether what a record says gave somebody something.
@@ -159,6 +159,12 @@ func (r *run) change(ctx context.Context, tx *store.Replay, e *audit.Entry, less
 		return true, tx.RemoveResource(e.Resource)
 	case "trust.add", "trust.replace", "trust.remove":
 		return r.changeTrust(tx, e)
+	case "token.revoke":
+		id := e.TokenID
+		if e.Detail["changed"] == "all" {
+			id = ""
+		}
+		return true, tx.RevokeToken(e.Client, id, e.Expires, e.Time)
 	case "audit.erase":
 		return true, tx.EraseSubject(e.Client)
 	case "setting.set":

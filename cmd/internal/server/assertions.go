@@ -29,16 +29,16 @@ func (a assertions) Use(ctx context.Context, digest [32]byte, until time.Time) e
 
 // How often expired assertions are forgotten, and how long after they have expired on every clock.
 const (
-	pruneInterval = time.Minute
-	pruneAfter    = time.Minute
+	assertionsEvery = time.Minute
+	assertionsAfter = time.Minute
 )
 
 // pruneAssertions forgets assertions that have expired, until ctx is done. What it could not do it does later.
 func (s *service) pruneAssertions(ctx context.Context) {
-	ticker := time.NewTicker(pruneInterval)
+	ticker := time.NewTicker(assertionsEvery)
 	defer ticker.Stop()
 	for {
-		if err := s.folder.store.PruneAssertions(ctx, time.Now().Add(-pruneAfter)); err != nil && ctx.Err() == nil {
+		if err := s.folder.store.PruneAssertions(ctx, time.Now().Add(-assertionsAfter)); err != nil && ctx.Err() == nil {
 			s.log.Warn("expired assertions could not be forgotten", "error", err)
 		}
 		select {

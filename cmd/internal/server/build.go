@@ -129,14 +129,18 @@ func (s *service) buildIssuer(ctx context.Context) error {
 	if err := reg.loadBlocked(ctx); err != nil {
 		return err
 	}
+	var err error
+	if s.denials, err = loadDenials(ctx, s.folder.store); err != nil {
+		return err
+	}
 	cfg := issuer.Config{
 		Issuer: s.identity.issuer, MTLSURL: s.identity.mtlsURL,
 		Assertions: assertions{s.folder.store},
 		Registry:   reg, KeyBlocked: reg.keyBlocked, Keys: s.keys, Recorder: tokenRecorder{s.folder.journal, s.limits, s.adminResource()}, Events: s.metrics,
 		Lifetime: s.cfg.Token.Lifetime, MaxLifetime: s.cfg.Token.MaxLifetime, Gate: s.gate(),
-		Scopes: reg.scopes, Logger: s.log, Servers: reg, Authenticated: s.limits.Authenticated,
+		Scopes: reg.scopes, Logger: s.log, Servers: reg, Denials: s.denials, Revoker: revoker{s.folder.outbox},
+		Authenticated: s.limits.Authenticated,
 	}
-	var err error
 	if s.issuer, err = issuer.New(cfg); err != nil {
 		return err
 	}
@@ -156,7 +160,7 @@ func (s *service) adminResource() string { return s.identity.issuer + "/admin/v1
 // certificate is not.
 func (s *service) operatorGuard() (*resource.Guard, error) {
 	verifier, err := tokens.NewVerifier(tokens.VerifierConfig{
-		Issuer: s.identity.issuer, Audience: s.adminResource(), Keys: s.keys,
+		Issuer: s.identity.issuer, Audience: s.adminResource(), Keys: s.keys, Denied: s.denials.Denied,
 	})
 	if err != nil {
 		return nil, err

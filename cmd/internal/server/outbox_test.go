@@ -272,6 +272,16 @@ func crashCases(t *testing.T) map[string]crashCase {
 				return in.operate(http.MethodPost, "/certificates/revoke", map[string]any{"serial": serial}, nil)
 			}, func(in *instance) int { return strings.Count(fmt.Sprint(certificates(in, id)), "revoked") }
 		}},
+		"revoke a token": {event: "token.revoke", prepare: func(in *instance, id string) (func(*instance) error, func(*instance) int) {
+			cert := in.auditor(id)
+			token := in.operatorsToken(cert, id)
+			return func(in *instance) error { return in.revokeToken(cert, id, token) }, func(in *instance) int {
+				if in.use(cert, token) == http.StatusUnauthorized {
+					return 1
+				}
+				return 0
+			}
+		}},
 		"enroll": {event: "cert.enroll", prepare: func(in *instance, id string) (func(*instance) error, func(*instance) int) {
 			code, key := in.addClient(id), newKey(t)
 			request := pki.NewEnrollRequest(code, in.issuer, newCSR(t, key))
@@ -323,8 +333,9 @@ func (in *instance) granted(name, id string) int {
 	return n
 }
 
-// TestCrashBetweenChangeAndRecord kills the process before and after each of the steps that join a change with its
-// record: afterwards nothing happened, or it happened and is on record once. Whoever asked asks again and finds it so.
+// RV-05: RFC 7009, Section 2: killing the process before and after each of the steps that join a change with its record, the
+// revocation of a token among them: afterwards nothing happened, or it happened and is on record once.
+// Whoever asked asks again and finds it so.
 func TestCrashBetweenChangeAndRecord(t *testing.T) {
 	if data := os.Getenv(crashData); data != "" {
 		serveUntilKilled(t, data)

@@ -30,6 +30,7 @@ const (
 	pathKeys       = "/.well-known/jwks.json"
 	pathToken      = "/oauth2/token"
 	pathIntrospect = "/oauth2/introspect"
+	pathRevoke     = "/oauth2/revoke"
 	pathEnroll     = "/pki/enroll"
 	pathRenew      = "/pki/renew"
 	pathRoots      = "/pki/roots.pem"
@@ -47,8 +48,9 @@ func (s *service) publicRouter() http.Handler {
 	if path := s.guard.MetadataPath(); path != "" { // on the issuer's host, which the operators' resource is named after
 		get(r, path, "resource_metadata", s.guard.MetadataHandler())
 	}
-	r.Handle(pathToken, s.issuer.MisdirectedHandler(pathToken)).Name("token")
-	r.Handle(pathIntrospect, s.issuer.MisdirectedHandler(pathIntrospect)).Name("introspect")
+	for path, name := range map[string]string{pathToken: "token", pathIntrospect: "introspect", pathRevoke: "revoke"} {
+		r.Handle(path, s.issuer.MisdirectedHandler(path)).Name(name)
+	}
 	s.shared(r)
 	return s.entry("public", r)
 }
@@ -62,6 +64,7 @@ func (s *service) mtlsRouter(operators http.Handler) http.Handler {
 	}
 	token = s.count(s.metrics.route("mtls", "token"), token)
 	introspect := s.count(s.metrics.route("mtls", "introspect"), s.issuer.IntrospectionHandler())
+	r.Handle(pathRevoke, s.issuer.RevocationHandler()).Name("revoke")
 	post(r, pathRenew, "renew", s.renew)
 	get(r, pathWhoami, "whoami", http.HandlerFunc(s.whoami))
 	r.PathPrefix(admin.Prefix + "/").Handler(operators).Name("admin")

@@ -97,6 +97,7 @@ type service struct {
 	anchors, renewAnchors *mtls.Anchors // our own CA, for clients, and for whoever renews
 	trust                 *trust.Manager
 	registry              *registry
+	denials               *denials
 	renewals              *issuer.Server // judges who may renew
 	tickets               []*mtls.Tickets
 	ticketing             *sharedTickets // nil unless servers share them
@@ -172,6 +173,7 @@ func (s *service) serve(ctx context.Context, stdout io.Writer) error {
 	wg.Go(func() { s.trust.Run(background) })
 	wg.Go(func() { s.keepRetention(background) })
 	wg.Go(func() { s.keepInventory(background) })
+	wg.Go(func() { s.keepDenials(background) })
 	wg.Go(func() { s.keepHead(background) })
 	wg.Go(func() { s.watchJournals(background) })
 	wg.Go(func() { s.folder.outbox.Run(background) })

@@ -177,10 +177,16 @@ func (in *instance) addLedger() {
 // addClient registers a client and returns its code.
 func (in *instance) addClient(id string) pki.Code {
 	in.tb.Helper()
+	return in.register(map[string]any{"client_id": id, "scope": write})
+}
+
+// register registers a client as it is described, and returns its code.
+func (in *instance) register(client map[string]any) pki.Code {
+	in.tb.Helper()
 	var added struct {
 		Code string `json:"code"`
 	}
-	in.mustOperate(http.MethodPost, "/clients", map[string]any{"client_id": id, "scope": write}, &added)
+	in.mustOperate(http.MethodPost, "/clients", client, &added)
 	code, err := pki.ParseCode(added.Code)
 	if err != nil {
 		in.tb.Fatal(err)
@@ -191,10 +197,16 @@ func (in *instance) addClient(id string) pki.Code {
 // enrolled registers and enrols a client and returns its certificate.
 func (in *instance) enrolled(id string) tls.Certificate {
 	in.tb.Helper()
+	return in.enrolledWith(map[string]any{"client_id": id, "scope": write})
+}
+
+// enrolledWith is enrolled for a client as it is described.
+func (in *instance) enrolledWith(client map[string]any) tls.Certificate {
+	in.tb.Helper()
 	key := newKey(in.tb)
-	status, res := in.redeem(in.addClient(id), key)
+	status, res := in.redeem(in.register(client), key)
 	if status != http.StatusOK {
-		in.tb.Fatalf("enrolling %s: status %d", id, status)
+		in.tb.Fatalf("enrolling %v: status %d", client, status)
 	}
 	return pair(in.tb, res, key)
 }

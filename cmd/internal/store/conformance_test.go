@@ -178,6 +178,7 @@ func testStore(t *testing.T, open opener) {
 		{"a compromised key denies its registered certificates", testCompromisedKeyDenies},
 		{"a restore denies what was denied", testReplayDenies},
 		{"old denials", testPruneDenials},
+		{"tokens given back", testRevokeToken},
 		{"certificates are listed", testCertificateList},
 		{"expired certificates", testExpired},
 		{"expired certificates, little by little", testExpiredBounded},

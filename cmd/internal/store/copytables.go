@@ -50,7 +50,7 @@ func copiedTables() []table {
 			{"not_after", i}, {"key_hash", b}, {"der", b}, {"renewed_from", b}, {"revoked_at", i}, {"reason", i}, {"created_at", i},
 			{"version", i}}},
 		{"blocked_keys", []column{{"key_hash", b}, {"created_at", i}, {"version", i}}},
-		{"denials", []column{{"position", i}, {"kind", t}, {"value", t}, {"before_at", i}, {"until_at", i}, {"version", i}}},
+		{"denials", []column{{"position", i}, {"kind", t}, {"value", t}, {"client_id", t}, {"before_at", i}, {"until_at", i}, {"version", i}}},
 		{"resources", []column{{"uri", t}, {"scopes", t}, {"servers", t}, {"built_in", f}, {"created_at", i}, {"version", i}}},
 		{"trusts", []column{{"name", t}, {"anchors", b}, {"intermediates", b}, {"crl_url", t}, {"crl", b}, {"revocation", t},
 			{"created_at", i}, {"updated_at", i}, {"version", i}}},

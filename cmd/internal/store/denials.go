@@ -5,6 +5,8 @@ package store
 
 import (
 	"context"
+	"database/sql"
+	"errors"
 	"fmt"
 	"time"
 
@@ -26,6 +28,8 @@ const (
 	// otherClock is how long after the commit another replica may still give a token of before, by its own clock: its lease
 	// lasts 3 s, its clock is off by at most 1 s, and a second for what is under way.
 	otherClock = 5 * time.Second
+	// maxGivenBack bounds the rows for tokens that one client gives back. Beyond, it gives back all that it has.
+	maxGivenBack = 4096
 )
 
 // The kinds of denials.
@@ -40,16 +44,19 @@ const (
 const (
 	setDenialSeq   = `UPDATE state SET denial_seq = $1 WHERE id = 1`
 	queryDenialSeq = `SELECT denial_seq FROM state WHERE id = 1`
-	upsertDenial   = `INSERT INTO denials (position, kind, value, before_at, until_at) VALUES ($1, $2, $3, $4, $5)
+	upsertDenial   = `INSERT INTO denials (position, kind, value, client_id, before_at, until_at) VALUES ($1, $2, $3, $4, $5, $6)
 		ON CONFLICT (kind, value) DO UPDATE SET position = excluded.position, version = NULL,
 			before_at = CASE WHEN denials.before_at < excluded.before_at THEN excluded.before_at ELSE denials.before_at END,
 			until_at = CASE WHEN denials.until_at < excluded.until_at THEN excluded.until_at ELSE denials.until_at END
 		WHERE denials.before_at < excluded.before_at OR denials.until_at < excluded.until_at`
 	queryDenials = `SELECT position, kind, value, before_at, until_at FROM denials
 		WHERE position > $1 AND position <= $2 ORDER BY position LIMIT $3`
-	pruneDenials     = `DELETE FROM denials WHERE until_at < $1`
-	shiftDenials     = `UPDATE denials SET position = position + $1`
-	queryKeyPinnedBy = `SELECT thumbprint, not_after FROM client_certificates WHERE key_hash = $1`
+	queryDeniedBefore = `SELECT before_at FROM denials WHERE kind = $1 AND value = $2`
+	pruneDenials      = `DELETE FROM denials WHERE until_at < $1`
+	countGivenBack    = `SELECT count(*) FROM denials WHERE client_id = $1 AND client_id <> ''`
+	queryDenial       = `SELECT count(*) FROM denials WHERE kind = $1 AND value = $2`
+	shiftDenials      = `UPDATE denials SET position = position + $1`
+	queryKeyPinnedBy  = `SELECT thumbprint, not_after FROM client_certificates WHERE key_hash = $1`
 )
 
 // Denied is a denial as it is stored.
@@ -83,8 +90,50 @@ func (s *Store) Deny(ctx context.Context, denials ...tokens.Denial) (int, error)
 	return added, nil
 }
 
+// TokenRevocation is what RevokeToken did.
+type TokenRevocation int
+
+// What RevokeToken did.
+const (
+	RevokedBefore TokenRevocation = iota // nothing: it had been done before
+	RevokedOne                           // the token is denied
+	RevokedAll                           // all tokens that the client has are, since it has given back too many one by one
+)
+
+// RevokeToken denies a token that its client gives back, until after it expires. The same token again changes nothing.
+func (s *Store) RevokeToken(ctx context.Context, clientID, tokenID string, expires time.Time) (done TokenRevocation, err error) {
+	err = s.change(ctx, func(c *change) error {
+		done = RevokedBefore
+		var there, given int
+		if err := c.tx.QueryRowContext(c.ctx, queryDenial, denyToken, tokenID).Scan(&there); err != nil || there > 0 {
+			return err
+		}
+		if err := c.tx.QueryRowContext(c.ctx, countGivenBack, clientID).Scan(&given); err != nil {
+			return err
+		}
+		what, d := RevokedOne, tokens.Denial{TokenID: tokenID, Until: expires.Add(denialSlack)}
+		if given >= maxGivenBack {
+			what, d = RevokedAll, tokens.Denial{ClientID: clientID}
+		}
+		isNew, err := c.denyOf(clientID, d, s.now())
+		if isNew {
+			done = what
+		}
+		return err
+	})
+	if err != nil {
+		return RevokedBefore, fmt.Errorf("revoke a token: %w", err)
+	}
+	return done, nil
+}
+
 // deny stores one denial at the time now, and reports whether it said something new.
 func (c *change) deny(d tokens.Denial, now time.Time) (bool, error) {
+	return c.denyOf("", d, now)
+}
+
+// denyOf is deny for a token that its client gave back, or for none when owner is empty.
+func (c *change) denyOf(owner string, d tokens.Denial, now time.Time) (bool, error) {
 	if d.ClientID != "" && d.IssuedBefore.IsZero() {
 		d.IssuedBefore = now.Truncate(time.Second).Add(time.Second) // "iat" has whole seconds
 		if c.core.dialect.name() == postgresKind {
@@ -110,7 +159,7 @@ func (c *change) deny(d tokens.Denial, now time.Time) (bool, error) {
 			return false, err
 		}
 	}
-	n, err := c.exec("denials", upsertDenial, c.denials+1, kind, value, microseconds(d.IssuedBefore), microseconds(d.Until))
+	n, err := c.exec("denials", upsertDenial, c.denials+1, kind, value, owner, microseconds(d.IssuedBefore), microseconds(d.Until))
 	if err != nil || n == 0 {
 		return false, err
 	}
@@ -234,6 +283,20 @@ func scanDenied(r row) (Denied, error) {
 	return d, nil
 }
 
+// DeniedBefore returns the time before which a client's tokens are denied, zero when none are: what it is issued before that
+// is worth nothing, though it may have been enabled again.
+func (s *Store) DeniedBefore(ctx context.Context, clientID string) (time.Time, error) {
+	var before int64
+	err := s.read.QueryRowContext(ctx, queryDeniedBefore, denyClient, clientID).Scan(&before)
+	if errors.Is(err, sql.ErrNoRows) {
+		return time.Time{}, nil
+	}
+	if err != nil {
+		return time.Time{}, fmt.Errorf("client %q: which of its tokens are denied: %w", clientID, err)
+	}
+	return time.UnixMicro(before).UTC(), nil
+}
+
 // PruneDenials deletes what ended before now, some minutes ago, and returns how many rows.
 func (s *Store) PruneDenials(ctx context.Context, now time.Time) (n int64, err error) {
 	err = s.direct(ctx, func(ctx context.Context, w conn) error {
@@ -249,11 +312,16 @@ func (s *Store) PruneDenials(ctx context.Context, now time.Time) (n int64, err e
 	return n, nil
 }
 
-// Deny has tokens refused, as Store.Deny, unless the denial has ended.
-func (r *Replay) Deny(d tokens.Denial, at time.Time) error {
-	if !d.Until.IsZero() && d.Until.Before(r.s.now()) {
+// RevokeToken denies a token that expires then, or, when it has no id, all that the client had got until the time at. What
+// has ended since is left out.
+func (r *Replay) RevokeToken(clientID, tokenID string, expires, at time.Time) error {
+	d := tokens.Denial{TokenID: tokenID, Until: expires.Add(denialSlack)}
+	if tokenID == "" {
+		d = tokens.Denial{ClientID: clientID, Until: at.Add(max(r.s.maxLife, longestToken) + otherClock + denialSlack)}
+	}
+	if d.Until.Before(r.s.now()) {
 		return nil
 	}
-	_, err := r.c.deny(d, at)
+	_, err := r.c.denyOf(clientID, d, at)
 	return err
 }

@@ -5,6 +5,7 @@ package store
 
 import (
 	"crypto/sha256"
+	"fmt"
 	"slices"
 	"time"
 
@@ -112,6 +113,11 @@ func testDenialsSayMore(f *fixture) {
 	same(f.t, len(list), 2) // who had read the older rows reads them again
 	same(f.t, upTo, int64(5))
 	checkStamps(f.t, f.Store)
+	for id, want := range map[string]time.Time{"c": at.Add(time.Second), "t": {}} {
+		got, err := f.DeniedBefore(f.ctx(), id)
+		ok(f.t, err)
+		same(f.t, got, want)
+	}
 	// Without an end, and without saying before when, it lasts as long as anything that it could mean.
 	f.deny(2, tokens.Denial{ClientID: "d"}, tokens.Denial{KeyID: "k"})
 	stored := f.denials()
@@ -227,8 +233,10 @@ func testReplayDenies(f *fixture) {
 	seen += 1000 // of what the lost database had
 	ok(f.t, f.SetRestoring(f.ctx(), f.clock.now()))
 	ok(f.t, f.Replay(f.ctx(), func(r *Replay) ([]Entry, error) {
-		ok(f.t, r.Deny(tokens.Denial{TokenID: "after", Until: f.in(time.Hour)}, f.in(-time.Minute)))
-		ok(f.t, r.Deny(tokens.Denial{TokenID: "long ago", Until: f.in(-time.Hour)}, f.in(-2*time.Hour)))
+		ok(f.t, r.RevokeToken("payments", "after", f.in(time.Hour), f.in(-time.Minute)))
+		ok(f.t, r.RevokeToken("payments", "long ago", f.in(-time.Hour), f.in(-2*time.Hour)))
+		ok(f.t, r.RevokeToken("billing", "", time.Time{}, f.in(-time.Minute)))
+		ok(f.t, r.RevokeToken("billing", "", time.Time{}, f.in(-2*time.Hour)))
 		if found, err := r.Revoke(cert.Thumbprint, 0, f.in(-time.Minute)); err != nil || !found {
 			f.t.Error(found, err)
 		}
@@ -240,12 +248,12 @@ func testReplayDenies(f *fixture) {
 	}))
 	list, upTo, err := f.Denials(f.ctx(), seen, 10)
 	ok(f.t, err)
-	if len(list) != 4 || list[0].TokenID != "before" || list[1].TokenID != "after" ||
-		list[2].Thumbprint != mtls.Thumbprint(cert.Thumbprint) || list[3].ClientID != "payments" {
+	if len(list) != 5 || list[0].TokenID != "before" || list[1].TokenID != "after" || list[2].ClientID != "billing" ||
+		list[3].Thumbprint != mtls.Thumbprint(cert.Thumbprint) || list[4].ClientID != "payments" {
 		f.t.Fatalf("%+v", list)
 	}
-	if upTo < list[3].Position {
-		f.t.Errorf("%d is before %d", upTo, list[3].Position)
+	if upTo < list[4].Position {
+		f.t.Errorf("%d is before %d", upTo, list[4].Position)
 	}
 	f.deny(1, tokens.Denial{TokenID: "next", Until: f.in(time.Hour)})
 	list, _, err = f.Denials(f.ctx(), upTo, 10)
@@ -278,4 +286,45 @@ func testPruneDenials(f *fixture) {
 	ok(f.t, err)
 	same(f.t, len(list), 1)
 	same(f.t, upTo, int64(3))
+}
+
+// A token that its client gives back is one row, however often, and so many of them are all that the client has.
+func testRevokeToken(f *fixture) {
+	revoke := func(client, token string, want TokenRevocation) {
+		f.t.Helper()
+		got, err := f.RevokeToken(f.ctx(), client, token, f.in(10*time.Minute))
+		ok(f.t, err)
+		same(f.t, got, want)
+	}
+	revoke("c", "t", RevokedOne)
+	version, err := f.Version(f.ctx())
+	ok(f.t, err)
+	revoke("c", "t", RevokedBefore)
+	f.clock.advance(time.Second)
+	revoke("c", "t", RevokedBefore)
+	again, err := f.Version(f.ctx())
+	ok(f.t, err)
+	same(f.t, again, version)
+	same(f.t, f.count("denials"), 1)
+	if until := f.denials()[0].Until; until.Before(f.in(10 * time.Minute)) {
+		f.t.Errorf("it ends %v, before the token", until)
+	}
+	ok(f.t, f.Transact(f.ctx(), func(tx *Store) error {
+		for i := range maxGivenBack - 1 {
+			if _, err := tx.RevokeToken(f.ctx(), "c", fmt.Sprint("t", i), f.in(10*time.Minute)); err != nil {
+				return err
+			}
+		}
+		return nil
+	}))
+	revoke("d", "other", RevokedOne)
+	revoke("c", "too many", RevokedAll)
+	revoke("c", "t", RevokedBefore)
+	list, _, err := f.Denials(f.ctx(), maxGivenBack+1, 10)
+	ok(f.t, err)
+	same(f.t, len(list), 1)
+	same(f.t, list[0].ClientID, "c")
+	if !list[0].IssuedBefore.After(f.clock.now()) {
+		f.t.Errorf("tokens of now, %v, are not before %v", f.clock.now(), list[0].IssuedBefore)
+	}
 }

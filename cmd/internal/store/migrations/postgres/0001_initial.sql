@@ -142,17 +142,20 @@ CREATE TABLE blocked_keys (
 CREATE INDEX blocked_keys_version ON blocked_keys (version);
 
 -- Tokens that are refused although they have not expired, until nothing could use them any more. A row's position is
--- greater than that of every row that was there before, also of those that are gone: it counts in state.denial_seq.
+-- greater than that of every row that was there before, also of those that are gone: it counts in state.denial_seq. The
+-- client_id is of a token that its client gave back itself.
 CREATE TABLE denials (
     position  BIGINT NOT NULL PRIMARY KEY,
     kind      TEXT COLLATE "C" NOT NULL,
     value     TEXT COLLATE "C" NOT NULL,
+    client_id TEXT COLLATE "C" NOT NULL,
     before_at BIGINT NOT NULL,
     until_at  BIGINT NOT NULL,
     version   BIGINT,
     UNIQUE (kind, value)
 );
 CREATE INDEX denials_version ON denials (version);
+CREATE INDEX denials_client ON denials (client_id) WHERE client_id <> '';
 CREATE INDEX denials_until ON denials (until_at);
 
 CREATE TABLE resources (
