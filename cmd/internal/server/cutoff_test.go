@@ -206,19 +206,36 @@ func TestReplicas_DeadOne(t *testing.T) {
 	one := start(t, i.config())
 	one.addLedger()
 	cert := one.enrolled("payments")
-	if err := i.open().BeginLease(t.Context(), store.Lease{Replica: "dead", Incarnation: 1}); err != nil {
-		t.Fatal(err)
-	}
+	db := i.open()
 	socket := profile.NewSocket(filepath.Join(one.data, socketName))
 	defer socket.Close()
-	for _, what := range []string{"disabled", "disabled before"} {
+	disable := func() time.Duration {
+		t.Helper()
 		began := time.Now()
 		if err := socket.Do(t.Context(), http.MethodPost, "/clients/payments/disable", nil, nil); err != nil {
 			t.Fatal(err)
 		}
-		if took := time.Since(began); took < replica.Term || took > replica.Settled+2*time.Second {
-			t.Errorf("%s: with a dead replica it took %s, want a little over %s", what, took, replica.Term)
+		return time.Since(began)
+	}
+	// None may be shorter. How long the machine takes for the rest is its affair: one of several tries is not longer.
+	var disabled, before time.Duration
+	for try := range uint64(5) {
+		if try > 0 {
+			one.mustOperate(http.MethodPost, "/clients/payments/enable", nil, nil)
 		}
+		if err := db.BeginLease(t.Context(), store.Lease{Replica: "dead", Incarnation: try + 1}); err != nil {
+			t.Fatal(err)
+		}
+		disabled, before = disable(), disable()
+		if min(disabled, before) < replica.Term {
+			t.Errorf("with a dead replica it took %s, and %s where it was disabled before, want a little over %s", disabled, before, replica.Term)
+		}
+		if max(disabled, before) <= replica.Settled+2*time.Second {
+			break
+		}
+	}
+	if max(disabled, before) > replica.Settled+2*time.Second {
+		t.Errorf("with a dead replica it took %s, and %s where it was disabled before, want a little over %s", disabled, before, replica.Term)
 	}
 	wantRefused(t, one.token(one.client(&cert), "payments"))
 	var lapsed bool
@@ -233,11 +250,11 @@ func TestReplicas_DeadOne(t *testing.T) {
 	if err := socket.Do(t.Context(), http.MethodPost, "/leases/reset", nil, &change); err != nil || !strings.HasSuffix(change.Done, ": dead") {
 		t.Errorf("resetting the leases: %+v, %v", change, err)
 	}
-	began := time.Now()
-	if err := socket.Do(t.Context(), http.MethodPost, "/clients/payments/disable", nil, nil); err != nil {
-		t.Fatal(err)
+	took := disable()
+	for try := 0; try < 5 && took >= replica.Term; try++ { // whoever waits for the dead one always does
+		took = disable()
 	}
-	if took := time.Since(began); took >= replica.Term {
+	if took >= replica.Term {
 		t.Errorf("with the dead replica removed it took %s", took)
 	}
 }

@@ -254,10 +254,20 @@ func (s *service) drain(servers []*running) error {
 
 // stop lets running requests finish, at most until ctx ends.
 func (r *running) stop(ctx context.Context) error {
-	if err := r.server.Shutdown(ctx); err != nil {
-		return errors.Join(fmt.Errorf("stopping the %s listener: %w", r.name, err), r.server.Close())
+	const again = time.Second
+	for {
+		// Shutdown tells those HTTP/2 connections to go away that there are when it is called. One whose handshake ended a
+		// moment later is not told, and would be waited for in vain: so everybody is told again.
+		step, cancel := context.WithTimeout(ctx, again)
+		err := r.server.Shutdown(step)
+		cancel()
+		switch {
+		case err == nil:
+			return nil
+		case ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded):
+			return errors.Join(fmt.Errorf("stopping the %s listener: %w", r.name, err), r.server.Close())
+		}
 	}
-	return nil
 }
 
 // announce writes serve.json and then the line that scripts wait for.

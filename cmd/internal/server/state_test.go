@@ -6,13 +6,17 @@ package server
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -300,6 +304,63 @@ func named(file string) string {
 	return filepath.Base(file)
 }
 
+// held is a connection whose writes wait, once hold is called, until release is closed.
+type held struct {
+	net.Conn
+	held    atomic.Bool
+	release chan struct{}
+}
+
+func (h *held) Write(p []byte) (int, error) {
+	if h.held.Swap(true) { // the first is the ClientHello
+		<-h.release
+	}
+	return h.Conn.Write(p)
+}
+
+// A connection whose handshake ends after the stop began, and which stays open without a request, does not hold the stop up.
+func TestStopTellsLateConnections(t *testing.T) {
+	t.Parallel()
+	cfg := testConfig(t, t.TempDir())
+	cfg.HTTP.ShutdownTimeout = 20 * time.Second
+	in := start(t, cfg)
+	address := strings.TrimPrefix(in.issuer, "https://")
+	tcp, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tcp.Close()
+	h := &held{Conn: tcp, release: make(chan struct{})}
+	c := tls.Client(h, &tls.Config{RootCAs: in.roots(), ServerName: "localhost", NextProtos: []string{"h2"}})
+	shaken := make(chan error, 1)
+	go func() { shaken <- c.HandshakeContext(t.Context()) }()
+	eventually(t, 20*time.Second, "the ClientHello is on its way", h.held.Load)
+	in.awaitMetric("go_goroutines") // and the connection, which came first, is taken in
+	stopped := make(chan error, 1)
+	go func() { stopped <- in.stop() }()
+	eventually(t, 20*time.Second, "no connection is taken any more", func() bool {
+		other, err := net.Dial("tcp", address)
+		if err == nil {
+			other.Close()
+		}
+		return err != nil
+	})
+	close(h.release)
+	if err := <-shaken; err != nil {
+		t.Fatal(err)
+	}
+	// The preface and empty SETTINGS (RFC 9113, Section 3.4): then it is idle.
+	if _, err := c.Write([]byte("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(io.Discard, c); err != nil && !errors.Is(err, syscall.ECONNRESET) {
+		t.Error(err)
+	}
+	if err := <-stopped; err != nil {
+		t.Errorf("stopping: %v", err)
+	}
+}
+
 // SIGTERM's way down: requests under way finish, new connections are refused, the ready file is gone.
 func TestStopLetsRequestsFinish(t *testing.T) {
 	t.Parallel()
@@ -307,6 +368,9 @@ func TestStopLetsRequestsFinish(t *testing.T) {
 	in.addLedger()
 	cert := in.enrolled("payments")
 	c := in.client(&cert, func(cfg *tls.Config) { cfg.NextProtos = []string{"http/1.1"} })
+	// The body is asked for by who reads it: from then on the request is under way. One whose header comes after the stop
+	// has begun is not answered.
+	c.Transport.(*http.Transport).ExpectContinueTimeout = time.Minute
 
 	body, slow := io.Pipe()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, in.mtls+pathToken, body)
@@ -314,6 +378,7 @@ func TestStopLetsRequestsFinish(t *testing.T) {
 		t.Fatal(err)
 	}
 	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	req.Header.Set("Expect", "100-continue")
 	type result struct {
 		status int
 		err    error
