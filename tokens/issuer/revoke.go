@@ -8,6 +8,9 @@ import (
 	"log/slog"
 	"net/http"
 	"time"
+
+	"github.com/certbound/certbound/tokens"
+	"github.com/certbound/certbound/tokens/internal/jose"
 )
 
 // EventRevoke is the Decision.Event of a token that its client gave back.
@@ -79,4 +82,25 @@ func (s *Server) revoke(ctx context.Context, c *call) error {
 		return s.refused(ctx, d, unavailable("not_revoked", err))
 	}
 	return nil
+}
+
+// DeniedPath is where the deny feed lies.
+const DeniedPath = "/oauth2/denied"
+
+// SignDenyPage signs a page of the deny feed with the key that signs tokens now. The page's issuer and time are set here.
+// An error means that nothing can be signed at present.
+func (s *Server) SignDenyPage(p tokens.DenyPage) (string, error) {
+	key, err := s.keys.Signing()
+	if err != nil {
+		return "", unavailable("no_signing_key", err)
+	}
+	p.Issuer, p.IssuedAt = s.issuer, s.now()
+	header := jose.Header{Algorithm: jose.Algorithm(key.Algorithm), KeyID: key.ID, Type: tokens.DenyType}
+	signed, err := jose.Sign(header, p.AppendJSON(make([]byte, 0, 512+128*len(p.Entries))), key.Signer)
+	if err != nil {
+		return "", &tokens.Error{
+			Code: tokens.CodeServerError, Reason: "signing_failed", Description: failedDescription, Err: err,
+		}
+	}
+	return signed, nil
 }

@@ -122,6 +122,7 @@ func (s *service) buildTrust(h *hierarchy) error {
 // buildIssuer wires the token service to the registry, the keys and the journal.
 func (s *service) buildIssuer(ctx context.Context) error {
 	reg := newRegistry(s.folder.store, s.trust, s.anchors, s.identity.trustDomain, s.adminResource())
+	reg.denied = []issuer.Grant{{Resource: s.deniedResource(), Scopes: []string{scopeDenied}, Explicit: true}}
 	s.journalKeys.lookAhead(reg.secret)
 	s.folder.store.OnChange(s.forgetErased) // also after the registry has forgotten: until then it may have handed one out
 	s.trust.OnChange(reg.forgetForeign)
@@ -146,6 +147,11 @@ func (s *service) buildIssuer(ctx context.Context) error {
 	}
 	cfg.Registry = renewing{reg, s.renewAnchors}
 	if s.renewals, err = issuer.New(cfg); err != nil {
+		return err
+	}
+	s.feed = newFeed(s.denials, s.folder.store, s.issuer.SignDenyPage, s.deniedResource(), min(feedBeat, s.cfg.HTTP.WriteTimeout/2))
+	s.metrics.watchFeed(s.feed)
+	if s.guardedFeed, err = s.feedHandler(); err != nil {
 		return err
 	}
 	s.guard, err = s.operatorGuard()
@@ -212,18 +218,29 @@ func (s *service) adminConfig() admin.Config {
 	}
 }
 
-// operatorRefused records what the guard of the operators' API refused. Whoever has no operator's token can be anybody, so
-// the log is told at debug level only: the journal has it.
+// operatorRefused records what the guard of the operators' API refused.
 func (s *service) operatorRefused(r *http.Request, refusal *tokens.Error, correlation string) {
+	s.guardRefused("admin.request", r, refusal, correlation)
+}
+
+// followerRefused records what the guard of the deny feed refused.
+func (s *service) followerRefused(r *http.Request, refusal *tokens.Error, correlation string) {
+	s.guardRefused("feed.request", r, refusal, correlation)
+}
+
+// guardRefused records a refusal. Whoever has no good token can be anybody, so the log is told at debug level only: the
+// journal has it.
+func (s *service) guardRefused(name string, r *http.Request, refusal *tokens.Error, correlation string) {
 	e := audit.Event{
-		Class: audit.Stranger, Name: "admin.request", Outcome: audit.Refused, Reason: refusal.Reason,
+		Class: audit.Stranger, Name: name, Outcome: audit.Refused, Reason: refusal.Reason,
 		Address: issuer.Address(r.Context()), Correlation: correlation,
 	}
 	if peer, err := mtls.PeerFromRequest(r); err == nil {
 		e.Thumbprint = peer.Thumbprint().String()
 	}
 	s.record(r.Context(), e)
-	s.log.DebugContext(r.Context(), "an operator's request was refused", "reason", refusal.Reason, "cause", refusal.Err, "correlation", correlation)
+	s.log.DebugContext(r.Context(), "a request with a token of ours was refused", "event", name, "reason", refusal.Reason,
+		"cause", refusal.Err, "correlation", correlation)
 }
 
 // record records what gives nothing by itself: when that fails, the decision stands all the same.

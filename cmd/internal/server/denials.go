@@ -40,8 +40,9 @@ type denials struct {
 	loaded atomic.Uint64 // the change up to which list is whole
 	list   tokens.DenyList
 
+	position atomic.Int64 // up to which they were read
+
 	mu       sync.Mutex // held while they are read
-	position int64      // up to which they were
 	failed   error      // of the last time, if it failed
 	failedAt time.Time
 }
@@ -70,6 +71,9 @@ func (d *denials) Denied(ctx context.Context, c *tokens.Claims, keyID string) (b
 	return d.list.Denies(c, keyID), nil
 }
 
+// head is the position of the newest denial that was read.
+func (d *denials) head() int64 { return d.position.Load() }
+
 // current reads what is new, if anything may be.
 func (d *denials) current(ctx context.Context) error {
 	if d.loaded.Load() == d.epoch.Load() {
@@ -96,7 +100,7 @@ func (d *denials) current(ctx context.Context) error {
 
 func (d *denials) read(ctx context.Context) error {
 	for {
-		list, upTo, err := d.store.Denials(ctx, d.position, denialsPage)
+		list, upTo, err := d.store.Denials(ctx, d.position.Load(), denialsPage)
 		if err != nil {
 			return fmt.Errorf("reading what is denied: %w", err)
 		}
@@ -105,7 +109,7 @@ func (d *denials) read(ctx context.Context) error {
 				return fmt.Errorf("remembering what is denied: %w", err)
 			}
 		}
-		d.position = max(d.position, upTo)
+		d.position.Store(max(d.position.Load(), upTo))
 		if len(list) < denialsPage {
 			return nil
 		}

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -205,12 +206,21 @@ func TestRevocationNotEverywhere(t *testing.T) {
 
 // rowsOfDenials is a database with so many denials, which can fail.
 type rowsOfDenials struct {
+	mu    sync.Mutex
 	n     int64
 	reads int
 	err   error
 }
 
+func (r *rowsOfDenials) fail(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.err = err
+}
+
 func (r *rowsOfDenials) Denials(_ context.Context, after int64, limit int) (list []store.Denied, upTo int64, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	r.reads++
 	for n := after + 1; n <= r.n && len(list) < limit; n++ {
 		t := mtls.Thumbprint{1, byte(n >> 16), byte(n >> 8), byte(n)}

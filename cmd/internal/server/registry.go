@@ -67,7 +67,8 @@ type registry struct {
 	foreign     foreign       // what we believe of others
 	anchors     *mtls.Anchors // our own CA
 	trustDomain string
-	admin       string // the operators' API as a resource
+	admin       string         // the operators' API as a resource
+	denied      []issuer.Grant // what every client may ask for that runs a resource server
 
 	mu           sync.RWMutex
 	epoch        uint64 // counts invalidations, so that a slow reader cannot put back what was dropped
@@ -76,6 +77,7 @@ type registry struct {
 	grantSets    map[string][]issuer.Grant // by what clients name, for all that name the same
 	resources    []store.Resource
 	servers      map[string][]string // the clients that run each resource's servers; with resources
+	running      map[string]bool     // the clients that run a resource server
 	loaded       bool
 	blocked      map[[32]byte]bool // compromised public keys, all of them
 	blockedStale uint64            // not 0: there may be more, and nobody is authenticated before they are read again
@@ -308,10 +310,24 @@ func (r *registry) client(ctx context.Context, row store.Client, epoch uint64) (
 		ID: row.ID, Generation: row.Generation, Disabled: row.Disabled, AuthMethod: row.AuthMethod,
 		Grants: r.sharedGrants(row, resources, epoch), TokenLifetime: row.TokenTTL,
 	}
+	if r.runs(row.ID, resources) {
+		c.Grants = slices.Concat(c.Grants, r.denied)
+	}
 	if err := r.vouch(ctx, c, row); err != nil {
 		return nil, fmt.Errorf("who vouches for client %s: %w", row.ID, err)
 	}
 	return c, nil
+}
+
+// runs reports whether a client runs a resource server.
+func (r *registry) runs(id string, resources []store.Resource) bool {
+	r.mu.RLock()
+	runs, loaded := r.running[id], r.loaded
+	r.mu.RUnlock()
+	if loaded {
+		return runs
+	}
+	return slices.ContainsFunc(resources, func(res store.Resource) bool { return slices.Contains(res.Servers, id) })
 }
 
 // vouch fills in by what a client is recognised: its own registered certificates, a foreign authority with one
@@ -424,6 +440,12 @@ func (r *registry) allResources(ctx context.Context) ([]store.Resource, error) {
 	defer r.mu.Unlock()
 	if r.epoch == epoch {
 		r.resources, r.servers, r.loaded = list, serversOf(list), true
+		r.running = make(map[string]bool)
+		for _, res := range list {
+			for _, id := range res.Servers {
+				r.running[id] = true
+			}
+		}
 	}
 	return list, nil
 }

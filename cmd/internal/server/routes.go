@@ -31,6 +31,7 @@ const (
 	pathToken      = "/oauth2/token"
 	pathIntrospect = "/oauth2/introspect"
 	pathRevoke     = "/oauth2/revoke"
+	pathDenied     = "/oauth2/denied"
 	pathEnroll     = "/pki/enroll"
 	pathRenew      = "/pki/renew"
 	pathRoots      = "/pki/roots.pem"
@@ -65,6 +66,7 @@ func (s *service) mtlsRouter(operators http.Handler) http.Handler {
 	token = s.count(s.metrics.route("mtls", "token"), token)
 	introspect := s.count(s.metrics.route("mtls", "introspect"), s.issuer.IntrospectionHandler())
 	r.Handle(pathRevoke, s.issuer.RevocationHandler()).Name("revoke")
+	handle(r, pathDenied, "denied", s.guardedFeed, http.MethodGet)
 	post(r, pathRenew, "renew", s.renew)
 	get(r, pathWhoami, "whoami", http.HandlerFunc(s.whoami))
 	r.PathPrefix(admin.Prefix + "/").Handler(operators).Name("admin")

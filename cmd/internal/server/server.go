@@ -98,6 +98,8 @@ type service struct {
 	trust                 *trust.Manager
 	registry              *registry
 	denials               *denials
+	feed                  *feed
+	guardedFeed           http.Handler
 	renewals              *issuer.Server // judges who may renew
 	tickets               []*mtls.Tickets
 	ticketing             *sharedTickets // nil unless servers share them
@@ -234,6 +236,7 @@ func (s *service) failure() error {
 // not ready.
 func (s *service) drain(servers []*running) error {
 	s.draining.Store(true)
+	s.feed.close()
 	ctx, cancel := context.WithTimeout(context.Background(), s.cfg.HTTP.ShutdownTimeout)
 	defer cancel()
 	errs := make([]error, len(servers))

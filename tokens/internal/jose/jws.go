@@ -198,8 +198,11 @@ var refused = [...]string{"crit", "b64", "jwk", "jku", "x5u", "x5c", "zip", "enc
 // Parse reads a compact serialisation without using a key: exactly three parts of strict base64url, a header that
 // is a strict object with a supported algorithm. The size is judged before anything is decoded. The error wraps
 // ErrToken and holds nothing of the token.
-func Parse(raw string) (*Signed, error) {
-	if len(raw) > MaxTokenBytes {
+func Parse(raw string) (*Signed, error) { return ParseUpTo(raw, MaxTokenBytes) }
+
+// ParseUpTo is Parse for a document that is no token, of at most so many bytes.
+func ParseUpTo(raw string, limit int) (*Signed, error) {
+	if len(raw) > limit {
 		return nil, fmt.Errorf("%w: too large", ErrToken)
 	}
 	if strings.Count(raw, ".") != 2 {

@@ -1,0 +1,340 @@
+// Copyright The Certbound Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/certbound/certbound/cmd/internal/store"
+	"github.com/certbound/certbound/mtls"
+	"github.com/certbound/certbound/tokens"
+	"github.com/certbound/certbound/tokens/issuer"
+	"github.com/certbound/certbound/tokens/resource"
+)
+
+const (
+	// scopeDenied is the scope of the deny feed, which every client has that runs a resource server.
+	scopeDenied = "denied"
+	// feedBeat is how often the feed is signed anew while nothing is denied, so that silence shows.
+	feedBeat = 5 * time.Second
+	// feedPages bounds the signed pages that are kept for others who ask for the same.
+	feedPages = 64
+	// feedReaders bounds who is remembered to follow, readerLife for how long.
+	feedReaders = 10_000
+	readerLife  = 30 * time.Second
+)
+
+// feed tells resource servers what is denied: in pages that are signed once for all who wait for the same.
+type feed struct {
+	denials  *denials
+	rows     denialRows
+	sign     func(tokens.DenyPage) (string, error)
+	resource string
+	beat     time.Duration
+	waiting  atomic.Int64
+
+	mu      sync.Mutex // also held while a page is made
+	pages   map[int64]string
+	head    int64 // of pages
+	began   time.Time
+	period  uint64        // counts the beats
+	changed chan struct{} // closed, and replaced, when something may have been denied
+	closed  bool
+	readers map[reader]follow
+}
+
+// denialRows is where the denials are.
+type denialRows interface {
+	Denials(ctx context.Context, after int64, limit int) ([]store.Denied, int64, error)
+}
+
+// reader is one follower of the feed. Two instances of one client that show the same certificate from the same address count as one.
+type reader struct {
+	client      string
+	certificate mtls.Thumbprint
+	address     string
+}
+
+// follow is how far a reader is: it has everything up to the position.
+type follow struct {
+	position int64
+	seen     time.Time
+}
+
+func newFeed(d *denials, db *store.Store, sign func(tokens.DenyPage) (string, error), resource string, beat time.Duration) *feed {
+	f := &feed{
+		denials: d, rows: db, sign: sign, resource: resource, beat: beat,
+		pages: make(map[int64]string), changed: make(chan struct{}), readers: make(map[reader]follow),
+	}
+	db.OnChange(f.wake) // after the denials', so that who wakes finds them changed
+	return f
+}
+
+// wake has everybody look who waits.
+func (f *feed) wake(c store.Change) {
+	if !c.Denials && !c.Full {
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.closed {
+		close(f.changed)
+		f.changed = make(chan struct{})
+	}
+}
+
+// close ends all waiting, so that the service can stop.
+func (f *feed) close() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.closed {
+		f.closed = true
+		close(f.changed)
+	}
+}
+
+// watchFeed tells how many resource servers follow: fewer than usual means that some would not hear of a revocation.
+func (m *metrics) watchFeed(f *feed) {
+	m.registry.MustRegister(
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "certbound_feed_waiting", Help: "Requests that wait for news of what is denied."},
+			func() float64 { return float64(f.waiting.Load()) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "certbound_denials", Help: "Tokens, certificates, clients and keys that are denied now."},
+			func() float64 { return float64(f.denials.list.Len()) }))
+}
+
+// errStopping says that the service stops.
+var errStopping = errors.New("the service is stopping")
+
+// next returns the page behind the position since, and whether it was waited for. When there is nothing behind it, it
+// waits until there is, or for the next beat, whose page says so. A negative since asks for everything, and does not wait.
+func (f *feed) next(ctx context.Context, since int64) (page string, waited bool, err error) {
+	joined := false
+	var joinedAt uint64
+	for {
+		f.mu.Lock()
+		changed, closed := f.changed, f.closed
+		f.mu.Unlock()
+		if closed {
+			return "", waited, errStopping
+		}
+		if err := f.denials.current(ctx); err != nil {
+			return "", waited, err
+		}
+		f.mu.Lock()
+		left := f.turn(time.Now())
+		if !joined {
+			joined, joinedAt = true, f.period
+			if left == f.beat { // nobody waited for this beat: it is this one's
+				joinedAt--
+			}
+		}
+		if since < f.head || f.period != joinedAt {
+			page, err := f.page(ctx, min(max(since, 0), f.head))
+			f.mu.Unlock()
+			return page, waited, err
+		}
+		f.mu.Unlock()
+		waited = true
+		wait := time.NewTimer(left)
+		f.waiting.Add(1)
+		select {
+		case <-changed:
+		case <-wait.C:
+		case <-ctx.Done():
+		}
+		f.waiting.Add(-1)
+		wait.Stop()
+		if err := ctx.Err(); err != nil {
+			return "", true, err
+		}
+	}
+}
+
+// turn begins a new beat when the last one is over, and returns how long this one lasts. f.mu is held.
+func (f *feed) turn(now time.Time) time.Duration {
+	if head := f.denials.head(); head != f.head {
+		f.head = head
+		clear(f.pages)
+	}
+	left := f.beat - now.Sub(f.began)
+	if left <= 0 || left > f.beat {
+		f.began, left = now, f.beat
+		f.period++
+		clear(f.pages)
+	}
+	return left
+}
+
+// page returns the page behind a position, signed in this beat. f.mu is held.
+func (f *feed) page(ctx context.Context, from int64) (string, error) {
+	if p, ok := f.pages[from]; ok {
+		return p, nil
+	}
+	p := tokens.DenyPage{Audience: f.resource, From: from, Seq: f.head, Head: f.head}
+	if from < f.head {
+		ctx, cancel := context.WithTimeout(ctx, denialsTimeout)
+		defer cancel()
+		list, upTo, err := f.rows.Denials(ctx, from, tokens.MaxDenyPageEntries)
+		if err != nil {
+			return "", err
+		}
+		p.Seq, p.Entries = fill(list, upTo)
+		p.Head = max(p.Head, p.Seq) // what was denied just now
+	}
+	signed, err := f.sign(p)
+	if err != nil {
+		return "", err
+	}
+	if len(f.pages) >= feedPages {
+		clear(f.pages)
+	}
+	f.pages[from] = signed
+	return signed, nil
+}
+
+// fill takes as many denials as a page has room for, and returns the position up to which these are all.
+func fill(list []store.Denied, upTo int64) (int64, []tokens.Denial) {
+	out := make([]tokens.Denial, 0, len(list))
+	var one []byte
+	size := 0
+	for i := range list {
+		one = list[i].AppendJSON(one[:0])
+		if size += len(one) + 1; size > tokens.MaxDenyPageBytes && i > 0 {
+			return list[i-1].Position, out
+		}
+		out = append(out, list[i].Denial)
+	}
+	return upTo, out
+}
+
+// acknowledge notes that a reader has everything up to a position.
+func (f *feed) acknowledge(r reader, position int64, now time.Time) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if _, known := f.readers[r]; !known && len(f.readers) >= feedReaders {
+		for old, at := range f.readers {
+			if now.Sub(at.seen) > readerLife {
+				delete(f.readers, old)
+			}
+		}
+		if len(f.readers) >= feedReaders {
+			return
+		}
+	}
+	f.readers[r] = follow{position, now}
+}
+
+// has reports whether every follower that a client has now has everything up to a position; a client without one has
+// not.
+func (f *feed) has(client string, position int64, now time.Time) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	found := false
+	for r, at := range f.readers {
+		if r.client != client || now.Sub(at.seen) > readerLife {
+			continue
+		}
+		if at.position < position {
+			return false
+		}
+		found = true
+	}
+	return found
+}
+
+// deniedResource is the deny feed as a resource.
+func (s *service) deniedResource() string { return s.identity.issuer + issuer.DeniedPath }
+
+// feedHandler serves the deny feed, guarded by our own bound tokens.
+func (s *service) feedHandler() (http.Handler, error) {
+	verifier, err := tokens.NewVerifier(tokens.VerifierConfig{
+		Issuer: s.identity.issuer, Audience: s.deniedResource(), Keys: s.keys, Denied: s.denials.Denied,
+	})
+	if err != nil {
+		return nil, err
+	}
+	guard, err := resource.New(resource.Config{
+		Verifier: verifier, Realm: s.identity.issuer, Authorize: s.authorizeFollower, Refused: s.followerRefused,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return guard.Protect(withPeer(http.HandlerFunc(s.serveFeed)), scopeDenied), nil
+}
+
+// authorizeFollower holds a verified token against the registry as it is now.
+func (s *service) authorizeFollower(ctx context.Context, claims *tokens.Claims, peer *mtls.Peer) error {
+	client, err := s.issuer.Authenticate(ctx, claims.ClientID, peer)
+	if err != nil {
+		if e, ok := errors.AsType[*tokens.Error](err); ok && e.Code == tokens.CodeInvalidClient {
+			return &tokens.Error{Code: tokens.CodeInvalidToken, Reason: e.Reason, Description: "the token is not valid on this connection", Err: e}
+		}
+		return err
+	}
+	s.limits.Authenticated(ctx, client.ID, peer.Thumbprint())
+	if len(scopesAt(client, s.deniedResource())) == 0 {
+		return &tokens.Error{Code: tokens.CodeInsufficientScope, Reason: "no_resource_server", Description: "this client runs no resource server", Scope: scopeDenied}
+	}
+	return nil
+}
+
+// serveFeed answers one poll. since is the position up to which the caller has everything, and so its acknowledgement;
+// without it the caller is told everything from the beginning.
+func (s *service) serveFeed(w http.ResponseWriter, r *http.Request) {
+	since, err := readSince(r.URL.RawQuery)
+	if err != nil {
+		issuer.WriteError(w, r, s.identity.issuer, err)
+		return
+	}
+	claims, _ := resource.Claims(r.Context())
+	if since >= 0 && since <= s.denials.head() {
+		s.feed.acknowledge(reader{claims.ClientID, claims.Thumbprint, host(r.RemoteAddr)}, since, time.Now())
+	}
+	page, waited, err := s.feed.next(r.Context(), since)
+	if err == nil && waited {
+		// A wait must not outlive what was decided about who waits.
+		peer, _ := r.Context().Value(peerKey{}).(*mtls.Peer)
+		err = s.authorizeFollower(r.Context(), claims, peer)
+	}
+	if err == nil {
+		err = s.live() // what this replica knows may be old
+	}
+	if err != nil {
+		if _, ok := errors.AsType[*tokens.Error](err); !ok {
+			err = &tokens.Error{Code: tokens.CodeTemporarilyUnavailable, Reason: "no_feed", Err: again{err},
+				Description: "what is denied cannot be told now: try again"}
+		}
+		issuer.WriteError(w, r, s.identity.issuer, err)
+		return
+	}
+	w.Header().Set("Content-Type", "application/"+tokens.DenyType)
+	w.Header().Set("Cache-Control", "no-store")
+	_, _ = io.WriteString(w, page) // the caller is gone: there is nobody to tell
+}
+
+// readSince reads the query; without since it is -1.
+func readSince(query string) (int64, error) {
+	if query == "" {
+		return -1, nil
+	}
+	values, err := url.ParseQuery(query)
+	if err == nil && len(values) == 1 && len(values["since"]) == 1 {
+		if n, err := strconv.ParseUint(values.Get("since"), 10, 63); err == nil {
+			return int64(n), nil
+		}
+	}
+	return 0, &tokens.Error{Code: tokens.CodeInvalidRequest, Reason: "query", Description: "the query is since=N, a position of the feed, or nothing"}
+}
