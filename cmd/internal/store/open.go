@@ -160,7 +160,7 @@ func open(ctx context.Context, cfg Config, d dialect) (*Store, error) {
 		return nil, errors.Join(err, s.Close())
 	}
 	if d.name() == "sqlite" {
-		query, err := s.reader.PrepareContext(ctx, queryHolder)
+		query, err := s.reader.PrepareContext(ctx, queryHolderIndexed)
 		if err != nil {
 			return nil, errors.Join(d.judge(err), s.Close())
 		}

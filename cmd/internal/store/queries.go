@@ -41,9 +41,13 @@ const (
 	queryClient  = `SELECT ` + clientColumns + ` FROM clients WHERE id = $1`
 	queryClients = `SELECT ` + clientColumns + ` FROM clients WHERE removed_at IS NULL AND id > $1 ORDER BY id LIMIT $2`
 	// All that a token of a client of our CA is decided by and recorded under. The arguments are the client and a certificate.
-	queryHolder = `SELECT c.generation, c.disabled, c.scopes, c.resources, c.token_ttl, x.client_id, x.generation, x.not_after,
+	queryHolder = selectHolder + onHolder
+	// SQLite is told of the index that has all of it: it would read the certificate's row, which holds its DER, as well.
+	queryHolderIndexed = selectHolder + `INDEXED BY certificates_standing ` + onHolder
+	selectHolder       = `SELECT c.generation, c.disabled, c.scopes, c.resources, c.token_ttl, x.client_id, x.generation, x.not_after,
 		x.revoked_at, s.sealed, s.seal_version
-		FROM clients c LEFT JOIN certificates x ON x.thumbprint = $2 LEFT JOIN audit_subjects s ON s.id = c.id
+		FROM clients c LEFT JOIN certificates x `
+	onHolder = `ON x.thumbprint = $2 LEFT JOIN audit_subjects s ON s.id = c.id
 		WHERE c.id = $1 AND c.removed_at IS NULL AND c.auth_method = 'tls_client_auth' AND c.trust = ''`
 	// Few clients publish certificates, and finding them must not read the others.
 	queryPublishers = `SELECT ` + clientColumns + ` FROM clients WHERE id IN (SELECT client_id FROM client_names

@@ -125,6 +125,8 @@ CREATE TABLE certificates (
     created_at   BIGINT NOT NULL,
     version      BIGINT
 );
+-- All that a token is decided by, apart from the DER.
+CREATE INDEX certificates_standing ON certificates (thumbprint, client_id, generation, not_after, revoked_at);
 CREATE INDEX certificates_client ON certificates (client_id, not_after);
 CREATE INDEX certificates_created ON certificates (created_at, serial);
 CREATE INDEX certificates_parent ON certificates (renewed_from);
