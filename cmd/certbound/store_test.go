@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/certbound/certbound/cmd/internal/store"
 	"github.com/certbound/certbound/scripts/postgres"
 )
 
@@ -248,4 +249,44 @@ func (m *mover) kek() []byte {
 		m.t.Fatal(err)
 	}
 	return key
+}
+
+// A service that goes on, as one does that was paused while its database was moved away, ends by itself, and says why.
+func TestServedWhileMoved(t *testing.T) {
+	t.Parallel()
+	url := postgres.ForTest(t).Database(t)
+	m := &mover{node: &node{t: t, data: filepath.Join(t.TempDir(), "data"), args: []string{"--public", "127.0.0.1:0", "--mtls", "127.0.0.1:0", "--debug", "off", "--database", url}}}
+	m.start()
+	kek, err := store.LoadKEK(m.data, "", store.KEKSource{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	db, err := store.Open(t.Context(), store.Config{URL: url, KEK: kek})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	hold, err := db.Move(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hold.Close()
+	condition, err := hold.Begin(t.Context(), "postgres://u@elsewhere:5432/name", "", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	timer := time.AfterFunc(time.Minute, func() { _ = m.cmd.Process.Kill() })
+	defer timer.Stop()
+	err = m.cmd.Wait()
+	failed, is := errors.AsType[*exec.ExitError](err)
+	said := m.err.String()
+	if !is || failed.ExitCode() != exitFailed || !strings.Contains(said, "is being moved to postgres://u@elsewhere:5432/name") ||
+		!strings.Contains(said, "hint: run certbound store migrate again, with --to postgres://u@elsewhere:5432/name") {
+		t.Fatalf("it ended with %v: %s", err, said)
+	}
+	if err := hold.Cancel(t.Context(), condition.ID, ""); err != nil {
+		t.Fatal(err)
+	}
+	m.start()
+	m.stop()
 }

@@ -284,8 +284,8 @@ func TestFailed(t *testing.T) {
 			w.state(0, 0)
 			_, err = Cancel(t.Context(), w.config())
 			w.must(err)
-		} else if err == nil {
-			t.Fatal("it was not refused")
+		} else if err == nil || direction == "sqlite to postgres" { // there the commit itself was given up
+			t.Fatalf("the error is %v", err)
 		}
 		w.state(many, 0)
 

@@ -5,11 +5,13 @@ package store
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // A database that was put out of service gives no lease, whoever still serves on it; in service again it does.
@@ -177,4 +179,28 @@ func TestMovingWords(t *testing.T) {
 	if !strings.Contains(err.Error(), "is being moved to postgres://u@db:5432/name") {
 		t.Error(err)
 	}
+}
+
+// What is on its way is waited for: the server may be committing what a process has sent that was killed.
+func TestArrivedWaits(t *testing.T) {
+	t.Parallel()
+	url := pgDatabase(t)
+	s := openURL(t, url, nil)
+	writing, release, done := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	go func() {
+		done <- s.whole(context.Background(), func(tx *sql.Tx) error {
+			close(writing)
+			<-release
+			return setMovedFrom(context.Background(), tx, "id")
+		})
+	}()
+	<-writing
+	time.AfterFunc(1500*time.Millisecond, func() { close(release) }) // longer than one wait for the lock
+	arrival, err := Arrived(t.Context(), Config{URL: url, KEK: testKEK}, "id")
+	ok(t, err)
+	same(t, arrival, ArrivedWhole)
+	ok(t, <-done)
+	arrival, err = Arrived(t.Context(), Config{URL: url, KEK: testKEK}, "another")
+	ok(t, err)
+	same(t, arrival, ArrivedOther)
 }
