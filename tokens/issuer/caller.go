@@ -25,21 +25,26 @@ type call struct {
 // Section 2.1; RFC 7009, Section 2.1). serve gets only what was read and authenticated by the token endpoint's rules.
 func (s *Server) forClients(serve func(w http.ResponseWriter, r *http.Request, c *call)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Method != http.MethodPost {
-			writeMethodNotAllowed(w, r, "POST")
-			return
-		}
 		peer, err := mtls.PeerFromRequest(r)
 		if err != nil {
 			peer = nil // still answered, as invalid_client (RFC 8705, Section 2)
 		}
-		c, err := s.caller(w, r, peer)
-		if err != nil {
-			WriteError(w, r, s.issuer, err)
-			return
-		}
-		serve(w, r, c)
+		s.serveCall(w, r, peer, serve)
 	})
+}
+
+func (s *Server) serveCall(w http.ResponseWriter, r *http.Request, peer *mtls.Peer,
+	serve func(w http.ResponseWriter, r *http.Request, c *call)) {
+	if r.Method != http.MethodPost {
+		writeMethodNotAllowed(w, r, "POST")
+		return
+	}
+	c, err := s.caller(w, r, peer)
+	if err != nil {
+		WriteError(w, r, s.issuer, err)
+		return
+	}
+	serve(w, r, c)
 }
 
 // caller is the only way from a request to the client that sent it, but for the token endpoint, which has the same rules

@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/certbound/certbound/mtls"
@@ -51,6 +52,54 @@ func FuzzTokenRequest(f *testing.F) {
 			}
 			if w.Code >= 500 || !slices.Contains(registered, a.Code) {
 				t.Errorf("%d %s", w.Code, a.body)
+			}
+		}
+	})
+}
+
+// FuzzIntrospection: whatever is asked, however an answer is wanted, it is never a 5xx; nothing is active but a token of
+// ours for the client that runs its resource server; everything else gets the same bytes; and without a certificate, or
+// for another client than the certificate's, there is no answer at all.
+func FuzzIntrospection(f *testing.F) {
+	d := newDesk(f)
+	stranger := d.enrol(f, "stranger")
+	signed := d.signed(f, accessToken, `{"iss":"x"}`)
+	for _, token := range []string{"", "x", "..", d.token, d.token[1:], d.token + "=", signed, d.with(f, `"jti"`, `"jti":"x","jti"`)} {
+		for _, media := range []string{"", typeJSON, mediaIntrospection, mediaIntrospection + ";q=0", "*/*;q=0.1"} {
+			f.Add([]byte(about("guard", token)), media)
+		}
+	}
+	f.Add([]byte(about("stranger", d.token)), "")
+	f.Add([]byte("client_id=guard&token=%zz"), mediaIntrospection)
+	peers := map[string]*mtls.Peer{"": nil, "guard": mtlstest.PeerOf(d.guard), "stranger": mtlstest.PeerOf(stranger)}
+	f.Fuzz(func(t *testing.T, body []byte, media string) {
+		for who, peer := range peers {
+			w := httptest.NewRecorder()
+			r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, IntrospectPath, bytes.NewReader(body))
+			r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+			r.Header["Accept"] = []string{media}
+			d.serveCall(w, r, peer, d.serveIntrospection)
+			if w.Code != http.StatusOK {
+				var refused struct {
+					Code string `json:"error"`
+				}
+				if err := json.Unmarshal(w.Body.Bytes(), &refused); err != nil || w.Code >= 500 || !slices.Contains(registered, refused.Code) {
+					t.Errorf("%d %s", w.Code, w.Body)
+				}
+				continue
+			}
+			told := w.Body.String()
+			if w.Header().Get("Content-Type") == mediaIntrospection {
+				_, told, _ = strings.Cut(strings.TrimSuffix(d.payload(t, told), "}"), `"token_introspection":`)
+			}
+			form, err := url.ParseQuery(string(body))
+			switch {
+			case err != nil && !bytes.Contains(body, []byte(";")) || who == "" || err == nil && form.Get("client_id") != who:
+				t.Errorf("%q is answered %s about %q", who, told, body)
+			case told == inactive:
+			case who != "guard" || !strings.HasPrefix(told, `{"active":true,"iss":"`+d.public+`","sub":"payments"`) ||
+				!strings.Contains(told, `"cnf":{"x5t#S256":"`+mtls.ThumbprintOf(d.payments.Leaf).String()+`"}`):
+				t.Errorf("%q is told %s", who, told)
 			}
 		}
 	})

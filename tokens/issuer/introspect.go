@@ -43,26 +43,45 @@ func (s *Server) serveIntrospection(w http.ResponseWriter, r *http.Request, c *c
 			"answers are "+typeJSON+" or "+mediaIntrospection))
 		return
 	}
-	body, passage, refused := s.answerAbout(r.Context(), c, media == mediaIntrospection)
-	if passage != nil {
-		defer passage.Leave() // also when answering panics
-	}
-	if refused != nil {
-		d := authenticating(r.Context(), c.client.ID, c.peer, s.now())
-		d.Authenticated = refused.Code != tokens.CodeInvalidClient
-		WriteError(w, r, s.issuer, s.refuse(r.Context(), d, refused))
+	key, err := s.keys.Signing() // before the passage, since it may block
+	if err != nil {
+		s.refuseCall(w, r, c, unavailable("no_signing_key", err))
 		return
 	}
+	answer, passage, refused := s.answerAbout(r.Context(), c)
+	if refused != nil {
+		s.refuseCall(w, r, c, refused)
+		return
+	}
+	leave := func() {
+		if p := passage; p != nil {
+			passage = nil
+			p.Leave()
+		}
+	}
+	defer leave() // also when answering panics
+	body := answer.appendJSON(make([]byte, 0, 512))
+	if media == mediaIntrospection {
+		if body, refused = s.signIntrospection(key, c.client.ID, body); refused != nil {
+			leave()
+			s.refuseCall(w, r, c, refused)
+			return
+		}
+	}
+	s.events.TokenIntrospected(answer != nil)
 	deliver(w, r, passage, media, body)
 }
 
-// answerAbout returns the answer and, with a Gate, the passage under which it was decided. Nothing is recorded but refusals:
-// to know about a token gives no authority.
-func (s *Server) answerAbout(ctx context.Context, c *call, sign bool) ([]byte, Passage, *tokens.Error) {
-	key, err := s.keys.Signing() // before the passage, since it may block
-	if err != nil {
-		return nil, nil, unavailable("no_signing_key", err)
-	}
+// refuseCall refuses what a client asked, which had authenticated before.
+func (s *Server) refuseCall(w http.ResponseWriter, r *http.Request, c *call, refused *tokens.Error) {
+	d := authenticating(r.Context(), c.client.ID, c.peer, s.now())
+	d.Authenticated = refused.Code != tokens.CodeInvalidClient // else not any more
+	WriteError(w, r, s.issuer, s.refuse(r.Context(), d, refused))
+}
+
+// answerAbout returns the answer and, with a Gate, the passage under which it was decided. Nothing is recorded but
+// refusals: to know about a token gives no authority.
+func (s *Server) answerAbout(ctx context.Context, c *call) (*introspection, Passage, *tokens.Error) {
 	t, known, refused := s.ownToken(c.token)
 	if refused != nil {
 		return nil, nil, refused
@@ -75,17 +94,10 @@ func (s *Server) answerAbout(ctx context.Context, c *call, sign bool) ([]byte, P
 	if refused != nil {
 		return nil, nil, refused
 	}
-	body := answer.appendJSON(make([]byte, 0, 512))
-	if sign {
-		if body, refused = s.signIntrospection(key, c.client.ID, body); refused != nil {
-			return nil, passage, refused
-		}
-	}
 	if answer != nil && !known {
 		s.introspected.Put(c.token, t, t.bytes())
 	}
-	s.events.TokenIntrospected(answer != nil)
-	return body, passage, nil
+	return answer, passage, nil
 }
 
 // tellAgain decides again under a passage of the Gate, about the caller as well: what was in force when the passage began
