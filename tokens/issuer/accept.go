@@ -4,6 +4,7 @@
 package issuer
 
 import (
+	"errors"
 	"mime"
 	"strconv"
 	"strings"
@@ -49,39 +50,42 @@ func readAccept(fields []string) (ranges []mediaRange, given bool) {
 			if n++; n > maxAccepted {
 				break
 			}
-			if r, ok := readRange(element); ok {
-				ranges = append(ranges, r)
-			}
+			ranges = append(ranges, readRange(element))
 		}
 	}
 	return ranges, n > 0
 }
 
-func readRange(element string) (mediaRange, bool) {
+// readRange reads one element; what cannot be read is about nothing.
+func readRange(element string) mediaRange {
 	media, parameters, err := mime.ParseMediaType(element)
 	if err != nil {
-		return mediaRange{}, false
+		return mediaRange{}
 	}
-	main, sub, ok := strings.Cut(media, "/")
-	if !ok || main == "*" && sub != "*" {
-		return mediaRange{}, false
-	}
+	main, sub, _ := strings.Cut(media, "/")
 	r := mediaRange{main, sub, 1000}
 	if q, given := parameters["q"]; given {
-		r.weight, ok = readWeight(q)
+		if r.weight, err = readWeight(q); err != nil {
+			return mediaRange{}
+		}
 	}
-	return r, ok
+	return r
 }
 
 // readWeight reads a qvalue (RFC 9110, Section 12.4.2): 0 to 1 with at most three decimals.
-func readWeight(q string) (int, bool) {
+func readWeight(q string) (int, error) {
 	whole, decimals, _ := strings.Cut(q, ".")
 	if whole != "0" && whole != "1" || len(decimals) > 3 {
-		return 0, false
+		return 0, errWeight
 	}
 	n, err := strconv.ParseUint(whole+decimals+"000"[len(decimals):], 10, 16)
-	return int(n), err == nil && n <= 1000
+	if n > 1000 {
+		return 0, errWeight
+	}
+	return int(n), err
 }
+
+var errWeight = errors.New("not a weight")
 
 // weigh returns the weight of a media type by the most specific element about it, 0 without one, and whether that named
 // it. Of several that are as specific, the highest counts.
@@ -95,7 +99,7 @@ func weigh(ranges []mediaRange, media string) (weight int, named bool) {
 			specific = 3
 		case r.main == main && r.sub == "*":
 			specific = 2
-		case r.main == "*":
+		case r.main == "*" && r.sub == "*":
 			specific = 1
 		}
 		if specific > best {

@@ -25,10 +25,7 @@ type call struct {
 // Section 2.1; RFC 7009, Section 2.1). serve gets only what was read and authenticated by the token endpoint's rules.
 func (s *Server) forClients(serve func(w http.ResponseWriter, r *http.Request, c *call)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		peer, err := mtls.PeerFromRequest(r)
-		if err != nil {
-			peer = nil // still answered, as invalid_client (RFC 8705, Section 2)
-		}
+		peer, _ := mtls.PeerFromRequest(r) // without one it is still answered, as invalid_client (RFC 8705, Section 2)
 		s.serveCall(w, r, peer, serve)
 	})
 }

@@ -43,7 +43,7 @@ func (s *Server) serveIntrospection(w http.ResponseWriter, r *http.Request, c *c
 			"answers are "+typeJSON+" or "+mediaIntrospection))
 		return
 	}
-	key, err := s.keys.Signing() // before the passage, since it may block
+	key, err := s.keys.Signing() // before the passage, since it may block; and before ownToken
 	if err != nil {
 		s.refuseCall(w, r, c, unavailable("no_signing_key", err))
 		return
@@ -82,10 +82,7 @@ func (s *Server) refuseCall(w http.ResponseWriter, r *http.Request, c *call, ref
 // answerAbout returns the answer and, with a Gate, the passage under which it was decided. Nothing is recorded but
 // refusals: to know about a token gives no authority.
 func (s *Server) answerAbout(ctx context.Context, c *call) (*introspection, Passage, *tokens.Error) {
-	t, known, refused := s.ownToken(c.token)
-	if refused != nil {
-		return nil, nil, refused
-	}
+	t := s.ownToken(c.token)
 	answer, refused := s.tell(ctx, c.client, t)
 	if refused != nil {
 		return nil, nil, refused
@@ -94,8 +91,8 @@ func (s *Server) answerAbout(ctx context.Context, c *call) (*introspection, Pass
 	if refused != nil {
 		return nil, nil, refused
 	}
-	if answer != nil && !known {
-		s.introspected.Put(c.token, t, t.bytes())
+	if answer != nil {
+		s.keep(c.token, t)
 	}
 	return answer, passage, nil
 }

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/certbound/certbound/mtls"
@@ -19,39 +20,44 @@ import (
 // accessToken is the "typ" of our tokens (RFC 9068, Section 2.1). It tells them from everything else that our keys sign.
 const accessToken = "at+jwt"
 
-// ownToken is a token whose signature is this server's. It is shared and never modified.
+// ownToken is a token whose signature is this server's. Its claims are shared and never modified.
 type ownToken struct {
 	claims    tokens.Claims
-	notBefore time.Time // zero without "nbf"
+	notBefore time.Time // 1970 without "nbf"
 	key       tokens.PublicKey
+	kept      atomic.Bool // found good, and so remembered by its bytes
 }
 
-// ownToken reads a token that this server issued, with a key that it still publishes, and says whether these very bytes
-// were found good before. It returns nil for anything else, whatever it may be; the error says that this cannot be known
-// now. Nothing but key and signature has been judged.
-func (s *Server) ownToken(raw string) (t *ownToken, known bool, refused *tokens.Error) {
-	if _, err := s.keys.Signing(); err != nil { // Published may then be what it was once
-		return nil, false, unavailable("no_signing_key", err)
-	}
+// ownToken reads a token that this server issued, with a key that it still publishes. It returns nil for anything else,
+// whatever it may be. Nothing but key and signature has been judged. Published may give what it was once: where that is not
+// good enough, Signing must have answered without an error before.
+func (s *Server) ownToken(raw string) *ownToken {
 	published := s.keys.Published()
-	if t, known = s.introspected.Get(raw); known && slices.ContainsFunc(published, t.signedBy) {
-		return t, true, nil
+	if t, ok := s.introspected.Get(raw); ok && slices.ContainsFunc(published, t.signedBy) {
+		return t
 	}
 	signed, err := jose.Parse(raw)
 	if err != nil || signed.Header().Type != accessToken {
-		return nil, false, nil
+		return nil
 	}
 	id := signed.Header().KeyID
 	i := slices.IndexFunc(published, func(k tokens.PublicKey) bool { return k.ID == id })
 	if i < 0 {
-		return nil, false, nil
+		return nil
 	}
 	key := published[i]
 	payload, err := signed.Verify(jose.PublicKey{ID: key.ID, Algorithm: jose.Algorithm(key.Algorithm), Key: key.Key})
 	if err != nil {
-		return nil, false, nil
+		return nil
 	}
-	return s.readOwn(payload, key), false, nil
+	return s.readOwn(payload, key)
+}
+
+// keep has the token remembered by its bytes, so that its signature is not verified again.
+func (s *Server) keep(raw string, t *ownToken) {
+	if t.kept.CompareAndSwap(false, true) {
+		s.introspected.Put(raw, t, t.bytes())
+	}
 }
 
 // signedBy reports whether k is the key that signed the token.
@@ -87,14 +93,10 @@ func (s *Server) readOwn(payload []byte, key tokens.PublicKey) *ownToken {
 	if err != nil {
 		return nil
 	}
-	t := &ownToken{key: key, claims: tokens.Claims{
+	return &ownToken{key: key, notBefore: time.Unix(c.NotBefore, 0), claims: tokens.Claims{
 		Issuer: c.Issuer, Subject: c.Subject, ClientID: c.ClientID, ID: c.ID, Audience: c.Audience, Scope: scope,
 		IssuedAt: time.Unix(c.IssuedAt, 0), Expires: time.Unix(c.Expires, 0), Thumbprint: bound,
 	}}
-	if c.NotBefore != 0 {
-		t.notBefore = time.Unix(c.NotBefore, 0)
-	}
-	return t
 }
 
 // audience is "aud": a string or an array of strings (RFC 7519, Section 4.1.3).
@@ -102,11 +104,10 @@ type audience []string
 
 // UnmarshalJSON implements json.Unmarshaler.
 func (a *audience) UnmarshalJSON(data []byte) error {
-	if data[0] != '"' {
-		return json.Unmarshal(data, (*[]string)(a))
+	if data[0] == '"' {
+		data = slices.Concat([]byte{'['}, data, []byte{']'})
 	}
-	*a = make([]string, 1)
-	return json.Unmarshal(data, &(*a)[0])
+	return json.Unmarshal(data, (*[]string)(a))
 }
 
 // standing says why a token of ours is not good any more, wherever it may be shown; "" when it is. It judges everything
@@ -122,15 +123,17 @@ func (s *Server) standing(ctx context.Context, t *ownToken, now time.Time) (stri
 			return "denied", nil
 		}
 	}
+	if reason := t.outsideLife(now); reason != "" {
+		return reason, nil
+	}
 	client, err := s.registry.Client(ctx, t.claims.ClientID)
 	if err != nil && !errors.Is(err, ErrNotFound) {
 		return "", unavailable("registry_failed", err)
 	}
-	reason, refused := s.standingOf(ctx, client, err == nil, t.claims.Thumbprint, now)
-	if reason == "" {
-		reason = t.outsideLife(now)
+	if err != nil || client == nil || client.ID != t.claims.ClientID {
+		return "unknown_client", nil
 	}
-	return reason, refused
+	return s.standingOf(ctx, client, t.claims.Thumbprint, now)
 }
 
 // outsideLife is exact: the clock is ours. One that was set back, or that of another replica, may make a token that was
@@ -150,34 +153,37 @@ func (t *ownToken) outsideLife(now time.Time) string {
 
 // standingOf says why the certificate with this thumbprint is not the client's any more, for all that can be said without
 // the certificate: of one that a foreign authority vouches for, that is nothing.
-func (s *Server) standingOf(ctx context.Context, c *Client, known bool, t mtls.Thumbprint, now time.Time) (string, *tokens.Error) {
+func (s *Server) standingOf(ctx context.Context, c *Client, t mtls.Thumbprint, now time.Time) (string, *tokens.Error) {
 	switch {
-	case !known || c == nil:
-		return "unknown_client", nil
 	case c.Disabled:
 		return "client_disabled", nil
-	case c.AuthMethod == SelfSignedTLSClientAuth && c.Certificates != nil:
-		registered, err := c.Certificates.Contains(ctx, t)
-		if err != nil {
-			return "", unavailable("certificates_unavailable", err)
-		}
-		if !registered {
-			return "certificate_not_registered", nil
-		}
-		return "", nil
+	case c.AuthMethod == SelfSignedTLSClientAuth:
+		return standingOfRegistered(ctx, c, t)
 	case c.AuthMethod != TLSClientAuth && c.AuthMethod != PrivateKeyJWT:
 		return "method_mismatch", nil
-	case !c.Inventory && c.AuthMethod != PrivateKeyJWT:
-		return "", nil
 	}
-	entry, err := s.registry.Certificate(ctx, t)
-	if err != nil && !errors.Is(err, ErrNotFound) {
-		return "", unavailable("registry_failed", err)
-	}
-	if err != nil {
-		entry = nil
+	var entry *Certificate
+	if c.Inventory || c.AuthMethod == PrivateKeyJWT { // as in authenticate
+		var err error
+		if entry, err = s.registry.Certificate(ctx, t); err != nil && !errors.Is(err, ErrNotFound) {
+			return "", unavailable("registry_failed", err)
+		}
 	}
 	return c.judgeEntry(entry, now), nil
+}
+
+func standingOfRegistered(ctx context.Context, c *Client, t mtls.Thumbprint) (string, *tokens.Error) {
+	if c.Certificates == nil {
+		return "certificate_not_registered", nil
+	}
+	registered, err := c.Certificates.Contains(ctx, t)
+	if err != nil {
+		return "", unavailable("certificates_unavailable", err)
+	}
+	if !registered {
+		return "certificate_not_registered", nil
+	}
+	return "", nil
 }
 
 // bytes is about how much memory t takes.
