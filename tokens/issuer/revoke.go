@@ -68,10 +68,10 @@ func (s *Server) revoke(ctx context.Context, c *call) error {
 		Time: s.now(), Event: EventRevoke, ClientID: c.client.ID, Authenticated: true, Thumbprint: c.peer.Thumbprint(),
 		Address: Address(ctx), CorrelationID: CorrelationID(ctx),
 	}
-	t, _, refused := s.ownToken(c.token)
-	if refused != nil {
-		return s.refused(ctx, d, refused)
+	if _, err := s.keys.Signing(); err != nil { // ownToken might take a token for none of ours
+		return s.refused(ctx, d, unavailable("no_signing_key", err))
 	}
+	t := s.ownToken(c.token)
 	if t == nil || t.claims.ClientID != c.client.ID || !d.Time.Before(t.claims.Expires.Add(maxVerifierLeeway)) {
 		s.logger.LogAttrs(ctx, slog.LevelDebug, "nothing to revoke", slog.String("client_id", d.ClientID),
 			slog.String("correlation_id", d.CorrelationID))
