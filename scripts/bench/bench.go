@@ -66,6 +66,10 @@ func (b *bench) run(ctx context.Context) error {
 		return err
 	}
 	compared := b.compare(ctx, targets)
+	// The service whose tokens are cheapest, which is the hardest to be beside.
+	if err := b.introspection(ctx, services[len(services)-1], targets[len(targets)-1]); err != nil {
+		compared = errors.Join(compared, err)
+	}
 	if err := b.grow(ctx, services[0], targets[1]); err != nil {
 		return errors.Join(compared, err)
 	}
@@ -175,8 +179,11 @@ func (b *bench) targets(ctx context.Context, services []*service) ([]*target, er
 }
 
 // readClientConfig shows the certificate of the profile "bench" in dir.
-func readClientConfig(dir string) (*tls.Config, error) {
-	profile := filepath.Join(dir, "bench")
+func readClientConfig(dir string) (*tls.Config, error) { return readClientConfigOf(dir, "bench") }
+
+// readClientConfigOf shows the certificate of a client's profile in dir.
+func readClientConfigOf(dir, client string) (*tls.Config, error) {
+	profile := filepath.Join(dir, client)
 	keyPair, err := mtls.LoadKeyPair(filepath.Join(profile, "cert.pem"), filepath.Join(profile, "key.pem"))
 	if err != nil {
 		return nil, err

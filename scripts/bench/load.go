@@ -33,6 +33,9 @@ type target struct {
 	// config and request.
 	callers func() (caller, error)
 	answer  func(body []byte) error // judges an answer; nil: it must be a token's
+	// next, when not nil, is what is asked next, in place of request; taken, when not nil, gets every answer.
+	next  func() []byte
+	taken func(body []byte) error
 }
 
 // A caller is a client that asks once or on one connection.
@@ -181,7 +184,11 @@ func (w *worker) ask() ([]byte, error) {
 	if err := w.conn.SetDeadline(time.Now().Add(requestTimeout)); err != nil {
 		return nil, err
 	}
-	if _, err := w.conn.Write(w.request); err != nil {
+	request := w.request
+	if w.target.next != nil {
+		request = w.target.next()
+	}
+	if _, err := w.conn.Write(request); err != nil {
 		return nil, err
 	}
 	resp, err := http.ReadResponse(w.reader, nil)
@@ -195,6 +202,9 @@ func (w *worker) ask() ([]byte, error) {
 	}
 	if resp.StatusCode != http.StatusOK {
 		return nil, fmt.Errorf("%s: %s", resp.Status, body)
+	}
+	if w.target.taken != nil {
+		return body, w.target.taken(body)
 	}
 	return body, nil
 }

@@ -6,7 +6,7 @@
 // one. Beside it, in the same run and in alternating rounds, it measures a bare reference: net/http and one ES256
 // signature, with the same certificates, and no database, registry or record (reference.go). The ratio of the two is
 // what the service adds; beside it stands the ratio that we promise. The service runs twice, with each value of
-// audit.sync. It goes on to measure start, memory, and that tokens do not grow the database.
+// audit.sync. Introspection stands beside a token request without its signature (introspect.go). It goes on to measure start, memory, and that tokens do not grow the database.
 //
 // The server under load has one CPU to itself where taskset is at hand and the machine has two, and the load comes
 // from another. CPU time is read from /proc, so it runs on Linux only.

@@ -5,6 +5,9 @@ package issuer
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/rand"
+	"crypto/sha256"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -113,6 +116,54 @@ func BenchmarkSign(b *testing.B) {
 		h := jose.Header{Algorithm: jose.ES256, KeyID: key.ID, Type: "at+jwt"}
 		if _, err := jose.Sign(h, payload, key.Signer); err != nil {
 			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkIntrospectKnown is an answer about a token that was asked about before, the endpoint's reading and writing
+// included.
+func BenchmarkIntrospectKnown(b *testing.B) {
+	d := newDesk(b)
+	benchmarkIntrospection(b, d, func(int) string { return d.token })
+}
+
+// BenchmarkIntrospectNew is an answer about a token that was never asked about.
+func BenchmarkIntrospectNew(b *testing.B) {
+	d := newDesk(b)
+	tokens := make([]string, 2000)
+	for i := range tokens {
+		tokens[i] = d.with(b)
+	}
+	d.introspected = jose.NewCache[*ownToken](0)
+	benchmarkIntrospection(b, d, func(i int) string { return tokens[i%len(tokens)] })
+}
+
+// BenchmarkBareVerify is the part of BenchmarkIntrospectNew that nobody can save.
+func BenchmarkBareVerify(b *testing.B) {
+	key := newKeyring(b).signing.Signer.(*ecdsa.PrivateKey)
+	digest := sha256.Sum256([]byte("x"))
+	signature, err := ecdsa.SignASN1(rand.Reader, key, digest[:])
+	if err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		if !ecdsa.VerifyASN1(&key.PublicKey, digest[:], signature) {
+			b.Fatal("does not verify")
+		}
+	}
+}
+
+func benchmarkIntrospection(b *testing.B, d *desk, token func(i int) string) {
+	b.Helper()
+	peer := mtlstest.PeerOf(d.guard)
+	r := request(b, IntrospectPath, "")
+	b.ReportAllocs()
+	for i := 0; b.Loop(); i++ {
+		body := "client_id=guard&token=" + token(i)
+		r.Body, r.ContentLength = io.NopCloser(strings.NewReader(body)), int64(len(body))
+		w := httptest.NewRecorder()
+		if d.serveCall(w, r, peer, d.serveIntrospection); w.Body.Len() < 100 {
+			b.Fatal(w.Body)
 		}
 	}
 }
