@@ -682,7 +682,7 @@ func TestRFC7662_2_2_TokenOfAnAssertion(t *testing.T) {
 	foreign := mtlstest.SelfSigned(t, mtlstest.Leaf{})
 	want := func(want string, cert tls.Certificate) {
 		t.Helper()
-		got, refused := s.standingOf(t.Context(), c, true, mtls.ThumbprintOf(cert.Leaf), time.Now())
+		got, refused := s.standingOf(t.Context(), c, mtls.ThumbprintOf(cert.Leaf), time.Now())
 		if got != want || refused != nil {
 			t.Errorf("%q, %v; want %q", got, refused, want)
 		}
