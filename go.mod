@@ -3,6 +3,7 @@ module github.com/certbound/certbound
 go 1.26.6
 
 require (
+	filippo.io/mldsa v1.0.0
 	github.com/go-jose/go-jose/v4 v4.1.8
 	github.com/goccy/go-yaml v1.19.2
 	github.com/google/go-cmp v0.7.0

@@ -40,6 +40,10 @@ type KeySetConfig struct {
 	StaleWhileError time.Duration    // how much longer they serve while fetching fails; 0 means 5 min, negative none
 	RefetchInterval time.Duration    // at most one fetch in this time because of unknown key ids; 0 means 10 s
 	Now             func() time.Time // nil means time.Now
+
+	// KeyTypes are further kinds of keys to read, such as mldsa.Types() of package tokens/mldsa. A Verifier accepts what
+	// they verify where its Algorithms name their algorithm.
+	KeyTypes []KeyType
 }
 
 // KeySet are the keys of one issuer, read from its JSON Web Key Set and kept fresh on demand: nothing runs while
@@ -52,6 +56,7 @@ type KeySet struct {
 	stale    time.Duration
 	interval time.Duration
 	now      func() time.Time
+	types    []jose.KeyType
 
 	mu        sync.Mutex
 	keys      map[string]PublicKey
@@ -77,6 +82,9 @@ func NewKeySet(c KeySetConfig) (*KeySet, error) {
 		stale:    max(0, orDefault(c.StaleWhileError, DefaultStaleWhileError)),
 		interval: orDefault(c.RefetchInterval, defaultRefetchInterval),
 		now:      c.Now,
+	}
+	for _, t := range c.KeyTypes {
+		k.types = append(k.types, t)
 	}
 	k.interval = min(k.interval, k.maxAge)
 	if k.now == nil {
@@ -219,7 +227,7 @@ func (k *KeySet) download() (map[string]PublicKey, error) {
 	if err != nil {
 		return nil, fmt.Errorf("fetch key set: %w", err)
 	}
-	list, err := jose.ParseKeySet(data)
+	list, err := jose.ParseKeySet(data, k.types...)
 	if err != nil {
 		return nil, fmt.Errorf("fetch key set: %w", err)
 	}

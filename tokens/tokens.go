@@ -33,12 +33,26 @@ const (
 	RS256 = string(jose.RS256) // RS256 is RSASSA-PKCS1-v1_5 with SHA-256; accepted only where it is listed.
 )
 
+// The algorithms of RFC 9964, whose code is in package tokens/mldsa; accepted only where they are listed.
+const (
+	MLDSA44 = string(jose.MLDSA44) // MLDSA44 is ML-DSA-44 of FIPS 204.
+	MLDSA65 = string(jose.MLDSA65) // MLDSA65 is ML-DSA-65.
+)
+
+// KeyType reads public keys of an algorithm that this package has no code for.
+type KeyType interface {
+	// JWA returns the name of the algorithm, MLDSA44 or MLDSA65.
+	JWA() string
+	// ParsePublicKey reads the member "pub" of a JSON Web Key of the type AKP (RFC 9964, Section 4).
+	ParsePublicKey(pub []byte) (crypto.PublicKey, error)
+}
+
 // PublicKey is a key that verifies the signatures of one issuer, with one algorithm and no other
 // (RFC 8725, Section 3.1).
 type PublicKey struct {
 	ID        string           // the "kid"; an opaque string
-	Algorithm string           // ES256, EdDSA, PS256 or RS256
-	Key       crypto.PublicKey // *ecdsa.PublicKey on P-256, ed25519.PublicKey, or *rsa.PublicKey of 2048 to 4096 bits
+	Algorithm string           // ES256, EdDSA, PS256, RS256, MLDSA44 or MLDSA65
+	Key       crypto.PublicKey // *ecdsa.PublicKey on P-256, ed25519.PublicKey, *rsa.PublicKey of 2048 to 4096 bits, or *mldsa.PublicKey
 }
 
 // KeyID returns the RFC 7638 thumbprint (SHA-256, base64url, 43 characters) of a public key, which is the key id

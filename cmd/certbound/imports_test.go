@@ -61,7 +61,7 @@ func importTable() map[string]allowance {
 		"cmd/internal/config":    {outside: []string{"github.com/goccy/go-yaml/..."}},
 		"cmd/internal/audit":     {},
 		"cmd/internal/store":     {ours: public, outside: []string{"modernc.org/sqlite/...", "github.com/jackc/pgx/v5/..."}},
-		"cmd/internal/profile":   {ours: []string{"pki", "mtls", "tokens", "tokens/client"}},
+		"cmd/internal/profile":   {ours: []string{"pki", "mtls", "tokens", "tokens/client", "tokens/mldsa"}},
 		"cmd/internal/fetch":     {},
 		"cmd/internal/leaktest":  {ours: []string{"pki"}},
 		"cmd/internal/admission": {ours: []string{"mtls"}, outside: []string{"golang.org/x/time/rate"}},
@@ -73,7 +73,7 @@ func importTable() map[string]allowance {
 		"cmd/internal/move":      {ours: []string{"cmd/internal/store", "cmd/internal/audit", "cmd/internal/replica", "cmd/internal/restore"}},
 		"cmd/internal/admin":     {ours: and("cmd/internal/store", "cmd/internal/audit", "cmd/internal/outbox", "cmd/internal/trust"), outside: []string{router}},
 		"cmd/internal/scale":     {ours: []string{"cmd/internal/store", "mtls", "pki", "pki/stepca"}}, // for scripts/bench
-		"cmd/internal/server": {ours: and("cmd/internal/..."), outside: []string{
+		"cmd/internal/server": {ours: and("cmd/internal/...", "tokens/mldsa"), outside: []string{
 			router, "github.com/prometheus/client_golang/...", "go.opentelemetry.io/otel/...", "golang.org/x/sync/..."}},
 
 		"cmd/certbound": {ours: []string{"cmd/internal/..."}, outside: []string{"github.com/spf13/cobra"}},

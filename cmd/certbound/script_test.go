@@ -239,7 +239,7 @@ func environment(ts *testscript.TestScript) []string {
 	var env []string
 	for _, name := range []string{
 		"PATH", "HOME", "TMPDIR", "WORK", "SSL_CERT_FILE", "CERTBOUND_PROFILE", "CERTBOUND_CONFIG", "CERTBOUND_ISSUER",
-		"CERTBOUND_CODE_LIFETIME", "CERTBOUND_CERTIFICATE_LIFETIME",
+		"CERTBOUND_CODE_LIFETIME", "CERTBOUND_CERTIFICATE_LIFETIME", "CERTBOUND_SIGNING_ALGORITHM",
 	} {
 		if value := ts.Getenv(name); value != "" {
 			env = append(env, name+"="+value)

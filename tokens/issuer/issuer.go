@@ -150,7 +150,7 @@ type Certificate struct {
 // SigningKey is the key that signs tokens now.
 type SigningKey struct {
 	ID        string        // the "kid"
-	Algorithm string        // tokens.ES256, EdDSA, PS256 or RS256
+	Algorithm string        // tokens.ES256, EdDSA, PS256, RS256, MLDSA44 or MLDSA65
 	Signer    crypto.Signer // of the kind that Algorithm asks for; used concurrently
 }
 

@@ -54,6 +54,7 @@ func TestProbe(t *testing.T) {
 	must(err)
 	otherRSA, err := rsa.GenerateKey(rand.Reader, 2048)
 	must(err)
+	cannot := errors.New("no")
 	for name, test := range map[string]struct {
 		algorithm string
 		signer    crypto.Signer
@@ -69,12 +70,16 @@ func TestProbe(t *testing.T) {
 		"halves of P-256":        {tokens.ES256, mixed{Signer: ec, public: otherEC.Public()}, false},
 		"halves of Ed25519":      {tokens.EdDSA, mixed{Signer: ed, public: otherEd.Public()}, false},
 		"halves of RSA":          {tokens.PS256, mixed{Signer: r, public: otherRSA.Public()}, false},
-		"it cannot":              {tokens.EdDSA, mixed{public: ed.Public(), sign: func() ([]byte, error) { return nil, errors.New("no") }}, false},
+		"it cannot":              {tokens.EdDSA, mixed{public: ed.Public(), sign: func() ([]byte, error) { return nil, cannot }}, false},
 		"a signature of nothing": {tokens.EdDSA, mixed{public: ed.Public(), sign: func() ([]byte, error) { return []byte{}, nil }}, false},
 		"one that is too large":  {tokens.EdDSA, mixed{public: ed.Public(), sign: func() ([]byte, error) { return make([]byte, 1<<15), nil }}, false},
 	} {
 		if err := (SigningKey{Algorithm: test.algorithm, Signer: test.signer}).Probe(); (err == nil) != test.good {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+	refuses := mixed{public: ed.Public(), sign: func() ([]byte, error) { return nil, cannot }}
+	if err := (SigningKey{Algorithm: tokens.EdDSA, Signer: refuses}).Probe(); !errors.Is(err, cannot) {
+		t.Errorf("why it cannot: %v", err)
 	}
 }

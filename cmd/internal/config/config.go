@@ -74,7 +74,7 @@ type Token struct {
 
 // Signing governs the keys that sign tokens.
 type Signing struct {
-	Algorithm string        // ES256, the default, EdDSA, PS256 or RS256
+	Algorithm string        // ES256, the default, EdDSA, PS256, RS256, ML-DSA-44 or ML-DSA-65
 	Rotate    time.Duration // how long a key signs; default 30d, 0 for ever
 	Announce  time.Duration // how long it is published before it signs; default 1h
 }

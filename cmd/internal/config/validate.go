@@ -422,7 +422,7 @@ const (
 
 func (k *checker) checkSigning() {
 	c := k.config.Signing
-	k.checkChoice("signing.algorithm", c.Algorithm, "ES256", "EdDSA", "PS256", "RS256")
+	k.checkChoice("signing.algorithm", c.Algorithm, "ES256", "EdDSA", "PS256", "RS256", "ML-DSA-44", "ML-DSA-65")
 	if d := c.Rotate; d != 0 && (d < minRotate || d > maxRotate) {
 		k.fail("signing.rotate", formatDuration(d)+" is out of range",
 			fmt.Sprintf("give it between %s and %s, or 0s to go on with one key", formatDuration(minRotate), formatDuration(maxRotate)))

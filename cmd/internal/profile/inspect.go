@@ -15,6 +15,7 @@ import (
 	"github.com/certbound/certbound/mtls"
 	"github.com/certbound/certbound/tokens"
 	"github.com/certbound/certbound/tokens/client"
+	"github.com/certbound/certbound/tokens/mldsa"
 )
 
 // Reasons of an inspection besides those of the verifier.
@@ -105,11 +106,12 @@ func (p *Profile) verify(ctx context.Context, raw, audience string, peer *mtls.P
 	if err != nil {
 		return "", unreachable(p.Issuer(), err)
 	}
-	keys, err := tokens.NewKeySet(tokens.KeySetConfig{URL: metadata.JWKSURI, Client: hc})
+	keys, err := tokens.NewKeySet(tokens.KeySetConfig{URL: metadata.JWKSURI, Client: hc, KeyTypes: mldsa.Types()})
 	if err != nil {
 		return "", unexpected(p.Issuer(), err)
 	}
-	verifier, err := tokens.NewVerifier(tokens.VerifierConfig{Issuer: p.Issuer(), Audience: audience, Keys: keys})
+	verifier, err := tokens.NewVerifier(tokens.VerifierConfig{Issuer: p.Issuer(), Audience: audience, Keys: keys,
+		Algorithms: []string{tokens.ES256, tokens.EdDSA, tokens.PS256, tokens.RS256, tokens.MLDSA44, tokens.MLDSA65}})
 	if err != nil {
 		return "", fmt.Errorf("inspect: %w", err)
 	}

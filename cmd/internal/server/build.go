@@ -166,7 +166,7 @@ func (s *service) adminResource() string { return s.identity.issuer + "/admin/v1
 // certificate is not.
 func (s *service) operatorGuard() (*resource.Guard, error) {
 	verifier, err := tokens.NewVerifier(tokens.VerifierConfig{
-		Issuer: s.identity.issuer, Audience: s.adminResource(), Keys: s.keys, Denied: s.denials.Denied,
+		Issuer: s.identity.issuer, Audience: s.adminResource(), Keys: s.keys, Algorithms: signingAlgorithms(), Denied: s.denials.Denied,
 	})
 	if err != nil {
 		return nil, err

@@ -15,6 +15,7 @@ import (
 	"github.com/certbound/certbound/mtls"
 	"github.com/certbound/certbound/pki"
 	"github.com/certbound/certbound/tokens/issuer"
+	"github.com/certbound/certbound/tokens/mldsa"
 )
 
 // Check says why Run would refuse a configuration, as far as that shows without the data folder: it reads files that the
@@ -38,6 +39,12 @@ func Check(cfg config.Config) error {
 	for _, name := range cfg.Hosts {
 		if err := checkHost(name); err != nil {
 			return err
+		}
+	}
+	if isMLDSA(cfg.Signing.Algorithm) && mldsa.Allowed() != nil {
+		return &StartError{
+			Message: fmt.Sprintf("signing.algorithm is %s, which is no part of the FIPS 140-3 module, and FIPS mode is on", cfg.Signing.Algorithm),
+			Hint:    "write signing.algorithm: ES256, or run without FIPS mode",
 		}
 	}
 	if info, err := os.Stat(cfg.Data); err == nil && !info.IsDir() {

@@ -18,6 +18,7 @@ import (
 	"github.com/certbound/certbound/cmd/internal/audit"
 	"github.com/certbound/certbound/cmd/internal/store"
 	"github.com/certbound/certbound/tokens"
+	"github.com/certbound/certbound/tokens/mldsa"
 )
 
 // The states of a signing key, in their order. All of them are published; what is over is deleted.
@@ -196,11 +197,40 @@ func newSigningKey(algorithm string) (store.Key, error) {
 	if err != nil {
 		return store.Key{}, err
 	}
-	der, err := x509.MarshalPKCS8PrivateKey(signer)
+	private, err := encodeSigner(signer)
 	if err != nil {
 		return store.Key{}, fmt.Errorf("encoding a signing key: %w", err)
 	}
-	return store.Key{ID: id, Purpose: purposeSigning, Algorithm: algorithm, Private: der}, nil
+	return store.Key{ID: id, Purpose: purposeSigning, Algorithm: algorithm, Private: private}, nil
+}
+
+// encodeSigner is a private key as it is sealed: in PKCS #8, and the seed of one of ML-DSA.
+func encodeSigner(signer crypto.Signer) ([]byte, error) {
+	if key, ok := signer.(*mldsa.PrivateKey); ok {
+		return key.Seed(), nil
+	}
+	return x509.MarshalPKCS8PrivateKey(signer)
+}
+
+// decodeSigner reads what encodeSigner wrote.
+func decodeSigner(row store.Key) (crypto.Signer, error) {
+	if isMLDSA(row.Algorithm) {
+		key, err := mldsa.NewPrivateKey(row.Algorithm, row.Private)
+		if err != nil {
+			return nil, err
+		}
+		return key, nil
+	}
+	return parseSigner(row.Private)
+}
+
+func isMLDSA(algorithm string) bool {
+	return algorithm == tokens.MLDSA44 || algorithm == tokens.MLDSA65
+}
+
+// signingAlgorithms are all that a key of ours may have: who verifies our own tokens goes by the keys.
+func signingAlgorithms() []string {
+	return []string{tokens.ES256, tokens.EdDSA, tokens.PS256, tokens.RS256, tokens.MLDSA44, tokens.MLDSA65}
 }
 
 func makeSigner(algorithm string) (crypto.Signer, error) {
@@ -212,6 +242,8 @@ func makeSigner(algorithm string) (crypto.Signer, error) {
 		return key, err
 	case tokens.PS256, tokens.RS256:
 		return rsa.GenerateKey(rand.Reader, rsaBits)
+	case tokens.MLDSA44, tokens.MLDSA65:
+		return mldsa.GenerateKey(algorithm)
 	}
 	return nil, fmt.Errorf("the algorithm %q is not known", algorithm)
 }

@@ -245,7 +245,7 @@ func (k *keyring) read(ctx context.Context) (*ring, error) {
 // signingKey is a row as the key to sign with. The name of a key is the hash of its public half, so that no two can be
 // taken for each other.
 func signingKey(row store.Key) (issuer.SigningKey, error) {
-	signer, err := parseSigner(row.Private)
+	signer, err := decodeSigner(row)
 	if err != nil {
 		return issuer.SigningKey{}, err
 	}

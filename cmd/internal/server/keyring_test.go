@@ -104,9 +104,9 @@ func (w *keyWorld) signs(k *keyring) string {
 	return key.ID
 }
 
-// AT-11 (lessons D20): a key is published for signing.announce before it signs, signs for signing.rotate, and is published
+// AT-11: RFC 9068, Section 4: a key is published for signing.announce before it signs, signs for signing.rotate, and is published
 // until its last token has expired. Each happens at its time and not before, once, with a record.
-func TestKeyring_Lifecycle(t *testing.T) {
+func TestRFC9068_4_KeyRotation(t *testing.T) {
 	t.Parallel()
 	w := newKeyWorld(t)
 	k := w.start(tokens.ES256)
@@ -271,10 +271,10 @@ func TestKeyring_JournalFails(t *testing.T) {
 	w.want("active ES256, announced ES256")
 }
 
-// Every algorithm makes keys that sign, verify and are told by their thumbprints (RFC 7638).
-func TestKeyring_Algorithms(t *testing.T) {
+// AT-09: RFC 7518, Section 3.1: every algorithm makes keys that sign, verify and are told by their thumbprints (RFC 7638).
+func TestRFC7518_3_1_SigningKeys(t *testing.T) {
 	t.Parallel()
-	for _, algorithm := range []string{tokens.ES256, tokens.EdDSA, tokens.PS256, tokens.RS256} {
+	for _, algorithm := range signingAlgorithms() {
 		t.Run(algorithm, func(t *testing.T) {
 			t.Parallel()
 			w := newKeyWorld(t)

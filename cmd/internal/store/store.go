@@ -389,7 +389,7 @@ type Key struct {
 	Purpose   string   // such as "signing", "root", "issuing", "server"
 	State     string   // what the owner of the purpose makes of it, such as "announced", "active", "retiring"
 	Chain     [][]byte // certificates, DER, leaf first; may be empty
-	Private   []byte   // PKCS #8, DER
+	Private   []byte   // PKCS #8, DER; of ML-DSA the seed
 	Algorithm string
 	CreatedAt time.Time
 	// Since is when it came into its state, Until when that ends: zero where it has no end yet.

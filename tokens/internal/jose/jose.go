@@ -42,20 +42,20 @@ const (
 	RS256 Algorithm = "RS256" // RS256 is RSASSA-PKCS1-v1_5 with SHA-256, for old partners only.
 )
 
-// Supported reports whether this package can sign and verify with the algorithm.
+// Supported reports whether this package can sign and verify with the algorithm, given a key that can.
 func (a Algorithm) Supported() bool {
 	switch a {
 	case ES256, EdDSA, PS256, RS256:
 		return true
 	}
-	return false
+	return a.isForeign()
 }
 
 // PublicKey is a key that verifies signatures of one algorithm and no other (RFC 8725, Section 3.1).
 type PublicKey struct {
 	ID        string
 	Algorithm Algorithm
-	Key       crypto.PublicKey // *ecdsa.PublicKey, ed25519.PublicKey or *rsa.PublicKey
+	Key       crypto.PublicKey // *ecdsa.PublicKey, ed25519.PublicKey, *rsa.PublicKey or a VerifyingKey
 }
 
 // ErrKey reports a key that is of the wrong type, curve or size for its algorithm.
@@ -63,7 +63,7 @@ var ErrKey = errors.New("jose: key does not fit the algorithm")
 
 // Check returns an error that wraps ErrKey unless the key is a public key of the kind that its algorithm needs:
 // P-256 for ES256, Ed25519 for EdDSA, and RSA of 2048 to 4096 bits with an odd exponent from 65537 to
-// 2^31-1.
+// 2^31-1; for any other, a VerifyingKey of that algorithm.
 func (k PublicKey) Check() error {
 	switch key := k.Key.(type) {
 	case *ecdsa.PublicKey:
@@ -76,6 +76,10 @@ func (k PublicKey) Check() error {
 		}
 	case *rsa.PublicKey:
 		if (k.Algorithm == PS256 || k.Algorithm == RS256) && key != nil && goodRSA(key) {
+			return nil
+		}
+	case VerifyingKey:
+		if k.Algorithm.isForeign() && string(k.Algorithm) == key.JWA() {
 			return nil
 		}
 	}
@@ -93,8 +97,11 @@ func goodRSA(key *rsa.PublicKey) bool {
 }
 
 // AlgorithmFor returns the algorithm that a public key is used with when nothing else is said: ES256, EdDSA, or
-// PS256 for RSA. It is empty for a key that this package does not support.
+// PS256 for RSA, and for a VerifyingKey its own. It is empty for a key that this package does not support.
 func AlgorithmFor(pub crypto.PublicKey) Algorithm {
+	if key, ok := foreignKey(pub); ok {
+		return Algorithm(key.JWA())
+	}
 	for _, a := range []Algorithm{ES256, EdDSA, PS256} {
 		if (PublicKey{Algorithm: a, Key: pub}).Check() == nil {
 			return a

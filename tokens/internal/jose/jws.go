@@ -92,7 +92,7 @@ func sign(a Algorithm, input []byte, s crypto.Signer) ([]byte, error) {
 	if err := (PublicKey{Algorithm: a, Key: s.Public()}).Check(); err != nil {
 		return nil, err
 	}
-	if a == EdDSA {
+	if a == EdDSA || a.isForeign() {
 		return s.Sign(rand.Reader, input, crypto.Hash(0))
 	}
 	digest := sha256.Sum256(input)
@@ -315,6 +315,8 @@ func verify(k PublicKey, input, signature []byte) bool {
 			return rsa.VerifyPSS(key, crypto.SHA256, digest[:], signature, pssOptions) == nil
 		}
 		return rsa.VerifyPKCS1v15(key, crypto.SHA256, digest[:], signature) == nil
+	case VerifyingKey:
+		return key.Verify(input, signature)
 	}
 	return false
 }

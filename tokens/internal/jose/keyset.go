@@ -20,8 +20,9 @@ var ErrKeySet = errors.New("jose: not a JSON Web Key Set")
 // ParseKeySet reads a JSON Web Key Set (RFC 7517, Section 5). Entries that this package cannot or must not verify
 // with are skipped: unknown types, curves, uses and algorithms, symmetric keys, entries that publish a private
 // part, RSA keys out of bounds, entries without "kid". Where two entries share a "kid", none of them is used. An
-// RSA entry without "alg" is a PS256 key. The result may be empty; the order is that of the set.
-func ParseKeySet(data []byte) ([]PublicKey, error) {
+// RSA entry without "alg" is a PS256 key. Keys of the type AKP (RFC 9964) are read where their algorithm is among types.
+// The result may be empty; the order is that of the set.
+func ParseKeySet(data []byte, types ...KeyType) ([]PublicKey, error) {
 	if len(data) > MaxKeySetBytes {
 		return nil, fmt.Errorf("%w: too large", ErrKeySet)
 	}
@@ -43,16 +44,16 @@ func ParseKeySet(data []byte) ([]PublicKey, error) {
 		if id, ok := members["kid"].(string); ok {
 			seen[id]++
 		}
-		if key, ok := readKey(members); ok {
+		if key, ok := readKey(members, types); ok {
 			keys = append(keys, key)
 		}
 	}
 	return slices.DeleteFunc(keys, func(k PublicKey) bool { return seen[k.ID] > 1 }), nil
 }
 
-// privateMembers are the members of RFC 7518, Sections 6.2.2, 6.3.2 and 6.4.1 that only a private or symmetric
-// key has. A key whose private part was published is everybody's key.
-var privateMembers = [...]string{"d", "p", "q", "dp", "dq", "qi", "oth", "k"}
+// privateMembers are the members of RFC 7518, Sections 6.2.2, 6.3.2 and 6.4.1 and of RFC 9964, Section 4 that only a
+// private or symmetric key has. A key whose private part was published is everybody's key.
+var privateMembers = [...]string{"d", "p", "q", "dp", "dq", "qi", "oth", "k", "priv"}
 
 // HasPrivatePart reports whether a JSON Web Key has a member that only a private or symmetric key has.
 func HasPrivatePart(members Object) bool {
@@ -64,7 +65,7 @@ func HasPrivatePart(members Object) bool {
 	return false
 }
 
-func readKey(members Object) (PublicKey, bool) {
+func readKey(members Object, types []KeyType) (PublicKey, bool) {
 	if HasPrivatePart(members) {
 		return PublicKey{}, false
 	}
@@ -72,7 +73,7 @@ func readKey(members Object) (PublicKey, bool) {
 	if !ok || id == "" || len(id) > maxKeyIDBytes || !forVerifying(members) {
 		return PublicKey{}, false
 	}
-	material, err := readMaterial(members)
+	material, err := readMaterial(members, types)
 	if err != nil {
 		return PublicKey{}, false
 	}
@@ -99,7 +100,10 @@ func forVerifying(members Object) bool {
 
 // readMaterial hands the library only the members that make up the key, so that no certificate or location in the
 // entry is ever looked at.
-func readMaterial(members Object) (crypto.PublicKey, error) {
+func readMaterial(members Object, types []KeyType) (crypto.PublicKey, error) {
+	if members["kty"] == typeAKP {
+		return readAKP(members, types), nil
+	}
 	material := Object{}
 	for _, name := range [...]string{"kty", "crv", "x", "y", "n", "e"} {
 		if value, present := members[name]; present {
@@ -120,7 +124,9 @@ func readMaterial(members Object) (crypto.PublicKey, error) {
 // MarshalKeySet writes the keys as a JSON Web Key Set with "kid", "alg" and "use" in each entry and nothing that is
 // not public. Each key must pass Check and have an ID of its own.
 func MarshalKeySet(keys []PublicKey) ([]byte, error) {
-	set := gojose.JSONWebKeySet{Keys: make([]gojose.JSONWebKey, 0, len(keys))}
+	set := struct {
+		Keys []any `json:"keys"`
+	}{make([]any, 0, len(keys))}
 	seen := map[string]bool{}
 	for _, k := range keys {
 		if err := k.Check(); err != nil {
@@ -130,6 +136,10 @@ func MarshalKeySet(keys []PublicKey) ([]byte, error) {
 			return nil, fmt.Errorf("jose: key id %q is empty or used twice", k.ID)
 		}
 		seen[k.ID] = true
+		if key, ok := foreignKey(k.Key); ok {
+			set.Keys = append(set.Keys, k.akp(key))
+			continue
+		}
 		entry := gojose.JSONWebKey{Key: k.Key, KeyID: k.ID, Algorithm: string(k.Algorithm), Use: "sig"}
 		set.Keys = append(set.Keys, entry)
 	}
@@ -141,6 +151,9 @@ func MarshalKeySet(keys []PublicKey) ([]byte, error) {
 func KeyID(pub crypto.PublicKey) (string, error) {
 	if AlgorithmFor(pub) == "" {
 		return "", fmt.Errorf("%w: %T", ErrKey, pub)
+	}
+	if key, ok := foreignKey(pub); ok {
+		return akpKeyID(key), nil
 	}
 	sum, err := (&gojose.JSONWebKey{Key: pub}).Thumbprint(crypto.SHA256)
 	if err != nil {
