@@ -173,28 +173,39 @@ func serveUntilKilled(t *testing.T, data string) {
 // child is a process that serves a data folder.
 type child struct {
 	*instance
-	cmd *exec.Cmd
+	cmd    *exec.Cmd
+	starts int // it took: each begins a run of the journal
 }
 
 // serving starts a child that dies at the point of a change of that event, or at none.
 func serving(t *testing.T, data, sync string, point outbox.Point, event string) *child {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestCrashBetweenChangeAndRecord$", "-test.count=1")
-	cmd.Env = append(os.Environ(), crashData+"="+data, crashPoint+"="+string(point), crashEvent+"="+event, crashSync+"="+sync)
-	c := &child{&instance{tb: t, data: data, logs: &syncBuffer{}}, cmd}
-	cmd.Stderr = c.logs
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
+	for starts := 1; ; starts++ {
+		cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestCrashBetweenChangeAndRecord$", "-test.count=1")
+		cmd.Env = append(os.Environ(), crashData+"="+data, crashPoint+"="+string(point), crashEvent+"="+event, crashSync+"="+sync)
+		c := &child{&instance{tb: t, data: data, logs: &syncBuffer{}}, cmd, starts}
+		cmd.Stderr = c.logs
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		buffered := bufio.NewReader(out)
+		line, err := buffered.ReadString('\n')
+		if _, scanned := fmt.Sscanf(line, "ready issuer=%s mtls=%s", &c.issuer, &c.mtls); err == nil && scanned == nil {
+			return c
+		}
+		more, _ := io.ReadAll(buffered) // it ends; what it said is what counts
+		said := line + string(more)
+		ended := cmd.Wait()
+		// It wants the ports of the one before it, which another test's connections may have meanwhile.
+		if starts > portTries || !strings.Contains(said, syscall.EADDRINUSE.Error()) {
+			t.Fatalf("the child said %q, %v, %v\n%s", said, err, ended, c.logs)
+		}
+		time.Sleep(portPause)
 	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	line, err := bufio.NewReader(out).ReadString('\n')
-	if _, scanned := fmt.Sscanf(line, "ready issuer=%s mtls=%s", &c.issuer, &c.mtls); err != nil || scanned != nil {
-		t.Fatalf("the child said %q, %v\n%s", line, err, c.logs)
-	}
-	return c
 }
 
 // died waits for the child's death by its own hand, or by ours.
@@ -349,6 +360,7 @@ func TestCrashBetweenChangeAndRecord(t *testing.T) {
 			points := []outbox.Point{outbox.Noted, outbox.Committed, outbox.Recorded, outbox.Dropping}
 			asks, helds := make([]func(*instance) error, len(points)), make([]func(*instance) int, len(points))
 			in := serving(t, data, tt.sync, "", "")
+			starts := in.starts
 			in.addLedger()
 			for i := range points {
 				asks[i], helds[i] = tt.prepare(in.instance, fmt.Sprint("c", i))
@@ -357,6 +369,7 @@ func TestCrashBetweenChangeAndRecord(t *testing.T) {
 			for i, point := range points {
 				id, ask, held := fmt.Sprint("c", i), asks[i], helds[i]
 				in = serving(t, data, tt.sync, point, tt.event)
+				starts += in.starts
 				answered := ask(in.instance)
 				in.died()
 				if (answered == nil) != (point == outbox.Dropping) {
@@ -367,6 +380,7 @@ func TestCrashBetweenChangeAndRecord(t *testing.T) {
 					want = 0
 				}
 				in = serving(t, data, tt.sync, "", "")
+				starts += in.starts
 				if got, recorded := held(in.instance), in.granted(tt.event, id); got != want || recorded != want {
 					t.Errorf("%s: %d hold, %d on record, want %d", point, got, recorded, want)
 				}
@@ -378,7 +392,7 @@ func TestCrashBetweenChangeAndRecord(t *testing.T) {
 				}
 				in.kill()
 			}
-			if report, err := audit.Verify(filepath.Join(data, "audit"), nil); err != nil || report.Incarnations != 1+2*len(points) {
+			if report, err := audit.Verify(filepath.Join(data, "audit"), nil); err != nil || report.Incarnations != starts {
 				t.Errorf("the journal: %+v, %v", report, err)
 			}
 		})

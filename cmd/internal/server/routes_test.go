@@ -256,11 +256,13 @@ func TestReady_WhileStopping(t *testing.T) {
 	t.Parallel()
 	in := start(t, testConfig(t, t.TempDir()))
 	c := in.client(nil, func(cfg *tls.Config) { cfg.NextProtos = []string{"http/1.1"} })
+	c.Transport.(*http.Transport).ExpectContinueTimeout = time.Minute // the request is under way once its body is asked for
 	body, slow := io.Pipe()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, in.issuer+pathEnroll, body)
 	if err != nil {
 		t.Fatal(err)
 	}
+	req.Header.Set("Expect", "100-continue")
 	req.Header.Set("Content-Type", "application/json")
 	answered := make(chan error, 1)
 	go func() {

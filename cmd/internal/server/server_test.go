@@ -22,6 +22,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -71,10 +72,21 @@ func testConfig(tb testing.TB, data string) config.Config {
 	return cfg
 }
 
+// How often, and how far apart, a port that is taken is tried again.
+const (
+	portTries = 60
+	portPause = 500 * time.Millisecond
+)
+
 // start runs the service until the test ends or stop is called.
 func start(tb testing.TB, cfg config.Config) *instance {
 	tb.Helper()
 	in, err := tryStart(tb, cfg)
+	// A later start wants the ports of the first one, which another test's connections may have meanwhile.
+	for try := 0; errors.Is(err, syscall.EADDRINUSE) && try < portTries; try++ {
+		time.Sleep(portPause)
+		in, err = tryStart(tb, cfg)
+	}
 	if err != nil {
 		tb.Fatalf("the service did not start: %v\n%s", err, in.logs)
 	}
