@@ -215,6 +215,8 @@ func (k *KeySet) download() (map[string]PublicKey, error) {
 		return nil, err
 	}
 	request.Header.Set("Accept", "application/jwk-set+json, application/json")
+	// What a cache on the way has kept would be trusted for its age longer (RFC 9111, Section 5.2.1.4).
+	request.Header.Set("Cache-Control", "no-cache")
 	response, err := k.client.Do(request)
 	if err != nil {
 		return nil, fmt.Errorf("fetch key set: %w", err)

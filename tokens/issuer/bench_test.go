@@ -5,8 +5,11 @@ package issuer
 
 import (
 	"context"
+	"crypto"
 	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/sha256"
 	"io"
 	"net/http"
@@ -16,7 +19,9 @@ import (
 
 	"github.com/certbound/certbound/mtls"
 	"github.com/certbound/certbound/mtls/mtlstest"
+	"github.com/certbound/certbound/tokens"
 	"github.com/certbound/certbound/tokens/internal/jose"
+	"github.com/certbound/certbound/tokens/mldsa"
 )
 
 // discard is a Recorder that costs nothing.
@@ -72,6 +77,55 @@ func BenchmarkIssue(b *testing.B) {
 		if _, err := s.Issue(ctx, r); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// BenchmarkAlgorithms measures, for each algorithm, a decision with its signature beside the signature alone, in tokens and
+// in signatures per second.
+func BenchmarkAlgorithms(b *testing.B) {
+	r, err := rsa.GenerateKey(rand.Reader, 3072)
+	if err != nil {
+		b.Fatal(err)
+	}
+	_, ed, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		b.Fatal(err)
+	}
+	signers := map[string]crypto.Signer{tokens.EdDSA: ed, tokens.PS256: r, tokens.RS256: r}
+	for _, algorithm := range []string{tokens.MLDSA44, tokens.MLDSA65} {
+		if signers[algorithm], err = mldsa.GenerateKey(algorithm); err != nil {
+			b.Fatal(err)
+		}
+	}
+	for _, algorithm := range []string{tokens.ES256, tokens.EdDSA, tokens.PS256, tokens.RS256, tokens.MLDSA44, tokens.MLDSA65} {
+		s, ready := benchmark(b)
+		ring := s.keys.(*keyring)
+		if signer := signers[algorithm]; signer != nil {
+			ring.signing = SigningKey{ID: ring.signing.ID, Algorithm: algorithm, Signer: signer}
+		}
+		b.Run(algorithm+"/token", func(b *testing.B) {
+			for b.Loop() {
+				if _, err := s.Issue(b.Context(), ready); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "tokens/s")
+		})
+		b.Run(algorithm+"/signature", func(b *testing.B) {
+			message, opts := make([]byte, 500), crypto.SignerOpts(crypto.Hash(0))
+			switch algorithm {
+			case tokens.ES256, tokens.RS256:
+				message, opts = message[:32], crypto.SHA256
+			case tokens.PS256:
+				message, opts = message[:32], &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash, Hash: crypto.SHA256}
+			}
+			for b.Loop() {
+				if _, err := ring.signing.Signer.Sign(rand.Reader, message, opts); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "signatures/s")
+		})
 	}
 }
 

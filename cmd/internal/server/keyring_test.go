@@ -6,18 +6,24 @@ package server
 import (
 	"context"
 	"crypto/ecdsa"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/certbound/certbound/cmd/internal/audit"
 	"github.com/certbound/certbound/cmd/internal/store"
 	"github.com/certbound/certbound/tokens"
+	"github.com/certbound/certbound/tokens/issuer"
 )
 
 // keyringFor is a keyring of that database as the defaults have it.
@@ -336,5 +342,129 @@ func TestKeyring_Replace(t *testing.T) {
 	}
 	if key, err := k.Signing(); err != nil || !key.Signer.Public().(*ecdsa.PublicKey).Equal(k.Published()[0].Key) {
 		t.Errorf("what is published is not what signs: %v", err)
+	}
+}
+
+// A15: the worst case at a resource server that verifies by itself and follows no feed: a key that was removed in an
+// emergency is trusted for less than MaxAge by one that reaches the service, for less than MaxAge + StaleWhileError by one
+// that does not, and no second longer. What the operator is told is that.
+func TestKeyring_WorstCase(t *testing.T) {
+	t.Parallel()
+	s := built(t, t.TempDir())
+	var down atomic.Bool
+	server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Cache-Control") != "no-cache" {
+			t.Error("a cache on the way may answer with old keys")
+		}
+		if down.Load() {
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return
+		}
+		s.issuer.KeysHandler().ServeHTTP(w, r)
+	}))
+	t.Cleanup(server.Close)
+	stolen, err := s.keys.Signing()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Each resource server reads the keys once, right before the emergency, and is asked once after it.
+	const reachable, cutOff = tokens.DefaultMaxAge, tokens.DefaultMaxAge + tokens.DefaultStaleWhileError
+	type probe struct {
+		name  string
+		after time.Duration
+		down  bool
+		good  bool
+		keys  *tokens.KeySet
+		now   *atomic.Pointer[time.Time]
+	}
+	var probes []*probe
+	for _, p := range []probe{
+		{name: "at once", after: 0, good: true},
+		{name: "reachable, in the last second", after: reachable - time.Second, good: true},
+		{name: "reachable, then", after: reachable},
+		{name: "cut off, in the last second", after: cutOff - time.Second, down: true, good: true},
+		{name: "cut off, then", after: cutOff, down: true},
+		{name: "cut off, reachable again", after: reachable},
+	} {
+		start := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
+		p.now = new(atomic.Pointer[time.Time])
+		p.now.Store(&start)
+		p.keys, err = tokens.NewKeySet(tokens.KeySetConfig{
+			URL: server.URL + issuer.KeysPath, Client: server.Client(), Now: func() time.Time { return *p.now.Load() }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := p.keys.Key(t.Context(), stolen.ID); err != nil {
+			t.Fatal(err)
+		}
+		probes = append(probes, &p)
+	}
+	err = s.folder.store.Transact(t.Context(), func(tx *store.Store) error {
+		_, err := s.keys.ReplaceKeys(t.Context(), tx)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range probes {
+		down.Store(p.down)
+		later := p.now.Load().Add(p.after)
+		p.now.Store(&later)
+		if _, err := p.keys.Key(t.Context(), stolen.ID); (err == nil) != p.good {
+			t.Errorf("%s, %s after the emergency: %v", p.name, p.after, err)
+		}
+	}
+	// Nobody else's word counts: what is denied is refused by the service itself at once.
+	if denied, err := s.denials.Denied(t.Context(), &tokens.Claims{}, stolen.ID); err != nil || !denied {
+		t.Errorf("the service accepts what a removed key has signed: %t, %v", denied, err)
+	}
+}
+
+// AT-10, MD-08: RFC 7517, Sections 4 and 8.5.2: of keys of every algorithm, those that are announced too, the set has the public
+// members alone, with "kid" (which is the thumbprint), "alg" and "use".
+func TestRFC7517_4_KeysOfEveryAlgorithm(t *testing.T) {
+	t.Parallel()
+	s := built(t, t.TempDir())
+	members := map[string][]string{
+		tokens.ES256: {"crv", "x", "y"}, tokens.EdDSA: {"crv", "x"}, tokens.PS256: {"e", "n"}, tokens.RS256: {"e", "n"},
+		tokens.MLDSA44: {"pub"}, tokens.MLDSA65: {"pub"},
+	}
+	for _, algorithm := range signingAlgorithms() {
+		if algorithm == tokens.ES256 {
+			continue // it is there
+		}
+		key, err := newSigningKey(algorithm)
+		if err != nil {
+			t.Fatal(err)
+		}
+		key.State = keyAnnounced
+		if err := s.folder.store.PutKey(t.Context(), key); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w := httptest.NewRecorder()
+	s.issuer.KeysHandler().ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, issuer.KeysPath, nil))
+	var set struct{ Keys []map[string]string }
+	if err := json.Unmarshal(w.Body.Bytes(), &set); err != nil {
+		t.Fatal(err)
+	}
+	seen := make(map[string]bool)
+	for _, entry := range set.Keys {
+		want := append([]string{"alg", "kid", "kty", "use"}, members[entry["alg"]]...)
+		slices.Sort(want)
+		if got := slices.Sorted(maps.Keys(entry)); !slices.Equal(got, want) || entry["use"] != "sig" {
+			t.Errorf("%s is published with %v, want %v", entry["alg"], got, want)
+		}
+		public, err := s.keys.Key(t.Context(), entry["kid"])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if id, err := tokens.KeyID(public.Key); err != nil || id != entry["kid"] || seen[id] {
+			t.Errorf("%s has the id %s, want its thumbprint %s, once: %v", entry["alg"], entry["kid"], id, err)
+		}
+		seen[entry["kid"]] = true
+	}
+	if len(seen) != len(members) {
+		t.Errorf("%d keys are published, want %d", len(seen), len(members))
 	}
 }
