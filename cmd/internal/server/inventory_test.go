@@ -100,16 +100,22 @@ func testInventoryIsPruned(t *testing.T, s *service) {
 	end := time.Now()
 	renewedDaily(t, s, "payments", days, end)
 	before := pruned(t, s)
-	for range 2 {
+	const dropped = days - keep - 1
+	prune := func() int {
 		if err := s.pruneInventory(t.Context(), end.Add(time.Second)); err != nil {
 			t.Fatal(err)
 		}
-		// The first of all, and those that expired within the days that are kept, the last of them just now.
-		if n := countCertificates(t, s, "payments"); n != 1+keep {
-			t.Errorf("%d certificates are left, want %d", n, 1+keep)
-		}
+		return countCertificates(t, s, "payments")
 	}
-	const dropped = days - keep - 1
+	// The first of all stays, and those that expired within the days that are kept, the last of them just now. A slow machine
+	// leaves some of the others to the next rounds, as each transaction has its time; each round drops one at least.
+	left := prune()
+	for round := 1; round < dropped && left > 1+keep; round++ {
+		left = prune()
+	}
+	if again := prune(); left != 1+keep || again != left {
+		t.Errorf("%d certificates are left, and then %d, want %d", left, again, 1+keep)
+	}
 	if n := pruned(t, s) - before; n != dropped {
 		t.Errorf("%v are counted, want %d", n, dropped)
 	}
