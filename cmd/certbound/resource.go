@@ -39,7 +39,7 @@ func (c *cli) resourceAddCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringArrayVar(&scopes, "scope", nil, "scope that it understands (repeatable, at least one)")
-	cmd.Flags().StringArrayVar(&servers, "server", nil, "client that runs it (repeatable)")
+	cmd.Flags().StringArrayVar(&servers, "server", nil, "client that runs it and may ask about its tokens (repeatable)")
 	return cmd
 }
 

@@ -4,12 +4,16 @@
 package main
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -109,5 +113,34 @@ func TestMedian(t *testing.T) {
 	ours, theirs := []sample{{cpu: 12}, {cpu: 24}, {cpu: 90}}, []sample{{cpu: 10}, {cpu: 20}, {cpu: 10}}
 	if got := medianRatio(ours, theirs); got != 1.2 {
 		t.Errorf("median ratio = %v", got)
+	}
+}
+
+// Every token that was taken is asked about once, and a bare signature takes time.
+func TestDesk(t *testing.T) {
+	t.Parallel()
+	d := &desk{}
+	for _, token := range []string{"a", "b"} {
+		if err := d.take([]byte(`{"access_token":"` + token + `"}`)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if d.stock() != 2 || d.take([]byte("x")) == nil {
+		t.Errorf("%d tokens in stock", d.stock())
+	}
+	for _, want := range []string{"client_id=reference&token=b", "client_id=reference&token=a", "client_id=reference&token="} {
+		if got := string(d.question("h")); !strings.HasSuffix(got, "\r\n\r\n"+want) || !strings.HasPrefix(got, "POST /oauth2/introspect HTTP/1.1\r\nHost: h\r\n") {
+			t.Errorf("asked %q, want %q", got, want)
+		}
+	}
+	if activeAnswer([]byte(`{"active":false}`)) == nil || activeAnswer([]byte(`{"active":true,"iss":"x"}`)) != nil {
+		t.Error("an answer is misjudged")
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if sign, verify, err := bare(key); err != nil || sign <= 0 || verify <= 0 {
+		t.Errorf("%v, %v, %v", sign, verify, err)
 	}
 }
