@@ -4,11 +4,13 @@
 package main
 
 import (
+	"fmt"
 	"io"
 	"net/http"
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -58,6 +60,7 @@ func certTable(w io.Writer, certs []admin.Certificate) {
 
 func (c *cli) certRevokeCommand() *cobra.Command {
 	var req admin.RevokeRequest
+	var wait time.Duration
 	cmd := &cobra.Command{
 		Use:   "revoke SERIAL|x5t#S256|--client ID",
 		Short: "Revoke a certificate with everything renewed from it, in force when this returns",
@@ -75,6 +78,9 @@ func (c *cli) certRevokeCommand() *cobra.Command {
 			if len(args) == 1 {
 				name(&req, args[0])
 			}
+			if req.WaitResources = int(wait.Seconds()); wait != 0 && req.WaitResources < 1 || wait > 20*time.Second {
+				return usagef("from 1s to 20s; the same command again waits longer", "--wait-resources %s is not a time to wait", wait)
+			}
 			done, err := call[admin.Revocation](cmd.Context(), c, http.MethodPost, "/certificates/revoke", &req)
 			if err != nil {
 				return err
@@ -86,6 +92,7 @@ func (c *cli) certRevokeCommand() *cobra.Command {
 	flags := cmd.Flags()
 	flags.StringVar(&req.ClientID, "client", "", "revoke all certificates of this client")
 	flags.StringVar(&req.Reason, "reason", "", "reason of RFC 5280, such as keyCompromise, which also bars the key for ever")
+	flags.DurationVar(&wait, "wait-resources", 0, "wait so long, at most 20s, for the resource servers to know, and say which do")
 	flags.BoolVar(&req.Only, "only", false, "leave certificates alone that were renewed from it")
 	return cmd
 }
@@ -127,6 +134,13 @@ func (c *cli) showRevocation(w io.Writer, done *admin.Revocation) {
 	}
 	for _, cert := range done.AlreadyRevoked {
 		c.note("note: %s of %s had been revoked before", cert.Serial, cert.ClientID)
+	}
+	for _, f := range done.Resources {
+		if f.Has {
+			fmt.Fprintf(w, "%s has it\n", f.ClientID)
+		} else {
+			fmt.Fprintf(w, "%s does not have it: its resource servers accept tokens until these expire, or their feed is too old\n", f.ClientID)
+		}
 	}
 	if done.Durability != "" {
 		c.note("durability: %s: a failover of the database could undo this", done.Durability)

@@ -123,6 +123,9 @@ type Config struct {
 	// ResetLeases removes the rows of replicas that do not renew them, and names those replicas; it may take seconds. Nil:
 	// no replicas share the database. New does not use it.
 	ResetLeases func(context.Context) ([]string, error)
+	// Followers waits, at most so long, until the clients that run resource servers know what is denied now, and says which
+	// do. Nil: there is no deny feed.
+	Followers func(ctx context.Context, wait time.Duration) ([]Follower, error)
 	// SharedTickets says that the store has keys of session tickets that all servers share: they are reset too.
 	SharedTickets bool
 	// Keys are the token signing keys. Nil: they cannot be seen or changed here.
@@ -338,8 +341,9 @@ type outcome struct {
 	status int    // of the answer; 0 is 200
 	name   string // what the record calls it; empty is what it calls the route
 	events []audit.Event
-	before []audit.Event // complete, and recorded before the others
-	from   time.Time     // when what it gives is good everywhere: the answer waits for that, if it is soon
+	before []audit.Event               // complete, and recorded before the others
+	after  func(context.Context) error // made when the change is in force; its error says what is not known, the change holds
+	from   time.Time                   // when what it gives is good everywhere: the answer waits for that, if it is soon
 }
 
 // waits is an answer that can say that the record of what it tells has to wait.
@@ -385,6 +389,11 @@ func (a *api) perform(ctx context.Context, name string, d *deed) (*outcome, erro
 		return nil, asError(err)
 	}
 	a.await(ctx, done.from)
+	if done.after != nil {
+		if err := done.after(ctx); err != nil {
+			return nil, unavailable(err)
+		}
+	}
 	return done.said(pending), nil
 }
 

@@ -52,6 +52,9 @@ func (a *api) revoke(_ *http.Request, req *RevokeRequest) (*deed, error) {
 			return nil, invalidRequest(fmt.Sprintf("'%s' is not a reason", printable(req.Reason)), "use one of "+reasonNames(), err)
 		}
 	}
+	if req.WaitResources < 0 || req.WaitResources > maxWaitResources {
+		return nil, invalidRequest(fmt.Sprintf("the wait for resource servers is at most %d s", maxWaitResources), "ask again to wait longer: what is revoked stays so", nil)
+	}
 	return &deed{takes: true, do: func(ctx context.Context, tx *store.Store) (*outcome, error) {
 		done, err := a.cfg.Authority.Revoke(ctx, tx, selection, reason)
 		if errors.Is(err, store.ErrNotFound) {
@@ -70,9 +73,20 @@ func (a *api) revoke(_ *http.Request, req *RevokeRequest) (*deed, error) {
 		if a.cfg.Durability != nil {
 			answer.Durability = a.cfg.Durability()
 		}
-		return &outcome{answer: answer, events: revocationEvents(req, done, reason)}, nil
+		out := &outcome{answer: answer, events: revocationEvents(req, done, reason)}
+		if req.WaitResources > 0 && a.cfg.Followers != nil {
+			out.after = func(ctx context.Context) error {
+				var err error
+				answer.Resources, err = a.cfg.Followers(ctx, time.Duration(req.WaitResources)*time.Second)
+				return err
+			}
+		}
+		return out, nil
 	}}, nil
 }
+
+// maxWaitResources is how many seconds an answer may wait for resource servers: less than its caller waits for it.
+const maxWaitResources = 20
 
 // revocationEvents are one event a certificate, since certificates are what a journal is searched for; what changed
 // nothing is one event too.

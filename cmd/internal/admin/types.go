@@ -275,6 +275,15 @@ type RevokeRequest struct {
 	Reason string `json:"reason,omitempty"`
 	// Only leaves the certificates renewed from the named one alone.
 	Only bool `json:"only,omitempty"`
+	// WaitResources is for how many seconds the answer waits for resource servers to know of it; 0 does not ask.
+	WaitResources int `json:"wait_resources,omitempty"`
+}
+
+// Follower is a client that runs a resource server.
+type Follower struct {
+	ClientID string `json:"client_id"`
+	// Has says that all that follow the deny feed for it have acknowledged what was revoked. Without any there is none.
+	Has bool `json:"has"`
 }
 
 // Revocation answers POST /certificates/revoke: what this call revoked and what had been revoked before.
@@ -283,6 +292,8 @@ type Revocation struct {
 	AlreadyRevoked []Certificate `json:"already_revoked"`
 	// Disabled are clients that were disabled because their certificates are not ours to revoke.
 	Disabled []string `json:"disabled,omitempty"`
+	// Resources are the clients that run resource servers, when the request waited for them.
+	Resources []Follower `json:"resources,omitempty"`
 	// AuditPending says that the revocation holds, and that its record waits until the journal can be written.
 	AuditPending bool `json:"audit_pending,omitempty"`
 	// Durability is "single node" where the database may lose what it has committed, and this revocation with it, when it

@@ -213,8 +213,8 @@ func (s *service) adminConfig() admin.Config {
 		FirstOperator: s.firstOperator(),
 		Journal:       s.newJournalView(),
 		Keys:          s.keys,
-		ResetLeases:   s.resetLeases(),
-		ResetTickets:  s.resetTickets, SharedTickets: s.cfg.TLS.SharedTickets,
+		ResetLeases:   s.resetLeases(), Followers: s.followers,
+		ResetTickets: s.resetTickets, SharedTickets: s.cfg.TLS.SharedTickets,
 	}
 }
 

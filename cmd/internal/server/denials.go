@@ -129,6 +129,9 @@ func (s *service) keepDenials(ctx context.Context) {
 			if _, err := s.folder.store.PruneDenials(ctx, now); err != nil && ctx.Err() == nil {
 				s.log.Warn("denials that have ended could not be deleted", "error", err)
 			}
+			if err := s.folder.store.PruneFollowers(ctx, now.Add(-time.Hour)); err != nil && ctx.Err() == nil {
+				s.log.Warn("resource servers that follow no more could not be forgotten", "error", err)
+			}
 		}
 	}
 }

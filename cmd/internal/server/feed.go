@@ -9,13 +9,16 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/certbound/certbound/cmd/internal/admin"
 	"github.com/certbound/certbound/cmd/internal/store"
 	"github.com/certbound/certbound/mtls"
 	"github.com/certbound/certbound/tokens"
@@ -33,6 +36,9 @@ const (
 	// feedReaders bounds who is remembered to follow, readerLife for how long.
 	feedReaders = 10_000
 	readerLife  = 30 * time.Second
+	// followersInterval is how often other replicas are told of readers, followersPause how often is looked who has what.
+	followersInterval = 100 * time.Millisecond
+	followersPause    = 20 * time.Millisecond
 )
 
 // feed tells resource servers what is denied: in pages that are signed once for all who wait for the same.
@@ -70,6 +76,10 @@ type reader struct {
 type follow struct {
 	position int64
 	seen     time.Time
+	saved    struct { // what other replicas were told
+		position int64
+		at       time.Time
+	}
 }
 
 func newFeed(d *denials, db *store.Store, sign func(tokens.DenyPage) (string, error), resource string, beat time.Duration) *feed {
@@ -234,7 +244,43 @@ func (f *feed) acknowledge(r reader, position int64, now time.Time) {
 			return
 		}
 	}
-	f.readers[r] = follow{position, now}
+	old := f.readers[r]
+	f.readers[r] = follow{position: position, seen: now, saved: old.saved}
+}
+
+// unsaved returns those readers of which other replicas should hear: who is further, or was not spoken of for a while.
+func (f *feed) unsaved(now time.Time) (list []store.Follower) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for r, at := range f.readers {
+		if at.saved.position == at.position && now.Sub(at.saved.at) < readerLife/3 || !at.seen.After(at.saved.at) {
+			continue
+		}
+		list = append(list, store.Follower{ClientID: r.client, Certificate: r.certificate, Address: r.address, Position: at.position, SeenAt: at.seen})
+		at.saved.position, at.saved.at = at.position, at.seen
+		f.readers[r] = at
+	}
+	return list
+}
+
+// hear notes what other replicas know of readers.
+func (f *feed) hear(list []store.Follower) {
+	for _, l := range list {
+		r := reader{l.ClientID, l.Certificate, l.Address}
+		f.mu.Lock()
+		newer := f.readers[r].seen.Before(l.SeenAt)
+		f.mu.Unlock()
+		if !newer {
+			continue
+		}
+		f.acknowledge(r, l.Position, l.SeenAt)
+		f.mu.Lock()
+		if at, kept := f.readers[r]; kept { // they know
+			at.saved.position, at.saved.at = l.Position, l.SeenAt
+			f.readers[r] = at
+		}
+		f.mu.Unlock()
+	}
 }
 
 // has reports whether every follower that a client has now has everything up to a position; a client without one has
@@ -253,6 +299,69 @@ func (f *feed) has(client string, position int64, now time.Time) bool {
 		found = true
 	}
 	return found
+}
+
+// keepFollowers tells other replicas who follows here, until ctx is done.
+func (s *service) keepFollowers(ctx context.Context) {
+	tick := time.NewTicker(followersInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-tick.C:
+			if list := s.feed.unsaved(now); len(list) > 0 {
+				if err := s.folder.store.SaveFollowers(ctx, list); err != nil && ctx.Err() == nil {
+					s.log.Warn("other replicas could not be told who follows what is denied", "error", err)
+				}
+			}
+		}
+	}
+}
+
+// followers waits, at most so long, until every client that runs a resource server has what is denied now, and says which
+// have. It fails only when that cannot be known.
+func (s *service) followers(ctx context.Context, wait time.Duration) ([]admin.Follower, error) {
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	position, err := s.folder.store.DenialSeq(ctx)
+	if err != nil {
+		return nil, err
+	}
+	resources, err := s.registry.allResources(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var list []admin.Follower
+	for _, res := range resources {
+		for _, id := range res.Servers {
+			list = append(list, admin.Follower{ClientID: id})
+		}
+	}
+	slices.SortFunc(list, func(a, b admin.Follower) int { return strings.Compare(a.ClientID, b.ClientID) })
+	list = slices.Compact(list)
+	for {
+		if s.shares() {
+			others, err := s.folder.store.Followers(ctx, time.Now().Add(-readerLife))
+			if err != nil && ctx.Err() == nil {
+				return nil, err
+			}
+			s.feed.hear(others)
+		}
+		missing := false
+		for i := range list {
+			list[i].Has = s.feed.has(list[i].ClientID, position, time.Now())
+			missing = missing || !list[i].Has
+		}
+		if !missing {
+			return list, nil
+		}
+		select {
+		case <-ctx.Done():
+			return list, nil
+		case <-time.After(followersPause):
+		}
+	}
 }
 
 // deniedResource is the deny feed as a resource.

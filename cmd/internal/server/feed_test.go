@@ -13,12 +13,14 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/certbound/certbound/cmd/internal/admin"
 	"github.com/certbound/certbound/cmd/internal/store"
 	"github.com/certbound/certbound/mtls"
 	"github.com/certbound/certbound/tokens"
@@ -48,7 +50,7 @@ func decodePage(tb testing.TB, raw string) (header map[string]any, p pageOf) {
 	for i, into := range []any{&header, &p} {
 		data, err := base64.RawURLEncoding.DecodeString(strings.Split(raw, ".")[i])
 		if err != nil || json.Unmarshal(data, into) != nil {
-			tb.Fatalf("part %d of a page: %q, %v", i, data, err)
+			tb.Errorf("part %d of a page: %q, %v", i, data, err)
 		}
 	}
 	return header, p
@@ -108,7 +110,8 @@ func (f *follower) page(in *instance, query string) pageOf {
 	f.in.tb.Helper()
 	status, body := f.poll(in, query)
 	if status != http.StatusOK {
-		f.in.tb.Fatalf("the feed: %d %s", status, body)
+		f.in.tb.Errorf("the feed: %d %s", status, body)
+		return pageOf{}
 	}
 	_, p := decodePage(f.in.tb, body)
 	return p
@@ -377,5 +380,90 @@ func TestReplicas_DenyFeed(t *testing.T) {
 	}
 	if len(p.Entries) != 1 || p.Entries[0]["jti"] == nil {
 		t.Errorf("%+v", p)
+	}
+}
+
+// Other replicas hear of a reader when it is further, and else seldom; what they say of one is believed when it is newer.
+func TestDenyFeedReadersElsewhere(t *testing.T) {
+	t.Parallel()
+	now := time.Unix(1_800_000_000, 0)
+	f, other := newTestFeed(0, time.Hour), newTestFeed(0, time.Hour)
+	r := reader{client: "a", address: "1"}
+	told := func(n int, after time.Duration) {
+		t.Helper()
+		list := f.unsaved(now.Add(after))
+		if len(list) != n {
+			t.Errorf("after %s: %+v", after, list)
+		}
+		other.hear(list)
+		other.hear(list)
+		if again := other.unsaved(now.Add(after)); len(again) != 0 {
+			t.Errorf("the other would tell what it heard: %+v", again)
+		}
+	}
+	f.acknowledge(r, 5, now)
+	told(1, 0)
+	if !other.has("a", 5, now) {
+		t.Error("the other did not hear")
+	}
+	f.acknowledge(r, 5, now.Add(time.Second))
+	told(0, time.Second)
+	f.acknowledge(r, 6, now.Add(2*time.Second))
+	told(1, 2*time.Second)
+	told(0, readerLife)
+	f.acknowledge(r, 6, now.Add(readerLife))
+	told(1, readerLife)
+	other.hear([]store.Follower{{ClientID: "a", Address: "1", Position: 1, SeenAt: now}})
+	if !other.has("a", 6, now.Add(readerLife)) {
+		t.Error("an old word replaced a newer one")
+	}
+}
+
+// Who revokes can wait until the resource servers know, at whichever replica they ask, and is told which do not.
+func TestReplicas_WaitResources(t *testing.T) {
+	t.Parallel()
+	i := newInstallation(t)
+	one, two := start(t, i.config()), start(t, i.config())
+	f := one.follow("ledger-server", ledger)
+	deaf := one.follow("deaf-server", "https://deaf.test")
+	one.enrolled("payments")
+	first := f.page(two, "")
+	ctx, stop := context.WithCancel(t.Context())
+	var all sync.WaitGroup
+	all.Go(func() {
+		for since := first.Seq; ctx.Err() == nil; {
+			since = f.page(two, fmt.Sprint("?since=", since)).Seq
+		}
+	})
+	defer all.Wait()
+	defer stop()
+	revoke := func(request map[string]any) (done admin.Revocation, took time.Duration) {
+		t.Helper()
+		began := time.Now()
+		one.mustOperate(http.MethodPost, "/certificates/revoke", request, &done)
+		return done, time.Since(began)
+	}
+	done, took := revoke(map[string]any{"client_id": "payments", "wait_resources": 1})
+	if want := []admin.Follower{{ClientID: "deaf-server"}, {ClientID: "ledger-server", Has: true}}; !slices.Equal(done.Resources, want) || took < time.Second {
+		t.Errorf("%+v after %s", done.Resources, took)
+	}
+	if done, _ := revoke(map[string]any{"client_id": "payments"}); done.Resources != nil {
+		t.Errorf("nobody asked: %+v", done.Resources)
+	}
+	// Once all have it, there is no wait.
+	position := f.page(two, "").Seq
+	all.Go(func() {
+		for ctx.Err() == nil {
+			position = deaf.page(one, fmt.Sprint("?since=", position)).Seq
+		}
+	})
+	eventually(t, 10*time.Second, "all have it", func() bool {
+		done, took = revoke(map[string]any{"client_id": "payments", "wait_resources": 10})
+		return len(done.Resources) == 2 && done.Resources[0].Has && done.Resources[1].Has && took < 8*time.Second
+	})
+	for _, wrong := range []int{-1, 21} {
+		if err := one.operate(http.MethodPost, "/certificates/revoke", map[string]any{"client_id": "payments", "wait_resources": wrong}, nil); err == nil {
+			t.Errorf("waits %d s", wrong)
+		}
 	}
 }

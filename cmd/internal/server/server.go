@@ -176,6 +176,9 @@ func (s *service) serve(ctx context.Context, stdout io.Writer) error {
 	wg.Go(func() { s.keepRetention(background) })
 	wg.Go(func() { s.keepInventory(background) })
 	wg.Go(func() { s.keepDenials(background) })
+	if s.shares() {
+		wg.Go(func() { s.keepFollowers(background) })
+	}
 	wg.Go(func() { s.keepHead(background) })
 	wg.Go(func() { s.watchJournals(background) })
 	wg.Go(func() { s.folder.outbox.Run(background) })

@@ -179,6 +179,7 @@ func testStore(t *testing.T, open opener) {
 		{"a restore denies what was denied", testReplayDenies},
 		{"old denials", testPruneDenials},
 		{"tokens given back", testRevokeToken},
+		{"followers of the denials", testFollowers},
 		{"certificates are listed", testCertificateList},
 		{"expired certificates", testExpired},
 		{"expired certificates, little by little", testExpiredBounded},

@@ -71,6 +71,7 @@ func leftOut() map[string]string {
 	return map[string]string{
 		"schema_version":  "the copy's own",
 		"leases":          "who is serving there does not serve here",
+		"followers":       "who follows the denials there does not follow them here",
 		"revocation_list": "it is signed anew, with the next number",
 		"ticket_keys":     "sessions do not resume at a copy (a stolen key would resume any)",
 		"changes":         "nobody has applied any version of the copy: whoever follows drops everything",

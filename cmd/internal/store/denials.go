@@ -256,6 +256,14 @@ func (s *Store) Denials(ctx context.Context, after int64, limit int) (list []Den
 	return list, upTo, nil
 }
 
+// DenialSeq is the position of the newest denial.
+func (s *Store) DenialSeq(ctx context.Context) (n int64, err error) {
+	if err = s.read.QueryRowContext(ctx, queryDenialSeq).Scan(&n); err != nil {
+		return 0, fmt.Errorf("read the position of the denials: %w", err)
+	}
+	return n, nil
+}
+
 func scanDenied(r row) (Denied, error) {
 	var d Denied
 	var kind, value string

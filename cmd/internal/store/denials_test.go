@@ -328,3 +328,25 @@ func testRevokeToken(f *fixture) {
 		f.t.Errorf("tokens of now, %v, are not before %v", f.clock.now(), list[0].IssuedBefore)
 	}
 }
+
+// Who follows is kept with the newest word of each, in one statement for many.
+func testFollowers(f *fixture) {
+	var list []Follower
+	for i := range maxFollowerRows + 5 {
+		list = append(list, Follower{ClientID: "c", Certificate: [32]byte{byte(i), byte(i >> 8), 1}, Address: "a", Position: int64(i), SeenAt: f.clock.now()})
+	}
+	ok(f.t, f.SaveFollowers(f.ctx(), list))
+	same(f.t, f.count("followers"), len(list))
+	one := list[7]
+	one.Position, one.SeenAt = 1000, f.in(time.Minute)
+	ok(f.t, f.SaveFollowers(f.ctx(), []Follower{one}))
+	ok(f.t, f.SaveFollowers(f.ctx(), list[7:8]))
+	got, err := f.Followers(f.ctx(), f.in(time.Second))
+	ok(f.t, err)
+	same(f.t, got, []Follower{one})
+	ok(f.t, f.PruneFollowers(f.ctx(), f.in(time.Second)))
+	same(f.t, f.count("followers"), 1)
+	version, err := f.Version(f.ctx())
+	ok(f.t, err)
+	same(f.t, version, int64(0))
+}

@@ -158,6 +158,16 @@ CREATE INDEX denials_version ON denials (version);
 CREATE INDEX denials_client ON denials (client_id) WHERE client_id <> '';
 CREATE INDEX denials_until ON denials (until_at);
 
+-- Who follows what is denied, and how far. Each replica writes who asks it.
+CREATE TABLE followers (
+    client_id   TEXT COLLATE "C" NOT NULL,
+    certificate BYTEA NOT NULL,
+    address     TEXT COLLATE "C" NOT NULL,
+    position    BIGINT NOT NULL,
+    seen_at     BIGINT NOT NULL,
+    PRIMARY KEY (client_id, certificate, address)
+);
+
 CREATE TABLE resources (
     uri        TEXT COLLATE "C" NOT NULL PRIMARY KEY,
     scopes     TEXT COLLATE "C" NOT NULL,
