@@ -49,6 +49,10 @@ type Config struct {
 	// Trust are the foreign authorities whose certificates lie in files. They can only be given in the file.
 	Trust []Trust
 
+	// FAPI allows only what the FAPI 2.0 Security Profile allows. Load then takes MaxFAPILifetime for a token.max_lifetime
+	// that nobody gave.
+	FAPI bool
+
 	Token       Token
 	Signing     Signing
 	Certificate Certificate
@@ -65,6 +69,10 @@ type Config struct {
 
 	given map[string]string // key -> where its value came from
 }
+
+// MaxFAPILifetime is the longest life of a token with FAPI: the profile leaves it open, but asks for short ones (RFC 9700,
+// Section 2.2).
+const MaxFAPILifetime = 15 * time.Minute
 
 // Token bounds access tokens.
 type Token struct {
@@ -259,6 +267,9 @@ func Load(path string, env func(string) (string, bool), flags Overrides) (Config
 	c.readFlags(flags)
 	if err := c.readDatabase(); err != nil {
 		return Config{}, err
+	}
+	if c.FAPI && c.given["token.max_lifetime"] == "" {
+		c.Token.MaxLifetime = MaxFAPILifetime
 	}
 	if err := c.Validate(); err != nil {
 		return Config{}, err

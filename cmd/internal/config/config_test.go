@@ -95,7 +95,8 @@ trust:
     crl_url: http://crl.partner.example/ca.crl
     revocation: soft
   - {name: other.ca_2, ca_file: "o.pem", crl_file: o.crl}
-token: {lifetime: 5m, max_lifetime: 30m}
+fapi: true
+token: {lifetime: 5m, max_lifetime: 14m}
 signing: {algorithm: PS256, rotate: 7d, announce: 15m}
 certificate:
   lifetime: 7d
@@ -144,7 +145,7 @@ func TestLoadFile(t *testing.T) {
 		Data: "/srv/certbound", Issuer: "https://tokens.example/a", MTLSURL: "https://mtls.example:9443", Public: ":8443",
 		MTLS: "[::1]:9443", Debug: "", Hosts: []string{"tokens.example", "192.0.2.1"}, TrustDomain: "example.internal",
 		Database: "sqlite", DatabaseConnections: 20, AdminProfile: "/home/op", KEKFile: "/run/kek",
-		Token:   Token{5 * time.Minute, 30 * time.Minute},
+		FAPI: true, Token: Token{5 * time.Minute, 14 * time.Minute},
 		Signing: Signing{"PS256", 7 * 24 * time.Hour, 15 * time.Minute},
 		Trust: []Trust{
 			{"partner", "/etc/partner.pem", "", "http://crl.partner.example/ca.crl", "soft"},
@@ -371,6 +372,8 @@ func TestValidate(t *testing.T) {
 		"token.lifetime":              func(c *Config) { c.Token.Lifetime = 0 },
 		"token.lifetime ":             func(c *Config) { c.Token = Token{31 * time.Minute, 30 * time.Minute} },
 		"token.max_lifetime":          func(c *Config) { c.Token.MaxLifetime = time.Hour + 1 },
+		"signing.algorithm ":          func(c *Config) { c.FAPI, c.Token.MaxLifetime, c.Signing.Algorithm = true, time.Minute*15, "RS256" },
+		"token.max_lifetime ":         func(c *Config) { c.FAPI, c.Token.MaxLifetime = true, 15*time.Minute+1 },
 		"signing.algorithm":           func(c *Config) { c.Signing.Algorithm = "HS256" },
 		"signing.rotate":              func(c *Config) { c.Signing.Rotate = 24*time.Hour - 1 },
 		"signing.rotate ":             func(c *Config) { c.Signing.Rotate = -1 },

@@ -50,6 +50,9 @@ func (c *Config) settings() []setting {
 			"  crl_file, crl_url: where its revocation lists are, both optional; a URL may be http or https\n" +
 			"  revocation: what if a certificate's status is unknown: hard refuses it, soft raises an alarm, off does\n" +
 			"    not look; hard when a list is named", &c.Trust},
+		{"fapi", "Whether only what the FAPI 2.0 Security Profile allows may be configured: ES256, PS256 or EdDSA, and\n" +
+			"tokens of at most 15m, which is then the default of token.max_lifetime. What contradicts it, also a key\n" +
+			"that is still published, keeps the service from starting.", &c.FAPI},
 		{"token.lifetime", "Life of a token, unless its client has its own.", &c.Token.Lifetime},
 		{"token.max_lifetime", "Longest life of any token, at most 1h.", &c.Token.MaxLifetime},
 		{"signing.algorithm", "What tokens are signed with: ES256, EdDSA (Ed25519), PS256, RS256 for old partners, or ML-DSA-44 and\n" +

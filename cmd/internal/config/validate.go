@@ -66,6 +66,7 @@ func (c Config) Validate() error {
 		k.fail("admin.approvals", fmt.Sprintf("%d is out of range", n), "write 1 or 2")
 	}
 	k.checkSigning()
+	k.checkFAPI()
 	k.checkChoice("certificate.on_fork", c.Certificate.OnFork, "alarm", "suspend")
 	k.checkAudit()
 	k.checkChoice("audit.sync", c.Audit.Sync, "always", "interval")
@@ -419,6 +420,23 @@ const (
 	minRotate   = day
 	maxRotate   = 397 * day
 )
+
+// checkFAPI refuses what the FAPI 2.0 Security Profile does not allow. Everything else that it asks for holds always: bound
+// tokens only, no secrets, no algorithm but its own for assertions, TLS 1.2 with its suites and TLS 1.3.
+func (k *checker) checkFAPI() {
+	c := k.config
+	if !c.FAPI {
+		return
+	}
+	if !slices.Contains([]string{"ES256", "PS256", "EdDSA"}, c.Signing.Algorithm) { // FAPI 2.0, Section 5.4
+		k.fail("signing.algorithm", fmt.Sprintf("%q is not one of the FAPI 2.0 profile, and fapi is true", c.Signing.Algorithm),
+			"write ES256, PS256 or EdDSA, or fapi: false")
+	}
+	if d := c.Token.MaxLifetime; d > MaxFAPILifetime {
+		k.fail("token.max_lifetime", fmt.Sprintf("%s is long for a token, and fapi is true", formatDuration(d)),
+			fmt.Sprintf("shorten it to at most %s, or write fapi: false", formatDuration(MaxFAPILifetime)))
+	}
+}
 
 func (k *checker) checkSigning() {
 	c := k.config.Signing

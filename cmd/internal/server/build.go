@@ -50,6 +50,9 @@ func (s *service) build(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := s.checkFAPI(); err != nil {
+		return err
+	}
 	ca, err := stepca.New(stepca.Config{
 		Root: h.root, Issuing: h.issuing, IssuingKey: h.issuingKey,
 		DB: db.DB(), Dialect: db.Dialect(), Logger: s.log,
