@@ -47,7 +47,7 @@ func TestRFC6749_3_2_PostOnly(t *testing.T) {
 	}
 }
 
-// TE-02: RFC 6749, Sections 2.3.1 and 3.2: parameters count in the body only; a query is refused.
+// TE-02, FA-05: RFC 6749, Sections 2.3.1 and 3.2: parameters count in the body only; a query is refused.
 func TestRFC6749_3_2_ParametersOnlyFromBody(t *testing.T) {
 	t.Parallel()
 	s := newService(t)
@@ -296,7 +296,7 @@ func TestRFC6749_5_2_Bounds(t *testing.T) {
 	s.post(t, &cert, many+"&one").want(t, 400, tokens.CodeInvalidRequest)
 }
 
-// TE-18: RFC 6749, Section 10.10: the token id is 128 random bits, and no two tokens share one.
+// TE-18, FA-06: RFC 6749, Section 10.10: the token id is 128 random bits, and no two tokens share one.
 func TestRFC6749_10_10_TokenIDs(t *testing.T) {
 	t.Parallel()
 	seen := make(map[string]bool)

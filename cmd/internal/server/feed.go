@@ -371,6 +371,7 @@ func (s *service) deniedResource() string { return s.identity.issuer + issuer.De
 func (s *service) feedHandler() (http.Handler, error) {
 	verifier, err := tokens.NewVerifier(tokens.VerifierConfig{
 		Issuer: s.identity.issuer, Audience: s.deniedResource(), Keys: s.keys, Denied: s.denials.Denied,
+		Algorithms: signingAlgorithms(),
 	})
 	if err != nil {
 		return nil, err

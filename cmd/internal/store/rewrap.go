@@ -118,7 +118,7 @@ func (s *Store) unleased(ctx context.Context, tx *sql.Tx, seen []Lease) error {
 	}
 	rows, err := tx.QueryContext(ctx, queryLeases)
 	now, err := all(rows, err, func(r row) (l Lease, err error) {
-		err = r.Scan(&l.Replica, &l.Incarnation, &l.Renewals, &l.Applied, &l.Program, &l.Address, (*moment)(&l.StartedAt), (*moment)(&l.RenewedAt))
+		err = r.Scan(&l.Replica, &l.Incarnation, &l.Renewals, &l.Applied, &l.Program, &l.Address, &l.MTLSURL, (*moment)(&l.StartedAt), (*moment)(&l.RenewedAt))
 		return l, err
 	})
 	if err != nil {

@@ -96,7 +96,7 @@ func TestRFC7517_5_PublishedKeys(t *testing.T) {
 	}
 }
 
-// RS-21: RFC 7517, Section 5: entries we cannot or must not use are skipped one by one and never spoil the others.
+// RS-21, FA-03: RFC 7517, Section 5: entries we cannot or must not use are skipped one by one and never spoil the others.
 func TestRFC7517_5_KeySetHygiene(t *testing.T) {
 	t.Parallel()
 	ec := strings.TrimSuffix(strings.Replace(rfc7515A3Key, `"kid":"a3",`, "", 1), "}")
@@ -166,7 +166,7 @@ func TestRFC7517_5_KeySetHygiene(t *testing.T) {
 	}
 }
 
-// RS-21: RFC 7517, Section 4.5: where two entries have one key id, neither is used, even if one of them could not be.
+// RS-21, FA-03: RFC 7517, Section 4.5: where two entries have one key id, neither is used, even if one of them could not be.
 func TestRFC7517_4_5_DuplicateKeyID(t *testing.T) {
 	t.Parallel()
 	twin := strings.Replace(rfc8037A2Key, `"a2"`, `"a3"`, 1)
