@@ -101,14 +101,17 @@ func noLease(ctx context.Context, w conn) error {
 // Leases lists the replicas, as the database has committed them.
 func (s *Store) Leases(ctx context.Context) ([]Lease, error) {
 	rows, err := s.write.QueryContext(ctx, queryLeases)
-	list, err := all(rows, err, func(r row) (l Lease, err error) {
-		err = r.Scan(&l.Replica, &l.Incarnation, &l.Renewals, &l.Applied, &l.Program, &l.Address, &l.MTLSURL, (*moment)(&l.StartedAt), (*moment)(&l.RenewedAt))
-		return l, err
-	})
+	list, err := all(rows, err, scanLease)
 	if err != nil {
 		return nil, fmt.Errorf("read the leases: %w", err)
 	}
 	return list, nil
+}
+
+// scanLease scans the columns leaseColumns.
+func scanLease(r row) (l Lease, err error) {
+	err = r.Scan(&l.Replica, &l.Incarnation, &l.Renewals, &l.Applied, &l.Program, &l.Address, &l.MTLSURL, (*moment)(&l.StartedAt), (*moment)(&l.RenewedAt))
+	return l, err
 }
 
 // EndLease removes a replica's own row when it has stopped serving. ReapLease removes one that was seen unchanged for long:

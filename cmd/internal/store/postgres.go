@@ -15,6 +15,7 @@ import (
 	"io/fs"
 	"net"
 	"net/url"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -34,10 +35,11 @@ import (
 
 // postgresql is the dialect of a PostgreSQL database, which several replicas may use at once.
 type postgresql struct {
-	config *pgx.ConnConfig
-	where  string        // without the password
-	max    int           // connections
-	life   atomic.Uint64 // counts how often connections of before were given up
+	config  *pgx.ConnConfig
+	where   string // without the password
+	sslmode string
+	max     int           // connections
+	life    atomic.Uint64 // counts how often connections of before were given up
 	// timeline is the newest that a renewal of the lease has seen: zero until then.
 	timeline atomic.Int64
 }
@@ -147,7 +149,7 @@ func newPostgres(cfg Config) (*postgresql, error) {
 		config.RuntimeParams["application_name"] = "certbound"
 	}
 	most := max(cmp.Or(cfg.MaxConnections, defaultConnections), leastConnections)
-	p := &postgresql{config: config, where: placeOf(config), max: most}
+	p := &postgresql{config: config, where: placeOf(config), sslmode: sslmodeOf(cfg.URL), max: most}
 	config.ValidateConnect = p.validate
 	return p, nil
 }
@@ -198,22 +200,31 @@ func placeOf(config *pgx.ConnConfig) string {
 
 // doubt names a host that is another machine, and to which a connection may be made whose other end was not verified.
 func (p *postgresql) doubt() string {
-	remote := func(host string) bool {
-		ip := net.ParseIP(host)
-		return !strings.HasPrefix(host, "/") && !strings.HasPrefix(host, "@") && host != "localhost" && (ip == nil || !ip.IsLoopback())
+	if p.sslmode == "verify-full" {
+		return ""
 	}
-	of := func(host string, c *tls.Config) string {
-		if !remote(host) || c != nil && !c.InsecureSkipVerify && c.ServerName != "" {
-			return ""
-		}
-		return "the parameter sslmode=verify-full is missing from its URL: the server " + host + " is not verified, and without sslmode TLS is not " +
-			"even required; with it, sslrootcert names the file of its CA"
-	}
-	why := of(p.config.Host, p.config.TLSConfig)
+	hosts := []string{p.config.Host}
 	for _, f := range p.config.Fallbacks {
-		why = cmp.Or(why, of(f.Host, f.TLSConfig))
+		hosts = append(hosts, f.Host)
 	}
-	return why
+	for _, host := range hosts {
+		ip := net.ParseIP(host)
+		if strings.HasPrefix(host, "/") || strings.HasPrefix(host, "@") || host == "localhost" || ip != nil && ip.IsLoopback() {
+			continue
+		}
+		return fmt.Sprintf("its URL does not say sslmode=verify-full but %s: the server %s is not verified; sslrootcert=FILE names its CA",
+			cmp.Or(p.sslmode, "nothing, which means prefer: TLS if the server likes"), host)
+	}
+	return ""
+}
+
+// sslmodeOf is the parameter sslmode of a URL, empty when it is not given, and an unknown one when it cannot be told.
+func sslmodeOf(text string) string {
+	u, err := url.Parse(text)
+	if err != nil {
+		return "unknown"
+	}
+	return cmp.Or(u.Query().Get("sslmode"), os.Getenv("PGSSLMODE"))
 }
 
 // unreachable is the hint for a server that has given no connection.

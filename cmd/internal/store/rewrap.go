@@ -117,10 +117,7 @@ func (s *Store) unleased(ctx context.Context, tx *sql.Tx, seen []Lease) error {
 		return err
 	}
 	rows, err := tx.QueryContext(ctx, queryLeases)
-	now, err := all(rows, err, func(r row) (l Lease, err error) {
-		err = r.Scan(&l.Replica, &l.Incarnation, &l.Renewals, &l.Applied, &l.Program, &l.Address, &l.MTLSURL, (*moment)(&l.StartedAt), (*moment)(&l.RenewedAt))
-		return l, err
-	})
+	now, err := all(rows, err, scanLease)
 	if err != nil {
 		return err
 	}
