@@ -6,13 +6,17 @@ package server
 import (
 	"context"
 	"crypto/ecdsa"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -20,7 +24,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/certbound/certbound/cmd/internal/admin"
 	"github.com/certbound/certbound/cmd/internal/audit"
+	"github.com/certbound/certbound/cmd/internal/config"
 	"github.com/certbound/certbound/cmd/internal/store"
 	"github.com/certbound/certbound/tokens"
 	"github.com/certbound/certbound/tokens/issuer"
@@ -467,4 +473,77 @@ func TestRFC7517_4_KeysOfEveryAlgorithm(t *testing.T) {
 	if len(seen) != len(members) {
 		t.Errorf("%d keys are published, want %d", len(seen), len(members))
 	}
+}
+
+// A1, A15: when an emergency rotation is answered, no replica signs with a key of before, accepts what it signed, or resumes a
+// session of before; tokens of the new key are good at all of them. So it is after a restart.
+func TestReplicas_EmergencyRotation(t *testing.T) {
+	t.Parallel()
+	i := newInstallation(t)
+	configs := []config.Config{i.config(), i.config()}
+	one, two := start(t, configs[0]), start(t, configs[1])
+	both := []*instance{one, two}
+	cert := one.auditor("auditor")
+	before := []string{one.operatorsToken(cert, "auditor"), two.operatorsToken(cert, "auditor")}
+	cache := tls.NewLRUClientSessionCache(4)
+	resumes := func(in *instance) bool {
+		t.Helper()
+		conn, err := tls.Dial("tcp", strings.TrimPrefix(in.mtls, "https://"), &tls.Config{
+			RootCAs: in.roots(), ServerName: "localhost", Certificates: []tls.Certificate{cert}, ClientSessionCache: cache,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		// A TLS 1.3 ticket comes behind the handshake: an answer brings it along.
+		if _, err := io.WriteString(conn, "GET "+pathRoots+" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.Copy(io.Discard, conn); err != nil {
+			t.Fatal(err)
+		}
+		return conn.ConnectionState().DidResume
+	}
+	if resumes(two) || !resumes(two) {
+		t.Fatal("the second connection did not resume: this test shows nothing")
+	}
+	for _, in := range both {
+		for _, token := range before {
+			if got := in.use(cert, token); got != http.StatusOK {
+				t.Fatalf("before: %d", got)
+			}
+		}
+	}
+	operator := one
+	if _, err := os.Stat(filepath.Join(one.data, "admin")); err != nil {
+		operator = two
+	}
+	var done admin.Rotation
+	operator.mustOperate(http.MethodPost, "/keys/rotate", admin.RotateRequest{Emergency: true}, &done)
+	if len(done.Removed) != 1 || len(done.Keys) != 1 {
+		t.Fatalf("answered %+v", done)
+	}
+	if resumes(two) {
+		t.Error("a session of before resumes")
+	}
+	check := func(when string) {
+		t.Helper()
+		for _, in := range both {
+			for _, token := range before {
+				if got := in.use(cert, token); got != http.StatusUnauthorized {
+					t.Errorf("%s: a token of before: %d", when, got)
+				}
+			}
+			token := in.operatorsToken(cert, "auditor")
+			for _, other := range both {
+				if got := other.use(cert, token); got != http.StatusOK {
+					t.Errorf("%s: a token of after: %d", when, got)
+				}
+			}
+		}
+	}
+	check("at once")
+	two.stop()
+	both[1] = start(t, configs[1])
+	check("after a restart")
 }
