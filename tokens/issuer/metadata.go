@@ -30,6 +30,7 @@ type metadata struct {
 	IntrospectionAlgorithms  []string          `json:"introspection_signing_alg_values_supported,omitempty"` // RFC 9701, Section 7
 	RevocationEndpoint       string            `json:"revocation_endpoint,omitempty"`
 	RevocationAuthMethods    []string          `json:"revocation_endpoint_auth_methods_supported,omitempty"`
+	RevocationAuthAlgs       []string          `json:"revocation_endpoint_auth_signing_alg_values_supported,omitempty"`
 	CertificateBoundTokens   bool              `json:"tls_client_certificate_bound_access_tokens"`
 	MutualTLSEndpointAliases map[string]string `json:"mtls_endpoint_aliases"`
 }
@@ -82,6 +83,7 @@ func (s *Server) metadata() metadata {
 	}
 	if s.revoker != nil {
 		m.RevocationEndpoint, m.RevocationAuthMethods = s.mtlsURL+RevokePath, m.AuthMethods
+		m.RevocationAuthAlgs = m.AuthAlgorithms
 		m.MutualTLSEndpointAliases["revocation_endpoint"] = m.RevocationEndpoint
 	}
 	return m
