@@ -97,6 +97,8 @@ func PublishedAssertionKeys(data []byte) (tokens.StaticKeys, error) {
 type assertion struct {
 	digest [sha256.Size]byte
 	until  time.Time // when nobody needs to remember it any more
+	// unlisted says that the certificate beside it is not in the inventory.
+	unlisted bool
 }
 
 // judgeAssertion returns nil when raw is an assertion by which the client authenticates here and now (RFC 7523,

@@ -739,6 +739,25 @@ func TestAssertionIsJudgedAgain(t *testing.T) {
 	}
 }
 
+// The inventory is asked once about a certificate that it does not have, and again about one that it has: what is revoked
+// while the token is being recorded gets none.
+func TestAssertionAsksTheInventoryOnce(t *testing.T) {
+	t.Parallel()
+	s, _ := asserting(t)
+	cert, g := s.enrolSigner(t, "reports", jose.ES256)
+	body := func() string { return asserted("reports", g.sign(t, "", claimsOf("reports", s.issuer, time.Now()))) }
+	s.recorder = &taking{journal: s.journal, take: func() { s.registry.change(func(r *registry) { r.inventoryErr = errDown }) }}
+	s.post(t, &cert, body()).wantToken(t)
+	s.registry.change(func(r *registry) { r.inventoryErr = nil })
+	own := s.enrol(t, "borrowed")
+	s.registry.changeCertificate(own, func(c *Certificate) { c.ClientID = "reports" })
+	s.recorder = &taking{journal: s.journal, take: func() { s.registry.changeCertificate(own, func(c *Certificate) { c.Revoked = true }) }}
+	s.post(t, &own, body()).want(t, 401, tokens.CodeInvalidClient)
+	if d := s.journal.last(t); d.Reason != "certificate_revoked" || d.TokenID == "" {
+		t.Errorf("recorded %+v", d)
+	}
+}
+
 // taking is a journal while whose first record is written something is taken away.
 type taking struct {
 	*journal

@@ -59,7 +59,7 @@ func (s *Server) caller(w http.ResponseWriter, r *http.Request, peer *mtls.Peer)
 		// The client_id is left out of the record: it is no more than text.
 		return nil, s.refuse(ctx, authenticating(ctx, "", peer, s.now()), refused)
 	}
-	client, err := s.authenticateOnce(ctx, proof{f.clientID, f.assertion, peer})
+	client, err := s.authenticateOnce(ctx, proof{id: f.clientID, assertion: f.assertion, peer: peer})
 	if err != nil {
 		return nil, err
 	}

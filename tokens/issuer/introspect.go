@@ -115,7 +115,7 @@ func (s *Server) tellAgain(ctx context.Context, c *call, t *ownToken, first *int
 			passage.Leave()
 		}
 	}()
-	client, _, _, refused := s.authenticate(ctx, proof{c.client.ID, c.assertion, c.peer}, s.now())
+	client, _, _, refused := s.authenticate(ctx, proof{id: c.client.ID, assertion: c.assertion, peer: c.peer}, s.now())
 	if refused != nil {
 		return nil, nil, refused
 	}

@@ -36,6 +36,8 @@ type Request struct {
 	// Address and CorrelationID go into the record.
 	Address       string
 	CorrelationID string
+
+	unlisted bool // as in proof
 }
 
 // tokenType is how a token is shown; the binding is in the token (RFC 8705, Section 3).
@@ -72,7 +74,7 @@ func (s *Server) Issue(ctx context.Context, r Request) (*Response, error) {
 	if refused != nil {
 		return nil, s.refuse(ctx, d, refused)
 	}
-	d.Authenticated = true
+	d.Authenticated, r.unlisted = true, asserted != nil && asserted.unlisted
 	t, refused := narrow(client.Grants, r.Resources, r.Scope) // RFC 6749, Section 3.3; RFC 8707, Section 2
 	if refused != nil {
 		return nil, s.refuse(ctx, d, refused)
@@ -117,9 +119,12 @@ type proof struct {
 	id        string // whom the caller claims to be
 	assertion string // empty when none was sent
 	peer      *mtls.Peer
+	// unlisted says that the inventory was found not to have the certificate, for a client that needs no entry. One that our
+	// own CA issues meanwhile is another, so it is not looked for again while others wait for the Gate.
+	unlisted bool
 }
 
-func (r *Request) proof() proof { return proof{r.ClientID, r.Assertion, r.Peer} }
+func (r *Request) proof() proof { return proof{r.ClientID, r.Assertion, r.Peer, r.unlisted} }
 
 // Authenticate is the one place where a certificate becomes a client: Issue calls it, and so must every other endpoint
 // that a client may use. Clients that sign assertions are refused here. It judges everything anew at each call, because a connection outlives decisions. The client is
@@ -171,12 +176,15 @@ func (s *Server) Explain(ctx context.Context, clientID string, peer *mtls.Peer) 
 func (s *Server) authenticate(ctx context.Context, cr proof, now time.Time) (
 	*Client, time.Time, *assertion, *tokens.Error,
 ) {
-	client, notAfter, refused := s.authenticatePeer(ctx, cr, now)
+	client, notAfter, refused := s.authenticatePeer(ctx, &cr, now)
 	var asserted *assertion
 	if refused == nil && client.AuthMethod == PrivateKeyJWT {
 		asserted, refused = s.judgeAssertion(ctx, client, cr.assertion, now)
 	}
 	if refused == nil {
+		if asserted != nil {
+			asserted.unlisted = cr.unlisted
+		}
 		return client, notAfter, asserted, nil
 	}
 	if cr.assertion != "" && cr.peer.Certificate() != nil && refused.Code == tokens.CodeInvalidClient {
@@ -186,7 +194,7 @@ func (s *Server) authenticate(ctx context.Context, cr proof, now time.Time) (
 }
 
 // authenticatePeer is all of authenticate but for the assertion.
-func (s *Server) authenticatePeer(ctx context.Context, cr proof, now time.Time) (*Client, time.Time, *tokens.Error) {
+func (s *Server) authenticatePeer(ctx context.Context, cr *proof, now time.Time) (*Client, time.Time, *tokens.Error) {
 	id, peer := cr.id, cr.peer
 	client, err := s.registry.Client(ctx, id)
 	known := err == nil && client != nil && client.ID == id
@@ -194,7 +202,7 @@ func (s *Server) authenticatePeer(ctx context.Context, cr proof, now time.Time) 
 		return nil, time.Time{}, unavailable("registry_failed", err)
 	}
 	var entry *Certificate
-	if peer.Certificate() != nil && (!known || client.Inventory || client.AuthMethod == PrivateKeyJWT) {
+	if peer.Certificate() != nil && (!known || client.Inventory || client.AuthMethod == PrivateKeyJWT && !cr.unlisted) {
 		// An unknown client costs this look-up too, so that it takes as long as a known one.
 		entry, err = s.registry.Certificate(ctx, peer.Thumbprint())
 		if err != nil && !errors.Is(err, ErrNotFound) {
@@ -204,6 +212,7 @@ func (s *Server) authenticatePeer(ctx context.Context, cr proof, now time.Time) 
 	if !known {
 		return nil, time.Time{}, unauthenticated(peer, "unknown_client")
 	}
+	cr.unlisted = entry == nil
 	if (client.AuthMethod == PrivateKeyJWT) != (cr.assertion != "") { // RFC 6749, Section 2.3
 		return nil, time.Time{}, unauthenticated(peer, "method_mismatch")
 	}

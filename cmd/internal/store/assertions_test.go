@@ -7,13 +7,13 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
 
-// An assertion is good once, however many ask at the same moment, also of another Store on the same database; it is
-// forgotten only when it has expired, and none of that is a version of the state.
+// An assertion is good once, however many ask at the same moment; it is forgotten only when it has expired, and none of that is a version of the state.
 func testAssertions(f *fixture) {
 	before := f.stamp("state")
 	var wg sync.WaitGroup
@@ -96,5 +96,28 @@ func testAssertingClients(f *fixture) {
 	}
 	if err := f.Invite(f.ctx(), "reports", *f.code(1)); !errors.Is(err, ErrNotEnrolled) {
 		f.t.Errorf("invited: %v", err)
+	}
+}
+
+// CA-29: RFC 7523, Section 3: of two replicas that are shown one assertion at the same moment, one takes it.
+func TestRFC7523_3_SingleUseAtReplicas(t *testing.T) {
+	t.Parallel()
+	url := pgDatabase(t)
+	stores := []*Store{openURL(t, url, time.Now), openURL(t, url, time.Now)}
+	for n := range byte(20) {
+		var wg sync.WaitGroup
+		var results [2]error
+		for i, s := range stores {
+			wg.Go(func() { results[i] = s.UseAssertion(t.Context(), [32]byte{n + 1}, time.Now().Add(time.Minute)) })
+		}
+		wg.Wait()
+		if (results[0] == nil) == (results[1] == nil) {
+			t.Errorf("assertion %d: %v, %v", n, results[0], results[1])
+		}
+		for _, err := range results {
+			if err != nil && !errors.Is(err, ErrAssertionUsed) {
+				t.Error(err)
+			}
+		}
 	}
 }
