@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"os"
 	"path"
+	"runtime"
 	"slices"
 	"time"
 )
@@ -164,7 +165,8 @@ func open(ctx context.Context, cfg Config, d dialect) (*Store, error) {
 		if err != nil {
 			return nil, errors.Join(d.judge(err), s.Close())
 		}
-		s.holders = newSearchers(query, readers)
+		// No more than can run at once: each fills a cache of its own, which SQLite empties after every write.
+		s.holders = newSearchers(query, min(readers, runtime.GOMAXPROCS(0)))
 	}
 	return s, nil
 }
