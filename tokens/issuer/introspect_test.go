@@ -238,6 +238,10 @@ func TestRFC7662_2_1_CallerAuthenticates(t *testing.T) {
 	if !strings.HasSuffix(a.Text, d.mtlsURL+IntrospectPath) {
 		t.Errorf("the public listener says %q", a.Text)
 	}
+	do(t, d.client(t, nil), request(t, d.public+TokenPath, ask("guard"))).want(t, http.StatusUnauthorized, tokens.CodeInvalidClient)
+	if last := d.journal.last(t); last.Event != EventToken { // which is counted among the tokens refused
+		t.Errorf("a token request on the public listener is recorded as %+v", last)
+	}
 	before := d.journal.count()
 	d.wantInactive(t, "other", &other, d.token)
 	d.wantActive(t, d.token)
@@ -492,8 +496,10 @@ func TestRFC8705_2_ActiveForOtherKindsOfClient(t *testing.T) {
 	registered.change(func(s *set) { s.err = errDown })
 	d.introspect(t, &d.guard, about("guard", own)).want(t, http.StatusServiceUnavailable, tokens.CodeTemporarilyUnavailable)
 	d.wantReason(t, "certificates_unavailable")
-	d.registry.changeClient("foreign", func(c *Client) { c.Disabled = true })
-	d.wantInactive(t, "guard", &d.guard, theirs)
+	for _, change := range []func(c *Client){func(c *Client) { c.ID = "other" }, func(c *Client) { c.ID, c.Disabled = "foreign", true }} {
+		d.registry.changeClient("foreign", change)
+		d.wantInactive(t, "guard", &d.guard, theirs)
+	}
 }
 
 // IN-04: RFC 9701, Section 5; RFC 7662, Section 4: who does not run the resource server that a token is for learns nothing,
