@@ -697,6 +697,41 @@ func TestRFC7662_2_2_TokenOfAnAssertion(t *testing.T) {
 	want("client_disabled", foreign)
 }
 
+// A token of a client that signs assertions goes on to stand for it where the server itself is the resource, as long as the
+// client and the certificate do; without a token there is no way round the assertion.
+func TestStillHolds(t *testing.T) {
+	t.Parallel()
+	s, used := asserting(t)
+	cert, _ := s.enrolSigner(t, "reports", jose.ES256)
+	own := s.enrol(t, "payments")
+	claims := func(id string) *tokens.Claims { return &tokens.Claims{ClientID: id} }
+	if _, err := s.Authenticate(t.Context(), "reports", mtlstest.PeerOf(cert)); err == nil {
+		t.Error("authenticated without an assertion")
+	}
+	for id, shown := range map[string]tls.Certificate{"reports": cert, "payments": own} {
+		if c, err := s.StillHolds(t.Context(), claims(id), mtlstest.PeerOf(shown)); err != nil || c.ID != id {
+			t.Errorf("%s: %v", id, err)
+		}
+		if _, err := s.StillHolds(t.Context(), claims(id), nil); err == nil {
+			t.Errorf("%s holds without a certificate", id)
+		}
+	}
+	if _, err := s.StillHolds(t.Context(), claims("payments"), mtlstest.PeerOf(cert)); err == nil {
+		t.Error("a client holds with another's certificate")
+	}
+	for _, id := range []string{"reports", "payments"} {
+		s.registry.changeClient(id, func(c *Client) { c.Disabled = true })
+	}
+	for id, shown := range map[string]tls.Certificate{"reports": cert, "payments": own} {
+		if _, err := s.StillHolds(t.Context(), claims(id), mtlstest.PeerOf(shown)); err == nil {
+			t.Errorf("%s holds although it is disabled", id)
+		}
+	}
+	if len(used.untils()) != 0 {
+		t.Error("an assertion was noted")
+	}
+}
+
 // failingKeys are keys that cannot be had.
 type failingKeys struct{ err error }
 

@@ -122,9 +122,13 @@ type proof struct {
 	// unlisted says that the inventory was found not to have the certificate, for a client that needs no entry. One that our
 	// own CA issues meanwhile is another, so it is not looked for again while others wait for the Gate.
 	unlisted bool
+	// byToken says that a token of ours, verified as bound to the peer, stands for the assertion that it was issued for.
+	byToken bool
 }
 
-func (r *Request) proof() proof { return proof{r.ClientID, r.Assertion, r.Peer, r.unlisted} }
+func (r *Request) proof() proof {
+	return proof{id: r.ClientID, assertion: r.Assertion, peer: r.Peer, unlisted: r.unlisted}
+}
 
 // Authenticate is the one place where a certificate becomes a client: Issue calls it, and so must every other endpoint
 // that a client may use. Clients that sign assertions are refused here. It judges everything anew at each call, because a connection outlives decisions. The client is
@@ -134,6 +138,13 @@ func (r *Request) proof() proof { return proof{r.ClientID, r.Assertion, r.Peer, 
 // when the Gate is closed, which is not recorded.
 func (s *Server) Authenticate(ctx context.Context, clientID string, peer *mtls.Peer) (*Client, error) {
 	return s.authenticateOnce(ctx, proof{id: clientID, peer: peer})
+}
+
+// StillHolds is Authenticate for a client whose token, one of ours, was just verified as bound to the peer: it judges what
+// may have changed since the token was issued, for clients of every method. The assertion of a client that signs some was
+// judged when the token was issued.
+func (s *Server) StillHolds(ctx context.Context, claims *tokens.Claims, peer *mtls.Peer) (*Client, error) {
+	return s.authenticateOnce(ctx, proof{id: claims.ClientID, peer: peer, byToken: true})
 }
 
 // authenticateOnce is Authenticate for whatever the request brings; an assertion is used up by it.
@@ -178,7 +189,7 @@ func (s *Server) authenticate(ctx context.Context, cr proof, now time.Time) (
 ) {
 	client, notAfter, refused := s.authenticatePeer(ctx, &cr, now)
 	var asserted *assertion
-	if refused == nil && client.AuthMethod == PrivateKeyJWT {
+	if refused == nil && client.AuthMethod == PrivateKeyJWT && !cr.byToken {
 		asserted, refused = s.judgeAssertion(ctx, client, cr.assertion, now)
 	}
 	if refused == nil {
@@ -213,7 +224,7 @@ func (s *Server) authenticatePeer(ctx context.Context, cr *proof, now time.Time)
 		return nil, time.Time{}, unauthenticated(peer, "unknown_client")
 	}
 	cr.unlisted = entry == nil
-	if (client.AuthMethod == PrivateKeyJWT) != (cr.assertion != "") { // RFC 6749, Section 2.3
+	if (client.AuthMethod == PrivateKeyJWT) != (cr.assertion != "") && !cr.byToken { // RFC 6749, Section 2.3
 		return nil, time.Time{}, unauthenticated(peer, "method_mismatch")
 	}
 	if refused := client.judge(ctx, peer, entry, now); refused != nil {

@@ -298,10 +298,11 @@ func TestReplay(t *testing.T) {
 			w.record("client.add", audit.Event{Client: "sealed", Detail: map[string]string{"auth_method": byCA, "usage": "client", "trust": "t",
 				"sealed_members": "tls_client_auth_subject_dn"}})
 			w.record("client.add", audit.Event{Client: "old", Detail: map[string]string{"usage": "client"}})
+			w.record("client.add", audit.Event{Client: "keys", Detail: map[string]string{"auth_method": byAssertion, "usage": "client", "jwks": "x"}})
 			w.record("client.enable", audit.Event{Client: "self"})
 			w.record("client.add", audit.Event{Client: "long", Scope: []string{strings.Repeat("s", 3000)}, Detail: map[string]string{"auth_method": byCA, "usage": "client"}})
 		}, func(w *world, db *store.Store, r *Report) {
-			for _, id := range []string{"self", "sealed", "old", "long"} {
+			for _, id := range []string{"self", "sealed", "old", "long", "keys"} {
 				c := client(w, db, id)
 				if !c.Disabled || c.AuthMethod != byCertificate || c.Trust != "" || len(c.Scopes)+len(c.Certificates) != 0 {
 					w.Errorf("%+v", c)
@@ -312,6 +313,7 @@ func TestReplay(t *testing.T) {
 		"added, all of it on record": {func(w *world) {
 			w.record("client.add", audit.Event{Client: "foreign", Detail: map[string]string{"auth_method": byCA, "usage": "client", "trust": "t", "tls_client_auth_san_dns": "x.example"}})
 			w.record("client.add", audit.Event{Client: "jwks", Detail: map[string]string{"auth_method": byCertificate, "usage": "client", "jwks_uri": "https://x.example/jwks"}})
+			w.record("client.add", audit.Event{Client: "signs", Detail: map[string]string{"auth_method": byAssertion, "usage": "client", "jwks_uri": "https://y.example/jwks"}})
 			w.record("client.add", audit.Event{Client: "ip", Detail: map[string]string{"auth_method": byCA, "usage": "client", "sealed_members": "ip_addresses"},
 				Personal: map[string]string{"ip_addresses": "192.0.2.9"}})
 			w.record("client.add", audit.Event{Client: "operator", Scope: []string{"certbound:admin"}, Detail: map[string]string{"built_in": "true"}})
@@ -320,6 +322,9 @@ func TestReplay(t *testing.T) {
 				w.Errorf("%+v", c)
 			}
 			if c := client(w, db, "jwks"); c.Disabled || c.JWKSURI != "https://x.example/jwks" {
+				w.Errorf("%+v", c)
+			}
+			if c := client(w, db, "signs"); c.Disabled || c.AuthMethod != byAssertion || c.JWKSURI != "https://y.example/jwks" {
 				w.Errorf("%+v", c)
 			}
 			if c := client(w, db, "ip"); c.Disabled || len(c.IPs) != 1 || c.IPs[0] != "192.0.2.9" {

@@ -122,3 +122,27 @@ func TestRFC7523_3_AssertionsOfTheService(t *testing.T) {
 	again.mustOperate(http.MethodPost, "/clients/reports/enable", nil, nil)
 	wantToken(t, a.ask(c, a.assertion(nil)))
 }
+
+// A client that signs assertions may run a resource server: with its token it reads the deny feed, until it is disabled.
+func TestDenyFeedOfAssertingClient(t *testing.T) {
+	t.Parallel()
+	in := start(t, testConfig(t, t.TempDir()))
+	in.addLedger()
+	a := in.addAsserter("reports")
+	in.mustOperate(http.MethodPost, "/resources", map[string]any{"resource": "https://reports.test", "scope": "reports:read", "servers": []string{"reports"}}, nil)
+	cert := mtlstest.SelfSigned(t, mtlstest.Leaf{CommonName: "any"})
+	c := in.client(&cert)
+	answer := in.form(c, url.Values{
+		"grant_type": {"client_credentials"}, "resource": {in.issuer + pathDenied}, "client_assertion": {a.assertion(nil)},
+		"client_assertion_type": {"urn:ietf:params:oauth:client-assertion-type:jwt-bearer"},
+	})
+	wantToken(t, answer)
+	f := &follower{in: in, http: c, token: answer.Token}
+	if status, body := f.poll(in, ""); status != http.StatusOK {
+		t.Errorf("%d %s", status, body)
+	}
+	in.mustOperate(http.MethodPost, "/clients/reports/disable", nil, nil)
+	if status, body := f.poll(in, ""); status != http.StatusUnauthorized {
+		t.Errorf("disabled: %d %s", status, body)
+	}
+}

@@ -387,7 +387,7 @@ func (s *service) feedHandler() (http.Handler, error) {
 
 // authorizeFollower holds a verified token against the registry as it is now.
 func (s *service) authorizeFollower(ctx context.Context, claims *tokens.Claims, peer *mtls.Peer) error {
-	client, err := s.issuer.Authenticate(ctx, claims.ClientID, peer)
+	client, err := s.issuer.StillHolds(ctx, claims, peer)
 	if err != nil {
 		if e, ok := errors.AsType[*tokens.Error](err); ok && e.Code == tokens.CodeInvalidClient {
 			return &tokens.Error{Code: tokens.CodeInvalidToken, Reason: e.Reason, Description: "the token is not valid on this connection", Err: e}
