@@ -62,9 +62,9 @@ func (c *cli) keysRotateCommand() *cobra.Command {
 			"certbound:keys, or the break-glass socket.\n\n" +
 			"--emergency is for keys in the wrong hands. It waits for nobody and works while the journal is full: every signing key\n" +
 			"is removed at once, those announced and retiring too, a new one signs, and no TLS session resumes. Every token that is\n" +
-			"out there is worth nothing as soon as its resource server learns of it; clients ask for new ones. A resource server\n" +
-			"that cannot reach the service goes by the old keys for max-age and stale-while-error of its key set, 5 + 5 minutes by\n" +
-			"default; the output says until when.",
+			"out there is worth nothing as soon as its resource server learns of it; clients ask for new ones. That is\n" +
+			"at once where the deny feed is followed. Else a resource server goes by the old keys for max-age of its key set, 5 minutes\n" +
+			"by default, and for stale-while-error, 5 more, if it cannot reach the service; the output says until when.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			answer, err := call[admin.Rotation](cmd.Context(), c, http.MethodPost, "/keys/rotate", request)
 			if err != nil {
@@ -86,7 +86,9 @@ func showRotation(w io.Writer, r *admin.Rotation) {
 	}
 	fmt.Fprintf(w, "removed: %s\n", strings.Join(r.Removed, ", "))
 	if r.AcceptedUntil != nil {
-		fmt.Fprintf(w, "worst case: a resource server that does not hear of it accepts their tokens for %s more, until %s\n",
+		fmt.Fprintf(w, "resource servers refuse their tokens at once if they follow the deny feed, else within %s\n",
+			time.Duration(r.FreshSeconds)*time.Second)
+		fmt.Fprintf(w, "worst case: one that cannot reach the service accepts them for %s more, until %s, or for its own limit of the feed's age\n",
 			time.Duration(r.StaleSeconds)*time.Second, stamp(*r.AcceptedUntil))
 	}
 }

@@ -93,7 +93,7 @@ func (a *api) replaceKeys(ctx context.Context, tx *store.Store) (*outcome, error
 	if err != nil {
 		return nil, unavailable(err)
 	}
-	answer := &Rotation{StaleSeconds: int64(keysTrusted / time.Second)}
+	answer := &Rotation{FreshSeconds: int64(tokens.DefaultMaxAge / time.Second), StaleSeconds: int64(keysTrusted / time.Second)}
 	for i := range events {
 		events[i].Detail["emergency"] = "true"
 		if events[i].Name == "key.retire" {

@@ -102,7 +102,7 @@ func TestKeys(t *testing.T) {
 	b.scopes = []string{ScopeKeys}
 	before := b.journal.count()
 	b.post("/keys/rotate", `{"emergency":true}`, http.StatusOK, &done)
-	if len(done.Keys) != 1 || len(done.Removed) != 2 || done.StaleSeconds != 600 || done.AcceptedUntil == nil {
+	if len(done.Keys) != 1 || len(done.Removed) != 2 || done.FreshSeconds != 300 || done.StaleSeconds != 600 || done.AcceptedUntil == nil {
 		t.Errorf("in an emergency: %+v", done)
 	}
 	if n := b.journal.count() - before; n != 3 {

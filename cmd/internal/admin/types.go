@@ -393,9 +393,11 @@ type RotateRequest struct {
 // Rotation answers POST /keys/rotate with the keys as they are then.
 type Rotation struct {
 	Keys []SigningKey `json:"keys"`
-	// Removed are the ids of the keys that an emergency removed. A resource server that verifies by itself, and does not
-	// hear of it sooner, accepts what they sign for StaleSeconds at most, so until AcceptedUntil.
+	// Removed are the ids of the keys that an emergency removed. A resource server that follows the deny feed refuses at once
+	// what they sign. One that does not accepts it for FreshSeconds at most; one that reaches neither the feed nor the key set
+	// for StaleSeconds, so until AcceptedUntil, or for its own limit of the feed's age if that is less.
 	Removed       []string   `json:"removed,omitempty"`
+	FreshSeconds  int64      `json:"fresh_seconds,omitempty"`
 	StaleSeconds  int64      `json:"stale_seconds,omitempty"`
 	AcceptedUntil *time.Time `json:"accepted_until,omitempty"`
 	AuditPending  bool       `json:"audit_pending,omitempty"`

@@ -547,3 +547,52 @@ func TestReplicas_EmergencyRotation(t *testing.T) {
 	both[1] = start(t, configs[1])
 	check("after a restart")
 }
+
+// A15: who follows the deny feed hears of an emergency at once: the page that tells of the removed key is signed with the new
+// one, and the follower's own token has to be a new one too.
+func TestKeyring_EmergencyInTheFeed(t *testing.T) {
+	t.Parallel()
+	in := start(t, testConfig(t, t.TempDir()))
+	f := in.follow("ledger-server", ledger)
+	status, body := f.poll(in, "")
+	if status != http.StatusOK {
+		t.Fatalf("%d %s", status, body)
+	}
+	header, first := decodePage(t, body)
+	type answer struct {
+		status int
+		body   string
+	}
+	told := make(chan answer, 1)
+	go func() {
+		status, body := f.poll(in, fmt.Sprint("?since=", first.Head))
+		told <- answer{status, body}
+	}()
+	eventually(t, 5*time.Second, "somebody waits", func() bool {
+		return strings.Contains(in.awaitMetric("certbound_feed_waiting"), "certbound_feed_waiting 1")
+	})
+	began := time.Now()
+	var done admin.Rotation
+	in.mustOperate(http.MethodPost, "/keys/rotate", admin.RotateRequest{Emergency: true}, &done)
+	heard := <-told
+	t.Logf("told after %s", time.Since(began))
+	if heard.status != http.StatusOK {
+		t.Fatalf("who waits: %d %s", heard.status, heard.body)
+	}
+	signedBy, p := decodePage(t, heard.body)
+	if len(done.Removed) != 1 || header["kid"] != done.Removed[0] || signedBy["kid"] != done.Keys[0].ID {
+		t.Errorf("the page was signed by %v, then by %v; removed are %v", header["kid"], signedBy["kid"], done.Removed)
+	}
+	if len(p.Entries) != 1 || p.Entries[0]["kid"] != done.Removed[0] || time.Since(began) > 3*time.Second {
+		t.Errorf("told %+v after %s", p, time.Since(began))
+	}
+	if status, _ := f.poll(in, ""); status != http.StatusUnauthorized {
+		t.Errorf("the follower's token of before: %d", status)
+	}
+	if status, f.token = f.askToken("ledger-server", in.issuer+pathDenied); status != http.StatusOK {
+		t.Fatalf("a new token for the feed: %d", status)
+	}
+	if p := f.page(in, ""); !slices.ContainsFunc(p.Entries, func(e map[string]any) bool { return e["kid"] == done.Removed[0] }) {
+		t.Errorf("from the beginning it is told %+v", p)
+	}
+}
