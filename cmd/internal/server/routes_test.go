@@ -82,6 +82,8 @@ func TestRoutes(t *testing.T) {
 		{"GET", in.issuer + pathEnroll, c, 405, post},
 		{"PUT", in.mtls + pathEnroll, c, 405, post},
 		{"DELETE", in.mtls + pathRenew, c, 405, post},
+		{"GET", in.mtls + pathIntrospect, c, 405, post},
+		{"GET", in.issuer + pathIntrospect, c, 405, post},
 		{"POST", in.issuer + pathRoots, c, 405, get},
 		{"PUT", in.issuer + pathCRL, c, 405, get},
 		{"DELETE", in.issuer + pathKeys, c, 405, get},
