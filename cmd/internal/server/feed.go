@@ -376,12 +376,17 @@ func (s *service) feedHandler() (http.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
-	guard, err := resource.New(resource.Config{
+	cfg := resource.Config{
 		Verifier: verifier, Realm: s.identity.issuer, Authorize: s.authorizeFollower, Refused: s.followerRefused,
-	})
+	}
+	if resource.CheckIdentifier(s.deniedResource()) == nil { // as for the operators' API
+		cfg.Metadata = &resource.Metadata{Scopes: []string{scopeDenied}}
+	}
+	guard, err := resource.New(cfg)
 	if err != nil {
 		return nil, err
 	}
+	s.feedGuard = guard
 	return guard.Protect(withPeer(http.HandlerFunc(s.serveFeed)), scopeDenied), nil
 }
 

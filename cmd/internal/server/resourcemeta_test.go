@@ -56,6 +56,26 @@ func TestRFC9728_5_1_OperatorsAPI(t *testing.T) {
 	}
 }
 
+// MD-10, MD-11: RFC 9728, Section 5.1: so is the deny feed.
+func TestRFC9728_5_1_DenyFeed(t *testing.T) {
+	t.Parallel()
+	in := start(t, testConfig(t, t.TempDir()))
+	c := in.client(nil)
+	res, err := c.Get(in.mtls + pathDenied)
+	if err != nil {
+		t.Fatal(err)
+	}
+	res.Body.Close()
+	named := in.issuer + "/.well-known/oauth-protected-resource" + pathDenied
+	if got := res.Header.Get("WWW-Authenticate"); res.StatusCode != http.StatusUnauthorized || !strings.HasSuffix(got, `, resource_metadata="`+named+`"`) {
+		t.Fatalf("status %d, %s", res.StatusCode, got)
+	}
+	m := in.document(named)
+	if m["resource"] != in.issuer+pathDenied || m["tls_client_certificate_bound_access_tokens"] != true {
+		t.Errorf("the metadata are %v", m)
+	}
+}
+
 // sortedScopes makes a set of a document's scopes.
 func sortedScopes(document map[string]any) map[string]any {
 	set := map[string]bool{}

@@ -23,6 +23,7 @@ import (
 	"github.com/certbound/certbound/pki"
 	"github.com/certbound/certbound/tokens"
 	"github.com/certbound/certbound/tokens/issuer"
+	"github.com/certbound/certbound/tokens/resource"
 )
 
 // The paths of the service. They are fixed: they never move under the issuer's path.
@@ -46,8 +47,10 @@ func (s *service) publicRouter() http.Handler {
 		get(r, path, "metadata", s.issuer.MetadataHandler())
 	}
 	get(r, pathKeys, "jwks", s.issuer.KeysHandler())
-	if path := s.guard.MetadataPath(); path != "" { // on the issuer's host, which the operators' resource is named after
-		get(r, path, "resource_metadata", s.guard.MetadataHandler())
+	for _, guard := range []*resource.Guard{s.guard, s.feedGuard} {
+		if path := guard.MetadataPath(); path != "" { // on the issuer's host, which our own resources are named after
+			get(r, path, "resource_metadata", guard.MetadataHandler())
+		}
 	}
 	for path, name := range map[string]string{pathToken: "token", pathIntrospect: "introspect", pathRevoke: "revoke"} {
 		r.Handle(path, s.issuer.MisdirectedHandler(path)).Name(name)

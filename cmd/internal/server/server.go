@@ -107,7 +107,7 @@ type service struct {
 	keys                  *keyring
 	authority             *authority.Authority
 	issuer                *issuer.Server
-	guard                 *resource.Guard // of the operators' API
+	guard, feedGuard      *resource.Guard // of the operators' API, and of the deny feed
 	metrics               *metrics
 	journalTimes          *journalTimes
 	limits                *admission.Limiter
