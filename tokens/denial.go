@@ -6,6 +6,7 @@ package tokens
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -74,6 +75,9 @@ func (d *Denial) Denies(c *Claims, keyID string) bool {
 type DenyList struct {
 	entries atomic.Int64 // so that an empty list costs one load
 
+	callMu sync.Mutex
+	calls  []func()
+
 	mu          sync.RWMutex
 	bytes       int
 	tokens      map[string]time.Time // until when
@@ -87,6 +91,27 @@ type deniedClient struct{ before, until time.Time }
 // Add denies more tokens. Of two Denials for the same it keeps whatever denies more, for longer. It adds all that it can
 // and returns the first error: of Denial.Check, or ErrDenyListFull.
 func (l *DenyList) Add(denials ...Denial) error {
+	err := l.addAll(denials)
+	if len(denials) > 0 {
+		l.callMu.Lock()
+		calls := l.calls
+		l.callMu.Unlock()
+		for _, call := range calls {
+			call()
+		}
+	}
+	return err
+}
+
+// OnAdd has call called after each Add of anything from now on, before Add returns: for whoever has accepted tokens whose
+// use goes on. It is kept as long as the list, may be called by several goroutines at once, and must not block.
+func (l *DenyList) OnAdd(call func()) {
+	l.callMu.Lock()
+	defer l.callMu.Unlock()
+	l.calls = append(slices.Clip(l.calls), call)
+}
+
+func (l *DenyList) addAll(denials []Denial) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var failed error

@@ -79,9 +79,8 @@ type verified struct {
 
 // NewVerifier returns a Verifier. The error says which field cannot be used.
 func NewVerifier(c VerifierConfig) (*Verifier, error) {
-	u, err := url.Parse(c.Issuer)
-	if err != nil || u.Scheme != "https" || u.Host == "" || u.RawQuery != "" || u.Fragment != "" {
-		return nil, fmt.Errorf("tokens: issuer %q is not an https URL without query and fragment", c.Issuer)
+	if err := checkIssuer(c.Issuer); err != nil {
+		return nil, err
 	}
 	if c.Audience == "" {
 		return nil, errors.New("tokens: no audience")
@@ -92,23 +91,19 @@ func NewVerifier(c VerifierConfig) (*Verifier, error) {
 	if c.Leeway < 0 || c.Leeway > maxLeeway {
 		return nil, fmt.Errorf("tokens: leeway %v is not within 0 and %v", c.Leeway, maxLeeway)
 	}
-	for _, a := range c.Algorithms {
-		if !jose.Algorithm(a).Supported() {
-			return nil, fmt.Errorf("tokens: unsupported algorithm %q", a)
-		}
+	algorithms, err := checkAlgorithms(c.Algorithms)
+	if err != nil {
+		return nil, err
 	}
 	v := &Verifier{
 		issuer:     c.Issuer,
 		audience:   c.Audience,
 		keys:       c.Keys,
-		algorithms: slices.Clone(c.Algorithms),
+		algorithms: algorithms,
 		leeway:     c.Leeway,
 		now:        c.Now,
 		anyForm:    c.AnySignatureForm,
 		denied:     c.Denied,
-	}
-	if len(v.algorithms) == 0 {
-		v.algorithms = []string{ES256, PS256, EdDSA}
 	}
 	if v.leeway == 0 {
 		v.leeway = defaultLeeway
@@ -121,6 +116,27 @@ func NewVerifier(c VerifierConfig) (*Verifier, error) {
 	}
 	v.accepted = jose.NewCache[*verified](c.CacheBytes)
 	return v, nil
+}
+
+func checkIssuer(issuer string) error {
+	u, err := url.Parse(issuer)
+	if err != nil || u.Scheme != "https" || u.Host == "" || u.RawQuery != "" || u.Fragment != "" {
+		return fmt.Errorf("tokens: issuer %q is not an https URL without query and fragment", issuer)
+	}
+	return nil
+}
+
+// checkAlgorithms returns a copy of the list, or what goes without one.
+func checkAlgorithms(list []string) ([]string, error) {
+	for _, a := range list {
+		if !jose.Algorithm(a).Supported() {
+			return nil, fmt.Errorf("tokens: unsupported algorithm %q", a)
+		}
+	}
+	if len(list) == 0 {
+		return []string{ES256, PS256, EdDSA}, nil
+	}
+	return slices.Clone(list), nil
 }
 
 // Issuer returns the issuer whose tokens are accepted.
@@ -138,6 +154,24 @@ func (v *Verifier) Audience() string { return v.audience }
 // It blocks as long as Keys does, until ctx is done. A token that it accepted before is cheaper, see
 // VerifierConfig.CacheBytes. Safe for concurrent use.
 func (v *Verifier) Verify(ctx context.Context, raw string, peer *mtls.Peer) (*Claims, error) {
+	p, err := v.verify(ctx, raw, peer)
+	if err != nil {
+		return nil, err
+	}
+	return p.copied(), nil
+}
+
+// VerifyKey is Verify, and also returns the id of the key that signed the token, for whoever will ask again whether the
+// token is denied: see DenyList.Denies.
+func (v *Verifier) VerifyKey(ctx context.Context, raw string, peer *mtls.Peer) (c *Claims, keyID string, err error) {
+	p, err := v.verify(ctx, raw, peer)
+	if err != nil {
+		return nil, "", err
+	}
+	return p.copied(), p.key.ID, nil
+}
+
+func (v *Verifier) verify(ctx context.Context, raw string, peer *mtls.Peer) (*verified, error) {
 	if peer.Certificate() == nil { // before any work on what a stranger sent
 		return nil, invalid("no_certificate", mtls.ErrNoCertificate)
 	}
@@ -173,7 +207,7 @@ func (v *Verifier) Verify(ctx context.Context, raw string, peer *mtls.Peer) (*Cl
 	if !known {
 		v.accepted.Put(raw, p, p.bytes())
 	}
-	return p.copied(), nil
+	return p, nil
 }
 
 // notDenied refuses what was revoked, and everything while that cannot be known.
