@@ -173,7 +173,11 @@ func TestRFC8705_3_4_AssertionWithoutCertificate(t *testing.T) {
 	s, _ := asserting(t)
 	cert, g := s.enrolSigner(t, "reports", jose.ES256)
 	body := asserted("reports", g.sign(t, "", claimsOf("reports", s.issuer, time.Now())))
-	s.post(t, nil, body).want(t, 401, tokens.CodeInvalidClient)
+	a := s.post(t, nil, body)
+	a.want(t, 401, tokens.CodeInvalidClient)
+	if !strings.HasPrefix(a.Text, "no client certificate") {
+		t.Errorf("told %q", a.Text)
+	}
 	if d := s.journal.last(t); d.Reason != "no_certificate" || d.Authenticated {
 		t.Errorf("recorded %+v", d)
 	}
@@ -638,7 +642,11 @@ func TestRFC8705_3_CertificateOfAnAssertion(t *testing.T) {
 	s.wantRefusedBody(t, cert, body(), "client_disabled")
 	s.registry.changeClient("reports", func(c *Client) { c.Disabled = false })
 	s.registry.change(func(r *registry) { r.inventoryErr = errDown })
-	s.post(t, &cert, body()).want(t, 503, tokens.CodeTemporarilyUnavailable)
+	a := s.post(t, &cert, body())
+	a.want(t, 503, tokens.CodeTemporarilyUnavailable)
+	if a.Text != unavailableDescription {
+		t.Errorf("told %q", a.Text)
+	}
 	s.registry.change(func(r *registry) { r.inventoryErr = nil })
 	if n := len(used.untils()); n != 1 {
 		t.Errorf("%d assertions noted, want 1", n)
@@ -695,6 +703,37 @@ func TestRFC7662_2_2_TokenOfAnAssertion(t *testing.T) {
 	want("certificate_revoked", cert)
 	c.Disabled = true
 	want("client_disabled", foreign)
+}
+
+// CA-22, CA-29: RFC 7523, Section 3; RFC 7662, Section 2.1: introspection takes the same assertions as the token endpoint,
+// each once, wherever it was used; a refused question uses none up.
+func TestRFC7662_2_1_AssertionOfTheCaller(t *testing.T) {
+	t.Parallel()
+	used := &usedAssertions{seen: map[[sha256.Size]byte]time.Time{}}
+	d := newDesk(t, func(c *Config) { c.Assertions = used })
+	cert, g := d.enrolSigner(t, "reports", jose.ES256)
+	d.serve("reports", ledger)
+	sign := func() string { return g.sign(t, "", claimsOf("reports", d.issuer, time.Now())) }
+	question := func(assertion, token string) string {
+		return about("reports", token, "client_assertion_type", assertionType, "client_assertion", assertion)
+	}
+	first := sign()
+	d.introspect(t, &cert, question(first, "")).want(t, 400, tokens.CodeInvalidRequest)
+	d.introspect(t, nil, question(first, d.token)).want(t, 401, tokens.CodeInvalidClient)
+	d.introspect(t, &cert, about("reports", d.token)).want(t, 401, tokens.CodeInvalidClient)
+	if len(used.untils()) != 0 {
+		t.Error("a refused question was noted")
+	}
+	if a := d.introspect(t, &cert, question(first, d.token)); a.status != http.StatusOK || !strings.Contains(a.body, `"active":true`) {
+		t.Fatalf("%d %s", a.status, a.body)
+	}
+	d.introspect(t, &cert, question(first, d.token)).want(t, 401, tokens.CodeInvalidClient)
+	d.post(t, &cert, asserted("reports", first)).want(t, 401, tokens.CodeInvalidClient)
+	second := sign()
+	d.post(t, &cert, asserted("reports", second)).wantToken(t)
+	d.introspect(t, &cert, question(second, d.token)).want(t, 401, tokens.CodeInvalidClient)
+	used.fail(errDown)
+	d.introspect(t, &cert, question(sign(), d.token)).want(t, 503, tokens.CodeTemporarilyUnavailable)
 }
 
 // A token of a client that signs assertions goes on to stand for it where the server itself is the resource, as long as the
