@@ -227,9 +227,16 @@ func InstallKEK(dir string, kek []byte, now time.Time) (old string, err error) {
 	if slices.Equal(present, kek) {
 		return "", nil
 	}
-	old = name + ".until-" + now.UTC().Format("20060102-150405")
-	if err := os.Link(name, old); err != nil {
-		return "", fmt.Errorf("keep the old key-encryption key: %w", err)
+	for {
+		old = name + ".until-" + now.UTC().Format("20060102-150405")
+		err := os.Link(name, old)
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, os.ErrExist) {
+			return "", fmt.Errorf("keep the old key-encryption key: %w", err)
+		}
+		now = now.Add(time.Second) // another one was kept in that second
 	}
 	draft := name + "." + strings.ToLower(rand.Text())
 	f, err := os.OpenFile(draft, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)

@@ -203,6 +203,12 @@ func TestInstallKEK(t *testing.T) {
 	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 2 {
 		t.Errorf("the folder has %v, %v", entries, err)
 	}
+	kept, err = InstallKEK(dir, old, at) // and back, in the same second
+	ok(t, err)
+	same(t, kept, name+".until-20261123-120001")
+	if got, err := readKEK(kept); err != nil || !bytes.Equal(got, anotherKEK) {
+		t.Errorf("%s holds another key, or none: %v", kept, err)
+	}
 	if _, err := InstallKEK(t.TempDir(), anotherKEK, at); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("where there is no key: %v", err)
 	}
