@@ -70,6 +70,12 @@ type Config struct {
 	// challenge name its URL. The Verifier's audience must then pass CheckIdentifier, and the metadata be served at its
 	// host: by a Protect that sees all paths, or by MetadataHandler at MetadataPath. Nil publishes nothing.
 	Metadata *Metadata
+
+	// Denials ends requests that are under way when their token is revoked, streams above all: the request's context is
+	// cancelled with the cause ErrDenied, its connection closed, or its HTTP/2 stream reset. It is what the Verifier's
+	// Denied asks: a *tokens.DenyFeed or a *tokens.DenyList, which then keeps the Guard. A handler that hijacks its
+	// connection must end with its context, and not return before. Nil lets each request come to its end.
+	Denials Denials
 }
 
 // Guard refuses requests that do not carry a token bound to their connection. Safe for concurrent use.
@@ -82,6 +88,7 @@ type Guard struct {
 	events      Events
 	refused     func(*http.Request, *tokens.Error, string)
 	metadata    *published // nil when there is none
+	open        *opened    // nil when nothing ends a request
 }
 
 // New returns a Guard. The error says which field cannot be used.
@@ -116,6 +123,9 @@ func New(c Config) (*Guard, error) {
 			return nil, err
 		}
 	}
+	if c.Denials != nil {
+		g.open = newOpened(c.Denials, g.logger)
+	}
 	return g, nil
 }
 
@@ -133,44 +143,53 @@ func (g *Guard) Protect(next http.Handler, scopes ...string) http.Handler {
 			g.metadata.ServeHTTP(w, r)
 			return
 		}
-		claims, err := g.check(r, needed)
+		claims, keyID, err := g.check(r, needed)
 		if err != nil {
 			g.refuse(w, r, err)
 			return
 		}
-		if g.events != nil {
-			g.events.RequestAllowed()
+		ctx := context.WithValue(r.Context(), claimsKey{}, claims)
+		if g.open != nil {
+			g.serveOpen(next, w, r.WithContext(ctx), &open{claims: claims, keyID: keyID})
+			return
 		}
-		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), claimsKey{}, claims)))
+		g.allowed()
+		next.ServeHTTP(w, r.WithContext(ctx))
 	})
 }
 
+func (g *Guard) allowed() {
+	if g.events != nil {
+		g.events.RequestAllowed()
+	}
+}
+
 // check is the whole decision about one request. Its error is an *tokens.Error, with an empty Code when the request
-// had no credentials.
-func (g *Guard) check(r *http.Request, needed []string) (*tokens.Claims, error) {
+// had no credentials. keyID is the key that signed the token.
+func (g *Guard) check(r *http.Request, needed []string) (claims *tokens.Claims, keyID string, err error) {
 	raw, err := bearer(r)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	peer, noPeer := g.certificate(r)
 	if noPeer != nil {
 		peer = nil // whatever came with the error
 	}
-	claims, err := g.verifier.Verify(r.Context(), raw, peer)
+	claims, keyID, err = g.verifier.VerifyKey(r.Context(), raw, peer)
 	if err != nil {
-		return nil, because(err, noPeer)
+		return nil, "", because(err, noPeer)
 	}
 	if g.authorize != nil {
 		if err := g.authorize(r.Context(), claims, peer); err != nil {
-			return nil, judged(err)
+			return nil, "", judged(err)
 		}
 	}
 	for _, scope := range needed {
 		if !claims.HasScope(scope) {
-			return nil, insufficient(needed)
+			return nil, "", insufficient(needed)
 		}
 	}
-	return claims, nil
+	return claims, keyID, nil
 }
 
 // bearer takes the token out of the Authorization header, the only place where we accept one (RFC 6750,
