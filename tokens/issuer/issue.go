@@ -329,10 +329,10 @@ func (c *Client) judgeRevocation(peer *mtls.Peer, chain []*x509.Certificate, now
 	return because(unauthenticated(peer, reason), err)
 }
 
-// judgeEntry holds the certificate to the inventory, for clients of our own CA.
+// judgeEntry holds the certificate to the inventory: clients of our own CA, and others that show a certificate of it.
 func (c *Client) judgeEntry(entry *Certificate, now time.Time) string {
 	switch {
-	case !c.Inventory && (c.AuthMethod != PrivateKeyJWT || entry == nil):
+	case !c.Inventory && entry == nil: // it is looked for where it may matter
 		return ""
 	case entry == nil:
 		return "certificate_unknown"
