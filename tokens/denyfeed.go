@@ -99,6 +99,7 @@ type DenyFeed struct {
 	now        func() time.Time
 
 	list  DenyList
+	heard chan struct{}             // closed when all was heard once
 	fresh atomic.Pointer[time.Time] // when the issuer last said that this is all; nil before
 	full  atomic.Bool               // the list had no room: something is missing in it
 
@@ -131,7 +132,7 @@ func NewDenyFeed(c DenyFeedConfig) (*DenyFeed, error) {
 	f := &DenyFeed{
 		issuer: c.Issuer, audience: c.Issuer + denyFeedPath, url: c.URL, keys: c.Keys, algorithms: slices.Clone(c.Algorithms),
 		maxAge: orDefault(c.MaxAge, DefaultDenyFeedMaxAge), stale: c.Stale, logger: c.Logger, events: c.Events, now: c.Now,
-		whole: true,
+		whole: true, heard: make(chan struct{}),
 	}
 	if f.url == "" {
 		f.url = f.audience
@@ -191,6 +192,19 @@ func (f *DenyFeed) Err() error {
 		return fmt.Errorf("%w: nothing was heard for more than %v", ErrDenyFeedStale, f.maxAge)
 	}
 	return nil
+}
+
+// Wait blocks until Run has heard all that is denied for the first time, so that a server does not begin with refusals, or
+// until ctx is done. The error then wraps ctx.Err() and says what failed last.
+func (f *DenyFeed) Wait(ctx context.Context) error {
+	select {
+	case <-f.heard:
+		return nil
+	case <-ctx.Done():
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return fmt.Errorf("%w: %w (%v)", ErrDenyFeedStale, ctx.Err(), f.last)
+	}
 }
 
 // young reports whether the issuer's word is not too old, by the monotonic clock and by the wall clock: the one stands
@@ -381,8 +395,12 @@ func (f *DenyFeed) take(ctx context.Context, raw string) (news bool, err error) 
 		return news, errors.New("the page is old")
 	}
 	fresh := now.Add(-max(0, age)) // with a monotonic clock of its own
-	if old := f.fresh.Load(); old == nil || old.Before(fresh) {
+	old := f.fresh.Load()
+	if old == nil || old.Before(fresh) {
 		f.fresh.Store(&fresh)
+	}
+	if old == nil {
+		close(f.heard)
 	}
 	// The issuer's clock says what has ended: ours may jump.
 	if now := page.IssuedAt.Add(-denyPruneAfter); now.Sub(f.pruned) >= time.Minute {

@@ -639,6 +639,34 @@ func TestDenyFeedRun(t *testing.T) {
 	}
 }
 
+// Who waits is told when all is known, or what failed; without a clock of its own it takes the real one.
+func TestDenyFeedWait(t *testing.T) {
+	t.Parallel()
+	issuer := tokenstest.New(t)
+	server := issuer.DenyFeedServer(t)
+	server.Answer(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) })
+	feed, err := tokens.NewDenyFeed(tokens.DenyFeedConfig{
+		Issuer: tokenstest.URL, URL: server.URL, Keys: issuer.Keys(), Client: server.Client, Stale: tokens.StaleRefuse})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	var all sync.WaitGroup
+	defer all.Wait()
+	defer stop()
+	all.Go(func() { _ = feed.Run(ctx) })
+	eventually(t, "it asks again", func() bool { return server.Polls() > 1 })
+	done, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := feed.Wait(done); !errors.Is(err, tokens.ErrDenyFeedStale) || !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "status 418") {
+		t.Error(err)
+	}
+	server.Answer(nil)
+	if err := feed.Wait(t.Context()); err != nil || feed.Err() != nil {
+		t.Error(err, feed.Err())
+	}
+}
+
 // Silence raises the alarm although no request has failed, and so does a feed that was never heard, but not at once.
 func TestDenyFeedAlarm(t *testing.T) {
 	t.Parallel()

@@ -53,10 +53,6 @@ func (s *screen) ok(format string, args ...any) {
 	fmt.Fprintf(s.file, "    %sok%s  %s\n", s.good, s.neutral, fmt.Sprintf(format, args...))
 }
 
-func (s *screen) note(format string, args ...any) {
-	fmt.Fprintf(s.file, "    note: %s\n", fmt.Sprintf(format, args...))
-}
-
 func (s *screen) failed(err error) {
 	fmt.Fprintf(s.file, "    %sFAILED%s  %s\n", s.bad, s.neutral, err)
 }

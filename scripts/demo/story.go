@@ -325,7 +325,7 @@ func (s *story) revoke(ctx context.Context) error {
 	}
 	s.screen.ok("a token, over a connection from %s that stays open", first.local)
 
-	text, err := s.run(ctx, "certbound cert revoke --client payments --reason keyCompromise")
+	text, err := s.run(ctx, "certbound cert revoke --client payments --reason keyCompromise --wait-resources 10s")
 	s.screen.say(text)
 	if err != nil {
 		return err
@@ -338,6 +338,10 @@ func (s *story) revoke(ctx context.Context) error {
 		return fmt.Errorf("the connection from %s was not used again", first.local)
 	}
 	s.screen.ok("not one more token, on the very connection from %s", second.local)
+	if _, err := s.post(ctx, s.payments, s.entriesURL, s.token, nil, http.StatusUnauthorized, "invalid_token"); err != nil {
+		return err
+	}
+	s.screen.ok("and the token from before is refused by ledger, which follows what is denied")
 
 	s.payments.close()
 	third, err := s.post(ctx, s.payments, s.tokenURL, "", ask, http.StatusUnauthorized, "invalid_client")
@@ -354,7 +358,6 @@ func (s *story) revoke(ctx context.Context) error {
 		}
 	}
 	s.screen.ok("and the certificate cannot be renewed")
-	s.screen.note("ledger checks tokens by itself, so one from before the revocation lives there until it expires.")
 	return nil
 }
 

@@ -10,7 +10,8 @@
 //	ledger --profile DIR --audience https://ledger.example --listen 127.0.0.1:7443
 //
 // POST /entries books one entry and needs the scope given by --scope; nothing else is served. There is no path on
-// which it would look at a token without the certificate of the connection.
+// which it would look at a token without the certificate of the connection. It follows the issuer's deny feed, and so has
+// to be a --server of its resource there: what is revoked is refused at once, and everything is when it cannot know.
 package main
 
 import (
@@ -33,6 +34,7 @@ import (
 
 	"github.com/certbound/certbound/mtls"
 	"github.com/certbound/certbound/tokens"
+	"github.com/certbound/certbound/tokens/client"
 	"github.com/certbound/certbound/tokens/resource"
 )
 
@@ -61,7 +63,16 @@ func run(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
-	guard, err := newGuard(p, o.audience)
+	keys, err := p.keys()
+	if err != nil {
+		return err
+	}
+	feed, closeFeed, err := p.feed(ctx, keys)
+	if err != nil {
+		return err
+	}
+	defer closeFeed()
+	guard, err := newGuard(p.Issuer, o.audience, keys, feed)
 	if err != nil {
 		return err
 	}
@@ -94,10 +105,13 @@ func run(ctx context.Context, o options) error {
 
 // A profile is what the ledger needs from the folder of an enrolled client.
 type profile struct {
-	Issuer string `json:"issuer"`
+	Issuer   string `json:"issuer"`
+	ClientID string `json:"client_id"`
+	MTLSURL  string `json:"mtls_url"`
 
 	keyPair *mtls.KeyPair // renewed in place by "certbound renew"
-	client  *http.Client  // trusts the issuer's roots and no other
+	roots   *x509.CertPool
+	client  *http.Client // trusts the issuer's roots and no other
 }
 
 func openProfile(dir string) (*profile, error) {
@@ -117,33 +131,63 @@ func openProfile(dir string) (*profile, error) {
 	if err != nil {
 		return nil, err
 	}
-	roots := x509.NewCertPool()
-	if !roots.AppendCertsFromPEM(pem) {
+	p.roots = x509.NewCertPool()
+	if !p.roots.AppendCertsFromPEM(pem) {
 		return nil, fmt.Errorf("%s: holds no certificate", filepath.Join(dir, "roots.pem"))
 	}
 	p.client = &http.Client{
 		Timeout:   10 * time.Second,
-		Transport: &http.Transport{TLSClientConfig: mtls.ClientConfig(nil, roots), ForceAttemptHTTP2: true},
+		Transport: &http.Transport{TLSClientConfig: mtls.ClientConfig(nil, p.roots), ForceAttemptHTTP2: true},
 	}
 	return &p, nil
 }
 
-// newGuard returns the guard that checks tokens of the profile's issuer for the audience.
-func newGuard(p *profile, audience string) (*resource.Guard, error) {
+// keys are the issuer's signing keys, fetched when they are needed.
+func (p *profile) keys() (*tokens.KeySet, error) {
 	issuer, err := url.Parse(p.Issuer)
 	if err != nil {
 		return nil, err
 	}
 	issuer.Path = "/.well-known/jwks.json" // Certbound's keys are there whatever the issuer's path
-	keys, err := tokens.NewKeySet(tokens.KeySetConfig{URL: issuer.String(), Client: p.client})
+	return tokens.NewKeySet(tokens.KeySetConfig{URL: issuer.String(), Client: p.client})
+}
+
+// feed follows what the issuer has revoked, until ctx is done or it is closed. It returns when that is known.
+func (p *profile) feed(ctx context.Context, keys tokens.Keys) (feed *tokens.DenyFeed, closeFeed func(), err error) {
+	ctx, stop := context.WithCancel(ctx)
+	bearer, err := client.New(ctx, client.Config{
+		Issuer: p.Issuer, ClientID: p.ClientID, KeyPair: p.keyPair, Roots: p.roots, Origins: []string{p.MTLSURL},
+		Resources: []string{p.Issuer + "/oauth2/denied"}, Scopes: []string{"denied"},
+	})
+	if err != nil {
+		stop()
+		return nil, nil, err
+	}
+	closeFeed = func() { stop(); bearer.Close() }
+	feed, err = tokens.NewDenyFeed(tokens.DenyFeedConfig{
+		Issuer: p.Issuer, URL: p.MTLSURL + "/oauth2/denied", Keys: keys, Client: &http.Client{Transport: bearer},
+		Stale: tokens.StaleRefuse, Logger: slog.Default(),
+	})
+	if err == nil {
+		go func() { _ = feed.Run(ctx) }()
+		soon, cancel := context.WithTimeout(ctx, 20*time.Second)
+		defer cancel()
+		err = feed.Wait(soon)
+	}
+	if err != nil {
+		closeFeed()
+		return nil, nil, err
+	}
+	return feed, closeFeed, nil
+}
+
+// newGuard returns the guard that checks tokens of the issuer for the audience, and ends requests whose token is revoked.
+func newGuard(issuer, audience string, keys tokens.Keys, feed *tokens.DenyFeed) (*resource.Guard, error) {
+	verifier, err := tokens.NewVerifier(tokens.VerifierConfig{Issuer: issuer, Audience: audience, Keys: keys, Denied: feed.Denied})
 	if err != nil {
 		return nil, err
 	}
-	verifier, err := tokens.NewVerifier(tokens.VerifierConfig{Issuer: p.Issuer, Audience: audience, Keys: keys})
-	if err != nil {
-		return nil, err
-	}
-	return resource.New(resource.Config{Verifier: verifier, Realm: "ledger", Logger: slog.Default()})
+	return resource.New(resource.Config{Verifier: verifier, Realm: "ledger", Logger: slog.Default(), Denials: feed})
 }
 
 // A book counts the entries booked. It is served behind the guard only, so a request that arrives here bears a valid
