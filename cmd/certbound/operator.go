@@ -200,6 +200,11 @@ func (c *cli) printCode(i *admin.Invitation) error {
 	if c.json {
 		return c.print(i, nil)
 	}
+	if i.Code == "" && i.AuthMethod == privateKeyJWT { // a profile has no key for assertions, and our verbs sign none
+		c.note("client %s is registered and needs no enrolment code; where it runs, it sends with each request to the token endpoint, on a", i.ClientID)
+		c.note("  connection with a certificate, which its tokens are then bound to, an assertion for the issuer signed with its key (RFC 7523)")
+		return nil
+	}
 	if i.Code == "" {
 		c.note("client %s is registered and needs no enrolment code; where it runs, with its own certificate and key:", i.ClientID)
 		c.note("  certbound profile add DIR --issuer URL --root FILE --client-id %s --cert FILE --key FILE", i.ClientID)

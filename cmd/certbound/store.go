@@ -4,6 +4,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -253,6 +254,9 @@ func moveFailure(err error, cfg move.Config) error {
 		return failf("finish it: certbound store migrate --to "+to+"; to come back then, migrate the other way", "%v", err)
 	case errors.Is(err, move.ErrNotMoving):
 		return failf("there is nothing to give up", "%v", err)
+	case errors.Is(err, fs.ErrExist): // often what an earlier move left
+		return failf("nothing is written over: if it is the file of a database that was moved away, put it elsewhere, with its -wal and "+
+			"-shm, and run this again", "%v", err)
 	}
 	return copyFailure(err)
 }
@@ -264,9 +268,17 @@ func copyFailure(err error) error {
 	return err
 }
 
+// databaseFile is what serve opens in the data folder.
+const databaseFile = "certbound.db"
+
+// nextStart says how the service goes on with a database that arrived.
 func nextStart(to string) string {
 	if strings.Contains(to, "://") {
 		return "certbound serve --database " + to + ", with the same data folder"
+	}
+	if dir, file := filepath.Split(to); file != databaseFile { // serve opens a file of no other name
+		return "certbound serve opens DATA/" + databaseFile + " alone: rename " + file + " to that, in " + cmp.Or(dir, "this folder") +
+			" or another data folder; an old one that is there goes elsewhere first, with its -wal and -shm"
 	}
 	return "certbound serve, with the data folder that " + to + " lies in"
 }

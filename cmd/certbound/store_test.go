@@ -290,3 +290,39 @@ func TestServedWhileMoved(t *testing.T) {
 	m.start()
 	m.stop()
 }
+
+// Who moves to a file of another name is told that serve opens it under one name only, and who moves back to where the
+// database was before, what to do with what is still there.
+func TestMigrateSaysHowToGoOn(t *testing.T) {
+	t.Parallel()
+	m := &mover{node: &node{t: t, data: filepath.Join(t.TempDir(), "one"), args: []string{"--public", "127.0.0.1:0", "--mtls", "127.0.0.1:0", "--debug", "off"}}}
+	m.start()
+	m.stop()
+	old, next := filepath.Join(m.data, "certbound.db"), filepath.Join(m.data, "next.db")
+	if out := m.run("store", "migrate", "--data", m.data, "--to", next); !strings.Contains(out, "rename next.db") || !strings.Contains(out, "-wal") {
+		t.Errorf("it is not said how next.db is served:\n%s", out)
+	}
+	aside, other := filepath.Join(t.TempDir(), "certbound.db"), filepath.Join(t.TempDir(), "two")
+	if err := os.Rename(old, aside); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(next, old); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(other, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(aside, filepath.Join(other, "certbound.db")); err != nil {
+		t.Fatal(err)
+	}
+	_, refusal, exit := m.try("store", "migrate", "--data", m.data, "--to", filepath.Join(other, "certbound.db"))
+	if exit != exitFailed || !strings.Contains(refusal.Hint, "put it elsewhere, with its -wal") {
+		t.Errorf("exit code %d: %+v", exit, refusal)
+	}
+	if err := os.Remove(filepath.Join(other, "certbound.db")); err != nil {
+		t.Fatal(err)
+	}
+	if out := m.run("store", "migrate", "--data", m.data, "--to", filepath.Join(other, "certbound.db")); strings.Contains(out, "rename") {
+		t.Errorf("a name that serve opens is to be changed:\n%s", out)
+	}
+}

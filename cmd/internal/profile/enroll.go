@@ -103,6 +103,10 @@ func (d desk) finish(ctx context.Context, f Files) (*Profile, error) {
 	var err error
 	if home == d.dir {
 		err = f.install(home)
+		if other, is := errors.AsType[*Error](err); is && errors.Is(err, errOtherProfile) {
+			other.Hint = "overwrite it with --replace and the same code, whose certificate waits there; for another folder the code is used up: " +
+				"ask an operator for a new one (certbound client invite " + ShellWord(f.ClientID) + ")"
+		}
 	} else {
 		err = Write(ctx, home, f)
 	}

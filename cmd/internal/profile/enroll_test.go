@@ -169,6 +169,9 @@ func TestEnrollOverProfile(t *testing.T) {
 				if !strings.Contains(message, test.refused) || !strings.Contains(message, dir) || !strings.Contains(hint, "--replace") {
 					t.Errorf("error %q, hint %q", message, hint)
 				}
+				if told := strings.Contains(hint, "certbound client invite"); told != test.used {
+					t.Errorf("hint %q: that the code is used up is said: %t", hint, told)
+				}
 				kept, err := load(dir)
 				if err != nil || !kept.Certificate().Equal(f.Chain[0]) {
 					t.Errorf("the old profile was touched: %v", err)

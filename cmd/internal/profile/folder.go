@@ -131,6 +131,9 @@ func (f Files) identity() identity {
 	return id
 }
 
+// errOtherProfile is the cause of a refusal by sameProfile.
+var errOtherProfile = errors.New("profile: the folder holds another profile")
+
 // sameProfile refuses when the folder holds another profile. An empty client id, which is not known before enrolment,
 // is not compared. What cannot be read is somebody's profile too.
 func sameProfile(dir string, want identity) error {
@@ -141,6 +144,7 @@ func sameProfile(dir string, want identity) error {
 		return &Error{
 			Message: fmt.Sprintf("%s already holds a profile of another %s", dir, what),
 			Hint:    "choose another folder with --profile, or overwrite it with --replace",
+			Err:     errOtherProfile,
 		}
 	}
 	have, err := readInfo(dir)

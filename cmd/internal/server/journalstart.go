@@ -68,16 +68,20 @@ func (s *service) openJournal(ctx context.Context, db *store.Store) (*audit.Log,
 	}
 	journal, err := audit.Open(ctx, cfg)
 	if damage, ok := errors.AsType[*audit.DamageError](err); ok {
-		return nil, &StartError{Message: damage.Error(), Hint: damageHint(damage)}
+		return nil, &StartError{Message: damage.Error(), Hint: s.damageHint(damage)}
 	}
 	return journal, err
 }
 
 // damageHint says what to do about a journal that is not what was written.
-func damageHint(d *audit.DamageError) string {
+func (s *service) damageHint(d *audit.DamageError) string {
 	const found = "nothing was touched: find out who or what changed it (certbound audit verify), and "
 	if d.Lost == 0 {
-		return found + "put the segment back from a copy"
+		const back = "put the segment back from a copy; if a copy of this data folder ran meanwhile, that one's folder " + journalFolder + " is the journal"
+		if s.shares() {
+			return found + back + "; if nothing has it any more, go on as a new replica, in an empty data folder with the same key-encryption key"
+		}
+		return found + back
 	}
 	return found + fmt.Sprintf("put the newest copy of the folder back; if those records are lost for good, certbound serve --accept-journal-loss %d "+
 		"goes on without them, and the journal says so", d.Lost)

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/certbound/certbound/cmd/internal/audit"
 )
 
 // A journal that was changed, or is gone, is named at the start with file and place, and nothing of it is touched.
@@ -193,5 +195,18 @@ func TestFailedJournalEndsTheService(t *testing.T) {
 	defer cancel()
 	if err := s.serve(ctx, nil); !errors.Is(err, failure) || ctx.Err() != nil {
 		t.Errorf("it ended with %v", err)
+	}
+}
+
+// A journal that contradicts the database comes of a copied folder as well, and a replica has a way on without it.
+func TestDamageHint(t *testing.T) {
+	t.Parallel()
+	cfg := testConfig(t, t.TempDir())
+	for database, wantReplica := range map[string]bool{"": false, "postgres://certbound@db.example/certbound": true} {
+		cfg.Database = database
+		hint := (&service{cfg: cfg}).damageHint(&audit.DamageError{})
+		if !strings.Contains(hint, "if a copy of this data folder ran meanwhile") || strings.Contains(hint, "as a new replica") != wantReplica {
+			t.Errorf("%q: hint is %q", database, hint)
+		}
 	}
 }
