@@ -12,7 +12,8 @@
 // from another. CPU time is read from /proc, so it runs on Linux only.
 //
 // "bench overload" measures instead what known clients get while others flood the service (overload.go), "bench scale"
-// what the service costs with a million clients beside a hundred (scale.go).
+// what the service costs with a million clients beside a hundred (scale.go), "bench denied" how soon a revoked token is
+// refused where the deny feed is followed (denied.go).
 //
 //	go run ./scripts/bench -certbound ./certbound [-short]
 package main
@@ -50,6 +51,8 @@ func main() {
 		err = overload(ctx, os.Args[2:])
 	} else if len(os.Args) > 1 && os.Args[1] == "scale" {
 		err = scale(ctx, os.Args[2:])
+	} else if len(os.Args) > 1 && os.Args[1] == "denied" {
+		err = denied(ctx, os.Args[2:])
 	} else {
 		err = run(ctx, parseFlags())
 	}

@@ -292,6 +292,59 @@ func TestOpenRequestsThatPanic(t *testing.T) {
 	f.do("/", "Bearer "+f.issuer.Token(t, f.peer))
 }
 
+// door is a response that says when its deadline is set.
+type door struct {
+	*httptest.ResponseRecorder
+	deadline func()
+}
+
+func (d *door) SetReadDeadline(time.Time) error { d.deadline(); return nil }
+
+// A request is cut off once, and one that has ended by the time that it would be is left alone: its connection serves
+// another one by then.
+func TestOpenRequestsAreCutOnce(t *testing.T) {
+	t.Parallel()
+	s := &streams{fixture: newFixture(t)}
+	s.config.Denials = &s.list
+	s.watch(t)
+	raw, until := s.issuer.Token(t, s.peer), time.Now().Add(time.Hour)
+	begun := make(chan bool)
+	leave := map[string]chan bool{"/first": make(chan bool), "/second": make(chan bool)}
+	ended := map[string]chan any{"/first": make(chan any, 1), "/second": make(chan any, 1)}
+	h := s.guard.Protect(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		begun <- true
+		<-leave[r.URL.Path]
+	}))
+	open := func(path string, deadline func()) {
+		r := httptest.NewRequest(http.MethodGet, path, nil)
+		r.Header.Set("Authorization", "Bearer "+raw)
+		go func() {
+			defer func() { ended[path] <- recover() }()
+			h.ServeHTTP(&door{httptest.NewRecorder(), deadline}, r)
+		}()
+		<-begun
+	}
+	cuts := 0
+	open("/first", func() {
+		cuts++
+		close(leave["/second"]) // which has been found too
+		s.open(t, 1)
+	})
+	open("/second", func() { t.Error("a request that has ended is cut off") })
+	for _, d := range []tokens.Denial{{KeyID: s.issuer.Keys()[0].ID, Until: until}, {Thumbprint: s.peer.Thumbprint(), Until: until}} {
+		if err := s.list.Add(d); err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(leave["/first"])
+	if first, second := <-ended["/first"], <-ended["/second"]; first != http.ErrAbortHandler || second != nil {
+		t.Errorf("ended with %v and %v", first, second)
+	}
+	if n := strings.Count(s.log.String(), "request cut off"); n != 1 || cuts != 1 {
+		t.Errorf("cut off %d times, told %d times", cuts, n)
+	}
+}
+
 // Many requests come and go while much is denied: each ends, and none is forgotten or counted twice.
 func TestOpenRequestsConcurrently(t *testing.T) {
 	t.Parallel()
