@@ -312,3 +312,23 @@ func TestVerifierAsksWhatIsDenied(t *testing.T) {
 	}
 	refused(t, v, other, f.peer, "denied")
 }
+
+// Whoever asked for it is called when something was added, and finds it there; also when not all found room.
+func TestDenyListOnAdd(t *testing.T) {
+	t.Parallel()
+	var l tokens.DenyList
+	var first, second int
+	l.OnAdd(func() { first = l.Len() })
+	l.OnAdd(func() { second++ })
+	if err := l.Add(); err != nil || second != 0 {
+		t.Errorf("%v, called %d times for nothing", err, second)
+	}
+	d := tokens.Denial{TokenID: "a", Until: time.Unix(1_900_000_000, 0)}
+	if err := l.Add(d); err != nil || first != 1 || second != 1 {
+		t.Errorf("%v, %d, called %d times", err, first, second)
+	}
+	d.TokenID = "b"
+	if err := l.Add(tokens.Denial{}, d); err == nil || first != 2 || second != 2 {
+		t.Errorf("%v, %d, called %d times", err, first, second)
+	}
+}

@@ -163,6 +163,7 @@ func NewDenyFeed(c DenyFeedConfig) (*DenyFeed, error) {
 	if f.now == nil {
 		f.now = time.Now
 	}
+	f.began = f.now()
 	return f, nil
 }
 
@@ -227,29 +228,27 @@ func (f *DenyFeed) Run(ctx context.Context) error {
 	var alarm sync.WaitGroup
 	alarm.Go(func() { f.watch(ctx) })
 	defer alarm.Wait()
-	failures := 0
+	var retry denyRetry
 	for ctx.Err() == nil {
 		began := time.Now()
 		news, err := f.poll(ctx)
-		if ctx.Err() != nil {
-			break
-		}
 		f.tell(err)
-		failures++
-		if err == nil {
-			failures = 0
-		}
-		sleep(ctx, denyPause(failures, news, time.Since(began)))
+		sleep(ctx, retry.pause(err, news, time.Since(began)))
 	}
 	return ctx.Err()
 }
 
-// denyPause is how long to wait before asking again.
-func denyPause(failures int, news bool, took time.Duration) time.Duration {
-	if failures > 0 {
-		most := min(denyRetryLeast<<min(failures-1, 10), denyRetryMost)
+// denyRetry counts failures since the last success.
+type denyRetry int
+
+// pause is how long to wait before asking again.
+func (r *denyRetry) pause(err error, news bool, took time.Duration) time.Duration {
+	if err != nil {
+		most := min(denyRetryLeast<<min(*r, 10), denyRetryMost)
+		*r++
 		return most/2 + rand.N(most/2+1) // many may have lost the same issuer at once
 	}
+	*r = 0
 	if news {
 		return 0
 	}

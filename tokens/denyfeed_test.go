@@ -501,26 +501,42 @@ func TestNewDenyFeed(t *testing.T) {
 	}
 }
 
-// After failures it waits longer each time, up to a bound and never the same; after news not at all.
+// After failures it waits longer each time, up to a bound and never the same; after news not at all. One success ends it.
 func TestDenyFeedPause(t *testing.T) {
 	t.Parallel()
-	for n, most := range map[int]time.Duration{1: 250 * time.Millisecond, 2: 500 * time.Millisecond, 5: 4 * time.Second, 6: 5 * time.Second, 1000: 5 * time.Second} {
-		longest, shortest := time.Duration(0), time.Hour
-		for range 200 {
-			d := tokens.DenyPause(n, false, time.Hour)
-			longest, shortest = max(longest, d), min(shortest, d)
+	failed := errors.New("failed")
+	most := []time.Duration{250 * time.Millisecond, 500 * time.Millisecond, time.Second, 2 * time.Second, 4 * time.Second, 5 * time.Second}
+	longest, shortest := make([]time.Duration, 40), make([]time.Duration, 40)
+	for range 200 {
+		var r tokens.DenyRetry
+		for n := range longest {
+			d := r.Pause(failed, true, time.Hour)
+			longest[n] = max(longest[n], d)
+			if shortest[n] == 0 || d < shortest[n] {
+				shortest[n] = d
+			}
 		}
-		if longest > most || longest < most*9/10 || shortest < most/2 || shortest > most*6/10 {
-			t.Errorf("after %d failures %v to %v", n, shortest, longest)
+	}
+	for n := range longest {
+		bound := most[min(n, len(most)-1)]
+		if longest[n] > bound || longest[n] < bound*9/10 || shortest[n] < bound/2 || shortest[n] > bound*6/10 {
+			t.Errorf("after %d failures %v to %v", n+1, shortest[n], longest[n])
 		}
+	}
+	var r tokens.DenyRetry
+	for range 10 {
+		r.Pause(failed, false, 0)
 	}
 	for _, test := range []struct {
 		news       bool
 		took, want time.Duration
 	}{{true, 0, 0}, {false, 0, 100 * time.Millisecond}, {false, 30 * time.Millisecond, 70 * time.Millisecond}, {false, time.Second, 0}} {
-		if got := tokens.DenyPause(0, test.news, test.took); got != test.want {
+		if got := r.Pause(nil, test.news, test.took); got != test.want {
 			t.Errorf("%+v: %v", test, got)
 		}
+	}
+	if d := r.Pause(failed, false, 0); d > 250*time.Millisecond {
+		t.Errorf("%v after the first failure since a success", d)
 	}
 }
 
@@ -694,6 +710,71 @@ func TestDenyFeedAlarm(t *testing.T) {
 	if err := feed.Err(); !errors.Is(err, tokens.ErrDenyFeedStale) {
 		t.Errorf("nothing was heard ever: %v", err)
 	}
+}
+
+// Each change is told once: when all is known, when nothing was heard for too long, and when the list is full.
+func TestDenyFeedTells(t *testing.T) {
+	t.Parallel()
+	told := &alarms{}
+	f := newFollowed(t, func(c *tokens.DenyFeedConfig) { c.Events = told })
+	want := func(changes string) {
+		t.Helper()
+		if told.String() != changes {
+			t.Errorf("told %q, want %q", told, changes)
+		}
+	}
+	began := f.now
+	f.hears(t, f.page(t, 0, 1, 2, tokenDenied("a")), true, "")
+	want("")
+	f.now = began.Add(30 * time.Second)
+	f.hears(t, "", false, "parts")
+	f.hears(t, "", false, "parts")
+	want("stale")
+	f.now = began
+	f.hears(t, "", false, "parts")
+	want("stale")
+	f.hears(t, f.page(t, 1, 2, 2, tokenDenied("b")), true, "")
+	f.hears(t, f.page(t, 2, 2, 2), false, "")
+	want("stale fresh")
+	for n := 0; f.List().Add(tokenDenied(fmt.Sprint(strings.Repeat("x", 8000), n))) == nil; n++ {
+	}
+	f.hears(t, f.page(t, 2, 3, 3, tokenDenied(strings.Repeat("y", 8000))), false, "full")
+	want("stale fresh stale")
+	f.hears(t, "", false, "parts")
+	want("stale fresh stale")
+	if !errors.Is(told.causes[2], tokens.ErrDenyListFull) || !strings.Contains(fmt.Sprint(told.causes[0]), "parts") {
+		t.Error(told.causes)
+	}
+}
+
+// The alarm counts from the issuer's last word, and not from when it was heard or the program began.
+func TestDenyFeedAlarmCounts(t *testing.T) {
+	t.Parallel()
+	issuer := tokenstest.New(t)
+	server := issuer.DenyFeedServer(t)
+	page := issuer.DenyPage(t, tokens.DenyPage{IssuedAt: time.Now().Add(-20 * time.Second)})
+	server.Answer(func(w http.ResponseWriter, r *http.Request) {
+		if server.Polls() > 1 {
+			<-r.Context().Done()
+			return
+		}
+		_, _ = io.WriteString(w, page)
+	})
+	told, clock := &alarms{}, &clock{}
+	feed, err := tokens.NewDenyFeed(tokens.DenyFeedConfig{
+		Issuer: tokenstest.URL, URL: server.URL, Keys: issuer.Keys(), Client: server.Client, Stale: tokens.StaleAllow, Events: told, Now: clock.Now,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	var all sync.WaitGroup
+	defer all.Wait()
+	defer stop()
+	all.Go(func() { _ = feed.Run(ctx) })
+	eventually(t, "it is heard", func() bool { return told.String() == "fresh" })
+	clock.shift(10 * time.Second)
+	eventually(t, "the alarm", func() bool { return told.String() == "fresh stale" })
 }
 
 // FuzzDenyFeed has a DenyFeed hear pages in any order and form: some good, some cut or changed, some with nonsense signed

@@ -11,13 +11,20 @@ import (
 // MaxDenyDocument is for tests.
 const MaxDenyDocument = maxDenyDocument
 
-// Poll asks once.
-func (f *DenyFeed) Poll(ctx context.Context) (news bool, err error) { return f.poll(ctx) }
+// Poll asks once, and tells what has changed.
+func (f *DenyFeed) Poll(ctx context.Context) (news bool, err error) {
+	news, err = f.poll(ctx)
+	f.tell(err)
+	return news, err
+}
 
 // List is what the feed knows.
 func (f *DenyFeed) List() *DenyList { return &f.list }
 
-// DenyPause is for tests.
-func DenyPause(failures int, news bool, took time.Duration) time.Duration {
-	return denyPause(failures, news, took)
+// DenyRetry is for tests.
+type DenyRetry struct{ denyRetry }
+
+// Pause is how long to wait.
+func (r *DenyRetry) Pause(err error, news bool, took time.Duration) time.Duration {
+	return r.pause(err, news, took)
 }
