@@ -62,7 +62,8 @@ type DenyFeedEvents interface {
 type DenyFeedConfig struct {
 	Issuer string // exactly the "iss" of the feed; required, an https URL
 	URL    string // where the feed is; "" means the issuer's own /oauth2/denied. https, without query
-	Keys   Keys   // the signature keys of this issuer and of no other, as for a Verifier; required
+	// Keys are the signature keys of this issuer and of no other, as for a Verifier; required. Of a KeySet it asks NamedKey.
+	Keys Keys
 
 	Algorithms []string // acceptable algorithms; nil means ES256, PS256 and EdDSA
 
@@ -428,6 +429,17 @@ func (f *DenyFeed) add(page *DenyPage) error {
 	return nil
 }
 
+// key returns the key of a page. After an emergency that is one that nobody has heard of, and what strangers asked for must
+// not delay the page that denies the old one.
+func (f *DenyFeed) key(ctx context.Context, id string) (PublicKey, error) {
+	if keys, ok := f.keys.(interface {
+		NamedKey(ctx context.Context, id string) (PublicKey, error)
+	}); ok {
+		return keys.NamedKey(ctx, id)
+	}
+	return f.keys.Key(ctx, id)
+}
+
 // open returns the page if the issuer signed it as one of its feed.
 func (f *DenyFeed) open(ctx context.Context, raw string) (*DenyPage, error) {
 	signed, err := jose.ParseUpTo(raw, maxDenyDocument)
@@ -444,7 +456,7 @@ func (f *DenyFeed) open(ctx context.Context, raw string) (*DenyPage, error) {
 	if f.list.Denies(&Claims{}, header.KeyID) { // whoever stole it would have all be well
 		return nil, errors.New("the page is signed by a key that is denied")
 	}
-	key, err := f.keys.Key(ctx, header.KeyID)
+	key, err := f.key(ctx, header.KeyID)
 	if err != nil {
 		return nil, err
 	}

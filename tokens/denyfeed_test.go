@@ -832,3 +832,30 @@ func FuzzDenyFeed(f *testing.F) {
 		}
 	})
 }
+
+// A15: after an emergency the page that denies the old key is signed by one that nobody has heard of. It is believed at
+// once, whatever keys strangers have asked for.
+func TestDenyFeedNewKey(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T, n *network, k *tokens.KeySet, old, fresh *tokenstest.Issuer) {
+		feed, hand := &followed{issuer: fresh, now: time.Now()}, &hand{status: http.StatusOK}
+		feed.hand = hand
+		c := feed.config()
+		c.Keys = k
+		var err error
+		if feed.DenyFeed, err = tokens.NewDenyFeed(c); err != nil {
+			t.Fatal(err)
+		}
+		wantKey(t, k, old)
+		time.Sleep(10 * time.Second)
+		wantNoKey(t, k, "made up", tokens.ErrUnknownKey) // which uses up what strangers may cause
+		n.set(nil, 0, fresh)
+		time.Sleep(time.Second)
+		feed.now = time.Now()
+		denial := tokens.Denial{KeyID: old.Keys()[0].ID, Until: feed.now.Add(time.Hour)}
+		feed.hears(t, feed.page(t, 0, 1, 1, denial), true, "")
+		if !feed.Denies(&tokens.Claims{}, old.Keys()[0].ID) {
+			t.Error("the old key is not denied")
+		}
+	})
+}

@@ -120,7 +120,18 @@ func withoutRedirects(c *http.Client) *http.Client {
 // for a fetch, which all callers share and which outlives the ctx of any of them. The error wraps ErrUnknownKey,
 // ErrKeysUnavailable, or ctx.Err() when ctx was done first.
 func (k *KeySet) Key(ctx context.Context, id string) (PublicKey, error) {
-	key, wait, err := k.lookup(id)
+	return k.key(ctx, id, k.interval)
+}
+
+// NamedKey is Key for an id that the issuer itself has just named over TLS, as a page of its deny feed does. Strangers
+// cannot make such ids up, so it is fetched for at once however lately theirs were, though no more than once a second.
+func (k *KeySet) NamedKey(ctx context.Context, id string) (PublicKey, error) {
+	return k.key(ctx, id, min(k.interval, retryInterval))
+}
+
+// key fetches for an unknown id if no fetch has begun within interval.
+func (k *KeySet) key(ctx context.Context, id string, interval time.Duration) (PublicKey, error) {
+	key, wait, err := k.lookup(id, interval)
 	if wait == nil {
 		return key, err
 	}
@@ -133,7 +144,7 @@ func (k *KeySet) Key(ctx context.Context, id string) (PublicKey, error) {
 }
 
 // lookup answers from memory, or returns a channel that is closed when a fetch worth waiting for has ended.
-func (k *KeySet) lookup(id string) (PublicKey, <-chan struct{}, error) {
+func (k *KeySet) lookup(id string, interval time.Duration) (PublicKey, <-chan struct{}, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	now := k.now()
@@ -141,11 +152,11 @@ func (k *KeySet) lookup(id string) (PublicKey, <-chan struct{}, error) {
 	tolerated := k.err != nil && k.usable(now, k.maxAge+k.stale)
 	if known && (tolerated || k.usable(now, k.maxAge)) {
 		if !k.usable(now, k.maxAge/4*3) {
-			k.fetch(now) // in good time, so that nobody has to wait for it
+			k.fetch(now, interval) // in good time, so that nobody has to wait for it
 		}
 		return key, nil, nil
 	}
-	if k.fetch(now); k.underway != nil {
+	if k.fetch(now, interval); k.underway != nil {
 		return PublicKey{}, k.underway, nil
 	}
 	key, err := k.answer(id, now)
@@ -183,9 +194,8 @@ func (k *KeySet) usable(now time.Time, age time.Duration) bool {
 	return max(now.Sub(k.fetched), now.Round(0).Sub(k.fetched.Round(0))) < age
 }
 
-// fetch begins a fetch unless one is under way or began too recently.
-func (k *KeySet) fetch(now time.Time) {
-	interval := k.interval
+// fetch begins a fetch unless one is under way or began within interval.
+func (k *KeySet) fetch(now time.Time, interval time.Duration) {
 	if k.err != nil {
 		interval = min(interval, retryInterval)
 	}

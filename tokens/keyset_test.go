@@ -169,6 +169,28 @@ func TestKeySetRotation(t *testing.T) {
 	})
 }
 
+// A15: a key that the issuer itself names is fetched for although strangers have used up what they may cause, once a second.
+func TestKeySetNamedKeys(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T, n *network, k *tokens.KeySet, a, b *tokenstest.Issuer) {
+		wantNoKey(t, k, rand.Text(), tokens.ErrUnknownKey)
+		n.set(nil, 0, b)
+		time.Sleep(time.Second)
+		wantNoKey(t, k, b.Keys()[0].ID, tokens.ErrUnknownKey)
+		if key, err := k.NamedKey(t.Context(), b.Keys()[0].ID); err != nil || key.ID != b.Keys()[0].ID {
+			t.Errorf("the key that was named: %v, %v", key.ID, err)
+		}
+		n.wantFetches(t, 2)
+		for range 100 {
+			time.Sleep(100 * time.Millisecond)
+			if _, err := k.NamedKey(t.Context(), a.Keys()[0].ID); !errors.Is(err, tokens.ErrUnknownKey) {
+				t.Errorf("a key that is gone: %v", err)
+			}
+		}
+		n.wantFetches(t, 12)
+	})
+}
+
 // RS-20: keys in steady use are fetched before they are due, so that nobody waits, and a removed key goes no later.
 func TestKeySetRefreshesAhead(t *testing.T) {
 	t.Parallel()
