@@ -388,7 +388,7 @@ func (f *DenyFeed) take(ctx context.Context, raw string) (news bool, err error) 
 	age := now.Round(0).Sub(page.IssuedAt)
 	switch {
 	case page.Head < f.position:
-		return news, errors.New("the page is of somebody who knows less")
+		return false, errors.New("the page is of somebody who knows less")
 	case page.Seq < page.Head:
 		return news, nil
 	case age >= f.maxAge:
@@ -422,7 +422,7 @@ func (f *DenyFeed) add(page *DenyPage) error {
 		f.list.Prune(page.IssuedAt.Add(-denyPruneAfter))
 		return err
 	}
-	if f.full.Load() && page.From <= f.missing.from {
+	if page.From <= f.missing.from { // of an earlier part that was missing, nothing is any more
 		f.missing.from = max(f.missing.from, page.Seq)
 		f.full.Store(f.missing.from < f.missing.upTo)
 	}

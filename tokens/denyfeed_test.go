@@ -5,6 +5,7 @@ package tokens_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -28,7 +29,8 @@ type hand struct {
 	answers []string
 	asked   []string
 	headers http.Header
-	idle    int // how often connections were closed
+	idle    int   // how often connections were closed
+	cut     error // that ends a body
 }
 
 func (h *hand) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -38,8 +40,13 @@ func (h *hand) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	body := h.answers[0]
 	h.answers = h.answers[1:]
-	return &http.Response{StatusCode: h.status, Header: http.Header{"Location": {"/elsewhere"}}, Body: io.NopCloser(strings.NewReader(body)), Request: r}, nil
+	return &http.Response{StatusCode: h.status, Header: http.Header{"Location": {"/elsewhere"}}, Body: io.NopCloser(io.MultiReader(strings.NewReader(body), ending{h.cut})), Request: r}, nil
 }
+
+// ending is the end of a body.
+type ending struct{ err error }
+
+func (e ending) Read([]byte) (int, error) { return 0, cmp.Or(e.err, io.EOF) }
 
 func (h *hand) CloseIdleConnections() { h.idle++ }
 
@@ -88,6 +95,9 @@ func (f *followed) hears(t *testing.T, raw string, news bool, problem string) {
 	t.Helper()
 	f.hand.answers = []string{raw}
 	got, err := f.Poll(t.Context())
+	if err != nil && !strings.HasPrefix(err.Error(), "deny feed: ") {
+		t.Errorf("%v does not say what failed", err)
+	}
 	if got != news || (err == nil) != (problem == "") || err != nil && !strings.Contains(err.Error(), problem) {
 		t.Errorf("news: %v, %v; want %v, %q", got, err, news, problem)
 	}
@@ -215,24 +225,27 @@ func TestRFC8725_3_DenyFeedRefuses(t *testing.T) {
 		"too large": {func(f *followed) string {
 			return f.page(t, 1, 2, 2, tokenDenied("new")) + strings.Repeat("x", tokens.MaxDenyDocument)
 		}, "too large"},
-		"issuer":               {claim("iss", "https://other.example"), "another issuer"},
-		"audience":             {claim("aud", tokenstest.URL), "another audience"},
-		"audiences":            {claim("aud", []string{tokenstest.DenyFeed}), "claim aud"},
-		"the future":           {claim("iat", at.Unix()+11), "future"},
-		"no time":              {without("iat"), "claim iat"},
-		"no issuer":            {without("iss"), "claim iss"},
-		"no audience":          {without("aud"), "claim aud"},
-		"no beginning":         {without("from"), "claim from"},
-		"no end":               {without("seq"), "claim seq"},
-		"no head":              {without("head"), "claim head"},
-		"no entries":           {without("entries"), "claim entries"},
-		"too many entries":     {claim("entries", make([]int, tokens.MaxDenyPageEntries+1)), "claim entries"},
-		"negative":             {claim("from", -1), "claim from"},
-		"fraction":             {claim("seq", 2.5), "claim seq"},
-		"text":                 {claim("head", "2"), "claim head"},
-		"enormous":             {claim("head", json.Number("9223372036854775808")), "claim head"},
-		"from behind seq":      {signed(func(_, p map[string]any) { p["from"], p["seq"], p["head"] = 1, 0, 2 }), "no order"},
-		"seq behind head":      {claim("head", 1), "no order"},
+		"issuer":           {claim("iss", "https://other.example"), "another issuer"},
+		"audience":         {claim("aud", tokenstest.URL), "another audience"},
+		"audiences":        {claim("aud", []string{tokenstest.DenyFeed}), "claim aud"},
+		"the future":       {claim("iat", at.Unix()+11), "future"},
+		"no time":          {without("iat"), "claim iat"},
+		"no issuer":        {without("iss"), "claim iss"},
+		"no audience":      {without("aud"), "claim aud"},
+		"no beginning":     {without("from"), "claim from"},
+		"no end":           {without("seq"), "claim seq"},
+		"no head":          {without("head"), "claim head"},
+		"no entries":       {without("entries"), "claim entries"},
+		"too many entries": {claim("entries", make([]int, tokens.MaxDenyPageEntries+1)), "claim entries"},
+		"negative":         {claim("from", -1), "claim from"},
+		"fraction":         {claim("seq", 2.5), "claim seq"},
+		"text":             {claim("head", "2"), "claim head"},
+		"enormous":         {claim("head", json.Number("9223372036854775808")), "claim head"},
+		"from behind seq":  {signed(func(_, p map[string]any) { p["from"], p["seq"], p["head"] = 1, 0, 2 }), "no order"},
+		"seq behind head":  {claim("head", 1), "no order"},
+		"member twice": {func(f *followed) string {
+			return f.issuer.Sign(t, fmt.Sprintf(`{"alg":"ES256","typ":%q,"kid":%q}`, tokens.DenyType, f.issuer.Keys()[0].ID), `{"iss":"a","iss":"b"}`)
+		}, "duplicate"},
 		"gap":                  {claim("from", 2), "begins behind"},
 		"no object":            {entry("jti"), "not an object"},
 		"kind":                 {entry(map[string]any{"sub": "x", "until": until.Unix()}), "not known here"},
@@ -303,6 +316,25 @@ func TestDenyFeedKinds(t *testing.T) {
 		denied, err := f.Denied(t.Context(), &c.claims, c.kid)
 		if denied != c.denied || err != nil || f.Denies(&c.claims, c.kid) != c.denied {
 			t.Errorf("%+v: %v, %v", c, denied, err)
+		}
+	}
+}
+
+// An end and a moment within a second are those of the next one, so that no token slips through; names are escaped.
+func TestDenialAppendJSON(t *testing.T) {
+	t.Parallel()
+	at := time.Unix(1_800_000_000, 0)
+	for _, test := range []struct {
+		denial tokens.Denial
+		want   string
+	}{
+		{tokens.Denial{TokenID: `a"`, Until: at}, `{"jti":"a\"","until":1800000000}`},
+		{tokens.Denial{KeyID: "k", Until: at.Add(1)}, `{"kid":"k","until":1800000001}`},
+		{tokens.Denial{ClientID: "c", IssuedBefore: at.Add(time.Second - 1), Until: at.Add(time.Second)}, `{"client_id":"c","iat_before":1800000001,"until":1800000001}`},
+		{tokens.Denial{Thumbprint: thumbprint(0), Until: at}, `{"x5t#S256":"AAAAAAAAAAEAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA","until":1800000000}`},
+	} {
+		if got := string(test.denial.AppendJSON(nil)); got != test.want {
+			t.Errorf("%s, want %s", got, test.want)
 		}
 	}
 }
@@ -416,22 +448,24 @@ func TestDenyFeedFull(t *testing.T) {
 		}
 	}
 	long := tokens.Denial{TokenID: text + "long", Until: until}
-	f.hears(t, f.page(t, 2, 4, 6, long, long), false, "full")
+	f.hears(t, f.page(t, 2, 6, 6, long, long), false, "full")
 	f.wantErr(t, tokens.ErrDenyListFull)
-	f.hears(t, f.page(t, 1, 6, 6, long, tokens.Denial{TokenID: text + "other", Until: until}), false, "full")
+	f.hears(t, f.page(t, 1, 4, 6, long, tokens.Denial{TokenID: text + "other", Until: until}), false, "full")
 	f.wantAsked(t, "?since=2")
 	f.hears(t, f.page(t, 2, 2, 2), false, "") // of a lagging replica: it has not what is missing
 	f.wantAsked(t, "?since=1")
 	f.wantErr(t, tokens.ErrDenyListFull)
 	f.now = end.Add(2*time.Minute + time.Second)
-	f.hears(t, f.page(t, 1, 6, 6, long), false, "full") // and then there is room
+	f.hears(t, f.page(t, 1, 3, 6, long), false, "full") // and then there is room
 	f.hears(t, f.page(t, 2, 6, 6, long), true, "")      // but not all of what is missing
 	f.wantErr(t, tokens.ErrDenyListFull)
-	f.hears(t, f.page(t, 0, 3, 6, long), false, "")
+	f.hears(t, f.page(t, 0, 4, 6, long), false, "")
 	f.wantErr(t, tokens.ErrDenyListFull)
-	f.hears(t, f.page(t, 3, 6, 6, long), false, "")
-	f.wantAsked(t, "?since=3")
+	f.hears(t, f.page(t, 4, 6, 6, long), false, "")
+	f.wantAsked(t, "?since=4")
 	f.wantErr(t, nil)
+	f.hears(t, f.page(t, 6, 6, 6), false, "")
+	f.wantAsked(t, "?since=6")
 	f.wantDenied(t, true, "a", text+"long")
 }
 
@@ -451,9 +485,12 @@ func TestDenyFeedSilence(t *testing.T) {
 	if _, err := f.Poll(t.Context()); err == nil || !strings.Contains(err.Error(), "nobody there") {
 		t.Error(err)
 	}
-	f.hand.status = http.StatusOK
+	f.hand.status, f.hand.cut = http.StatusOK, io.ErrUnexpectedEOF
+	f.hears(t, good, false, "unexpected EOF")
+	f.wantErr(t, tokens.ErrDenyFeedStale)
+	f.hand.cut = nil
 	f.hears(t, good, false, "")
-	if f.hand.idle != 6 {
+	if f.hand.idle != 7 {
 		t.Errorf("closed %d times", f.hand.idle)
 	}
 }

@@ -123,11 +123,11 @@ func readDenyPage(payload []byte) (*DenyPage, error) {
 	return p, nil
 }
 
-// position reads a number that is not negative and of at most 18 digits.
+// position reads a number that is not negative and fits an int64.
 func (r *reader) position(name string) int64 {
-	number, ok := r.object[name].(json.Number)
+	number, _ := r.object[name].(json.Number) // anything else is an empty one
 	n, err := strconv.ParseUint(string(number), 10, 63)
-	if !ok || err != nil {
+	if err != nil {
 		r.fail(name, "is not a position")
 	}
 	return int64(n)
