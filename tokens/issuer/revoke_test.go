@@ -289,3 +289,72 @@ func TestRFC7009_2_2_1_NotKept(t *testing.T) {
 		t.Errorf("revoked %+v", got)
 	}
 }
+
+// onceWritten notes how often an answer was begun.
+type onceWritten struct {
+	http.ResponseWriter
+	begun int
+}
+
+func (w *onceWritten) WriteHeader(status int) {
+	w.begun++
+	w.ResponseWriter.WriteHeader(status)
+}
+
+// The answer to a revocation is one, under the request's correlation id if it has one, and the record has the address that
+// the server found for the caller.
+func TestRevocationCaller(t *testing.T) {
+	t.Parallel()
+	r := newRevoking(t)
+	cert := r.enrol(t, "payments")
+	token := r.tokenOf(t, &cert, "payments")
+	var id string
+	server := mtlstest.Server(t, http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		once := &onceWritten{ResponseWriter: w}
+		r.RevocationHandler().ServeHTTP(once, req.WithContext(WithCaller(req.Context(), "192.0.2.1", id)))
+		if once.begun != 1 {
+			t.Errorf("%d answers", once.begun)
+		}
+	}), r.ca.Issue(t, mtlstest.ServerLeaf()), mtls.ClientCertificatesRequested)
+	r.url = server.URL
+	for _, id = range []string{"", "c-1"} {
+		res, body := r.revoke(t, &cert, "payments", token)
+		values := res.Header.Values(CorrelationHeader)
+		if res.StatusCode != http.StatusOK || body != "" || len(values) != len(id)/3 || id != "" && values[0] != id {
+			t.Errorf("%s %s, correlation %q", res.Status, body, values)
+		}
+		if got := r.revocations.taken(); len(got) != 1 || got[0].Address != "192.0.2.1" || got[0].CorrelationID != id {
+			t.Errorf("revoked %+v", got)
+		}
+	}
+	r.revocations.err = errors.New("disk")
+	r.wantRevoke(t, http.StatusServiceUnavailable, "temporarily_unavailable", &cert, "payments", token)
+}
+
+// A page of the deny feed is signed with the key of now under the feed's own type, or not at all.
+func TestSignDenyPage(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	raw, err := s.SignDenyPage(tokens.DenyPage{Audience: "x"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if h := part(t, raw, 0); h["typ"] != tokens.DenyType || h["kid"] != s.keys.signing.ID {
+		t.Errorf("header: %v", h)
+	}
+	if c := part(t, raw, 1); c["iss"] != s.Server.issuer || c["aud"] != "x" {
+		t.Errorf("claims: %v", c)
+	}
+	refused := func(code, reason string) {
+		t.Helper()
+		raw, err := s.SignDenyPage(tokens.DenyPage{})
+		if e, ok := errors.AsType[*tokens.Error](err); !ok || e.Code != code || e.Reason != reason || raw != "" {
+			t.Errorf("%q, %v", raw, err)
+		}
+	}
+	s.keys.err = errDown
+	refused(tokens.CodeTemporarilyUnavailable, "no_signing_key")
+	s.keys.err = nil
+	s.keys.signing.Algorithm = "none"
+	refused(tokens.CodeServerError, "signing_failed")
+}
