@@ -789,7 +789,7 @@ func TestDenyFeedAlarmCounts(t *testing.T) {
 	t.Parallel()
 	issuer := tokenstest.New(t)
 	server := issuer.DenyFeedServer(t)
-	page := issuer.DenyPage(t, tokens.DenyPage{IssuedAt: time.Now().Add(-20 * time.Second)})
+	page := issuer.DenyPage(t, tokens.DenyPage{IssuedAt: time.Now().Add(-25 * time.Second)})
 	server.Answer(func(w http.ResponseWriter, r *http.Request) {
 		if server.Polls() > 1 {
 			<-r.Context().Done()
@@ -810,7 +810,7 @@ func TestDenyFeedAlarmCounts(t *testing.T) {
 	defer stop()
 	all.Go(func() { _ = feed.Run(ctx) })
 	eventually(t, "it is heard", func() bool { return told.String() == "fresh" })
-	clock.shift(10 * time.Second)
+	clock.shift(5 * time.Second)
 	eventually(t, "the alarm", func() bool { return told.String() == "fresh stale" })
 }
 
