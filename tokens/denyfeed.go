@@ -414,9 +414,6 @@ func (f *DenyFeed) take(ctx context.Context, raw string) (news bool, err error) 
 // been heard again and fits.
 func (f *DenyFeed) add(page *DenyPage) error {
 	if err := f.list.Add(page.Entries...); err != nil {
-		if !f.full.Load() {
-			f.missing.from, f.missing.upTo = page.From, page.Seq
-		}
 		f.missing.from, f.missing.upTo = min(f.missing.from, page.From), max(f.missing.upTo, page.Seq)
 		f.full.Store(true)
 		f.list.Prune(page.IssuedAt.Add(-denyPruneAfter))
