@@ -56,7 +56,7 @@ func (c *cli) auditVerifyCommand() *cobra.Command {
 			"An event that a replica recorded for another one that had died may be on record in both, under the same id: it is one.\n\n" +
 			"Found are records that were changed, removed, put in another order or added, segments that are missing, and a journal\n" +
 			"that ends before a known head or contradicts it. Not found is what was cut off or put back after the newest known head.\n" +
-			"Exit code 0: it is what was written; 1: it is not, or could not be read.",
+			"Exit code 0: it is what was written; 1: it is not, or could not be read; 2: a folder that was named is not there.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			switch {
 			case len(args) > 0 && cmd.Flags().Changed("data"):
@@ -86,6 +86,12 @@ func (c *cli) auditVerifyCommand() *cobra.Command {
 
 // auditVerify verifies the journals in folders and prints what it found: one verdict for one folder, a list for several.
 func (c *cli) auditVerify(folders []string, named bool, headsFile string, opt audit.VerifyOptions) error {
+	// Where heads are known, a folder that was mistyped would else be a journal that somebody deleted.
+	for _, folder := range folders {
+		if _, err := os.Stat(folder); errors.Is(err, os.ErrNotExist) {
+			return usagef("name the data folder of the service, or a copy of its audit folder", "there is no folder %s", folder)
+		}
+	}
 	var err error
 	if opt.Known, err = c.knownHeads(named, headsFile, folders[0]); err != nil {
 		return err

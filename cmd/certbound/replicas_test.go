@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -87,5 +88,38 @@ func TestVerifyAsksForAllJournals(t *testing.T) {
 	}
 	if exit, said := verify("--only"); exit != 0 {
 		t.Errorf("exit %d: %s", exit, said)
+	}
+}
+
+// A folder that was mistyped is told from a journal that somebody deleted, also where heads of that journal are known.
+func TestVerifyNamesAFolderThatIsNotThere(t *testing.T) {
+	t.Parallel()
+	data, elsewhere := t.TempDir(), t.TempDir()
+	l, err := audit.Open(t.Context(), audit.Config{Dir: filepath.Join(data, "audit"), Installation: "i", Replica: "a"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	heads := filepath.Join(elsewhere, "heads.json")
+	head, ok := l.Checkpoint()
+	known, err := audit.KnownHeads{Heads: []audit.Anchor{head}}.Text()
+	if !ok || err != nil || os.WriteFile(heads, known, 0o600) != nil {
+		t.Fatal(ok, err)
+	}
+	mistyped := filepath.Join(elsewhere, "cp9")
+	for _, folders := range [][]string{{data, mistyped}, {mistyped, data}, {mistyped}, {"--data", mistyped}} {
+		var out, errs strings.Builder
+		exit := run(t.Context(), append([]string{"audit", "verify", "--heads", heads}, folders...), strings.NewReader(""), &out, &errs, noEnvironment)
+		if exit != exitUsage || !strings.Contains(errs.String(), "there is no folder "+mistyped) || out.Len() > 0 {
+			t.Errorf("%s: exit %d: %s%s", folders, exit, out.String(), errs.String())
+		}
+	}
+	// A data folder whose journal is gone is there: that is what the heads are for.
+	var out, errs strings.Builder
+	if exit := run(t.Context(), []string{"audit", "verify", "--heads", heads, elsewhere}, strings.NewReader(""), &out, &errs, noEnvironment); exit != exitFailed ||
+		!strings.Contains(errs.String(), "it was deleted") {
+		t.Errorf("exit %d: %s", exit, errs.String())
 	}
 }
