@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -231,7 +232,7 @@ func (c *cli) moveDatabase(cmd *cobra.Command, flags *configFlags, to string, ca
 		return moveFailure(err, cfg)
 	}
 	return c.print(report, func(w io.Writer) {
-		fields(w, "moved", report.From, "to", report.To, "rows", showTables(report.Tables), "next", nextStart(report.To))
+		fields(w, "moved", report.From, "to", report.To, "rows", showTables(report.Tables), "next", nextStart(cfg.To))
 	})
 }
 
@@ -272,15 +273,40 @@ func copyFailure(err error) error {
 const databaseFile = "certbound.db"
 
 // nextStart says how the service goes on with a database that arrived.
-func nextStart(to string) string {
-	if strings.Contains(to, "://") {
-		return "certbound serve --database " + to + ", with the same data folder"
+func nextStart(at store.Config) string {
+	if at.URL != "" {
+		return "certbound serve --database " + cmp.Or(withoutPassword(at.URL), store.Place(at)) + ", with the same data folder"
 	}
+	to := at.Path
 	if dir, file := filepath.Split(to); file != databaseFile { // serve opens a file of no other name
 		return "certbound serve opens DATA/" + databaseFile + " alone: rename " + file + " to that, in " + cmp.Or(dir, "this folder") +
 			" or another data folder; an old one that is there goes elsewhere first, with its -wal and -shm"
 	}
 	return "certbound serve, with the data folder that " + to + " lies in"
+}
+
+// withoutPassword is the URL of a database as a shell takes it, without what is secret in it; empty when it is none. What
+// else it says is kept, as it was written: without its sslmode the next connection would be less safe than this one.
+func withoutPassword(text string) string {
+	u, err := url.Parse(text)
+	if err != nil {
+		return ""
+	}
+	if u.User != nil {
+		u.User = url.User(u.User.Username())
+	}
+	u.Fragment, u.RawFragment = "", ""
+	u.RawQuery = strings.Join(slices.DeleteFunc(strings.Split(u.RawQuery, "&"), func(parameter string) bool {
+		name, _, _ := strings.Cut(parameter, "=")
+		name, err := url.QueryUnescape(name)
+		return err != nil || strings.Contains(parameter, ";") || name == "password" || name == "sslpassword"
+	}), "&")
+	u.ForceQuery = false
+	shown := u.String()
+	if strings.ContainsAny(shown, "?&'()*$!,;~") {
+		return "'" + strings.ReplaceAll(shown, "'", "%27") + "'"
+	}
+	return shown
 }
 
 // copyDatabase copies the database.

@@ -326,3 +326,25 @@ func TestMigrateSaysHowToGoOn(t *testing.T) {
 		t.Errorf("a name that serve opens is to be changed:\n%s", out)
 	}
 }
+
+// What a move says to run next keeps all of the URL but its passwords: how the server is verified most of all.
+func TestMigrateKeepsTheParametersOfTheURL(t *testing.T) {
+	t.Parallel()
+	for url, want := range map[string]string{
+		"postgres://u:pw1@db.example/name?sslmode=verify-full": "'postgres://u@db.example/name?sslmode=verify-full'",
+		"postgres://u:pw1@db.example/name?sslmode=verify-full&password=pw1&sslrootcert=/ca.pem&sslpassword=pw1": "'postgres://u@db.example/name?" +
+			"sslmode=verify-full&sslrootcert=/ca.pem'",
+		"postgres://u@db.example/name?pass%77ord=pw1":               "postgres://u@db.example/name",
+		"postgres://u@db.example/name?sslmode=disable;password=pw1": "postgres://u@db.example/name",
+		"postgres://u@db.example/name?%zz=pw1":                      "postgres://u@db.example/name",
+		"postgres://u@db.example/name#pw1":                          "postgres://u@db.example/name",
+		"postgresql://a:1,b:2/name?sslmode=require":                 "'postgresql://a:1,b:2/name?sslmode=require'",
+		"postgres://u@db.example/it's":                              "'postgres://u@db.example/it%27s'",
+		"postgres://db.example/name":                                "postgres://db.example/name",
+	} {
+		got := nextStart(store.Config{URL: url})
+		if got != "certbound serve --database "+want+", with the same data folder" || strings.Contains(got, "pw1") {
+			t.Errorf("%s\n%s\nwant %s", url, got, want)
+		}
+	}
+}
