@@ -65,6 +65,10 @@ func TestExample(t *testing.T) {
 		}
 	}
 	lines := strings.Split(Example(), "\n")
+	const asked = "RS256 and ML-DSA\n# only where they are asked to."
+	if plain := strings.ReplaceAll(Example(), "\n  #", "\n#"); !strings.Contains(plain, asked) {
+		t.Error("whoever signs with RS256 is not told that resource servers have to be asked to accept it")
+	}
 	for i, line := range lines {
 		if len(line) > 110 {
 			t.Errorf("line %d is too long", i+1)

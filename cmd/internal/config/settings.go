@@ -56,9 +56,9 @@ func (c *Config) settings() []setting {
 		{"token.lifetime", "Life of a token, unless its client has its own.", &c.Token.Lifetime},
 		{"token.max_lifetime", "Longest life of any token, at most 1h.", &c.Token.MaxLifetime},
 		{"signing.algorithm", "What tokens are signed with: ES256, EdDSA (Ed25519), PS256, RS256 for old partners, or ML-DSA-44 and\n" +
-			"ML-DSA-65 (RFC 9964), whose tokens have 4 and 5 KB, for resource servers that ask for them. After a\n" +
-			"change a key of the new one is announced, and the old key goes on until that is used. The same at all\n" +
-			"servers.", &c.Signing.Algorithm},
+			"ML-DSA-65 (RFC 9964), whose tokens have 4 and 5 KB. Resource servers accept those of RS256 and ML-DSA\n" +
+			"only where they are asked to. After a change a key of the new one is announced, and the old key goes\n" +
+			"on until that is used. The same at all servers.", &c.Signing.Algorithm},
 		{"signing.rotate", "How long a key signs before the next one does, at least 1d. 0s: until certbound keys rotate.",
 			&c.Signing.Rotate},
 		{"signing.announce", "How long a key is published before it signs, 10m to 7d: longer than resource servers remember keys\n" +
