@@ -104,12 +104,9 @@ type assertion struct {
 // judgeAssertion returns nil when raw is an assertion by which the client authenticates here and now (RFC 7523,
 // Section 3). What is refused has been stored nowhere.
 func (s *Server) judgeAssertion(ctx context.Context, c *Client, raw string, now time.Time) (*assertion, *tokens.Error) {
-	if len(raw) > maxAssertionBytes {
-		return nil, badAssertion("assertion_too_large", nil)
-	}
-	signed, err := jose.Parse(raw)
-	if err != nil {
-		return nil, badAssertion("assertion_malformed", err)
+	signed, refused := readAssertion(raw)
+	if refused != nil {
+		return nil, refused
 	}
 	header := signed.Header()
 	if !assertionTyp(header.Type) {
@@ -132,6 +129,18 @@ func (s *Server) judgeAssertion(ctx context.Context, c *Client, raw string, now 
 		return nil, badAssertion("assertion_claims", err)
 	}
 	return s.judgeClaims(c, claims, now)
+}
+
+// readAssertion reads the header of an assertion and verifies nothing.
+func readAssertion(raw string) (*jose.Signed, *tokens.Error) {
+	if len(raw) > maxAssertionBytes {
+		return nil, badAssertion("assertion_too_large", nil)
+	}
+	signed, err := jose.Parse(raw)
+	if err != nil {
+		return nil, badAssertion("assertion_malformed", err)
+	}
+	return signed, nil
 }
 
 // assertionKey finds the key of the client that an assertion names. Nothing of a key that was reported compromised is
@@ -268,23 +277,25 @@ func (s *Server) settleMethod(f *form) *tokens.Error {
 	case f.assertionType != assertionType:
 		return refusal(tokens.CodeInvalidClient, "assertion_type", "the client_assertion_type is not supported")
 	}
-	if f.clientID == "" { // RFC 7521, Section 4.2: the assertion names the client
-		f.clientID = assertedClient(f.assertion)
+	if f.clientID != "" {
+		return nil
 	}
-	return nil
+	var refused *tokens.Error
+	f.clientID, refused = assertedClient(f.assertion) // RFC 7521, Section 4.2: the assertion names the client
+	return refused
 }
 
-// assertedClient is whom an assertion says that it is of, "" when it cannot be read. Nothing is believed of it: it only
-// stands where client_id was left out.
-func assertedClient(raw string) string {
-	signed, err := jose.Parse(raw) // judges the size first
-	if err != nil {
-		return ""
+// assertedClient is whom an assertion says that it is of, "" when it names nobody; one that cannot be read is refused as
+// it is beside a client_id. Nothing is believed of it: it only stands where client_id was left out.
+func assertedClient(raw string) (string, *tokens.Error) {
+	signed, refused := readAssertion(raw)
+	if refused != nil {
+		return "", refused
 	}
 	_, payload := signed.Unverified()
 	claims, _ := jose.DecodeObject(payload) // what is no object has no members
 	subject, _ := claims["sub"].(string)
-	return strings.Clone(subject)
+	return strings.Clone(subject), nil
 }
 
 // judgeHolder judges the certificate that the tokens of a PrivateKeyJWT client will be bound to. Its chain and its names

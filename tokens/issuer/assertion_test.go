@@ -406,6 +406,7 @@ func TestRFC7523_3_Algorithm(t *testing.T) {
 		"key at":         encode(`{"alg":"PS256","kid":"key-1","jku":"https://evil.example"}`) + "." + parts[1] + "." + parts[2],
 		"critical":       encode(`{"alg":"PS256","kid":"key-1","crit":["exp"],"exp":1}`) + "." + parts[1] + "." + parts[2],
 		"duplicate":      encode(`{"alg":"PS256","alg":"PS256","kid":"key-1"}`) + "." + parts[1] + "." + parts[2],
+		"kid a number":   encode(`{"alg":"PS256","kid":1}`) + "." + parts[1] + "." + parts[2],
 		"two parts":      parts[0] + "." + parts[1],
 		"not base64url":  good + "=",
 		"text":           "x",
@@ -414,6 +415,7 @@ func TestRFC7523_3_Algorithm(t *testing.T) {
 	} {
 		s.wantRefusedBody(t, cert, asserted("reports", raw), "assertion_malformed")
 		_ = name
+		s.wantRefusedBody(t, cert, asserted("", raw), "assertion_malformed") // nor is a client_id what is wrong with it
 	}
 	s.wantRefusedBody(t, cert, asserted("reports", parts[0]+"."+encode(`{"iss":"reports"}`)+"."+parts[2]), "assertion_signature")
 	duplicate, err := jose.Sign(jose.Header{Algorithm: jose.PS256, KeyID: g.kid}, []byte(`{"iss":"reports","iss":"reports"}`), g.key)
@@ -454,6 +456,16 @@ func TestRFC7523_3_Algorithm(t *testing.T) {
 	long := claims()
 	with("x", strings.Repeat("x", maxAssertionBytes))(long)
 	s.wantRefusedBody(t, cert, asserted("reports", g.sign(t, "", long)), "assertion_too_large")
+	s.wantRefusedBody(t, cert, asserted("", g.sign(t, "", long)), "assertion_too_large")
+	// One that can be read and names nobody stands for no client_id.
+	for _, nobody := range []alteration{without("sub"), with("sub", 1), with("sub", "")} {
+		unnamed := claims()
+		nobody(unnamed)
+		s.post(t, &cert, asserted("", g.sign(t, "", unnamed))).want(t, 400, tokens.CodeInvalidRequest)
+		if d := s.journal.last(t); d.Reason != "client_id_missing" {
+			t.Errorf("recorded %q", d.Reason)
+		}
+	}
 	if len(used.untils()) != 0 {
 		t.Error("a refused assertion was noted")
 	}
@@ -530,8 +542,8 @@ func TestRFC6749_2_3_AssertionOfAnotherMethod(t *testing.T) {
 		asserted("reports", good) + "&client_assertion=" + good:                                                                 400,
 		ask("reports", "client_assertion", good, "client_assertion_type", assertionType+"x"):                                    401,
 		ask("reports", "client_assertion", good, "client_assertion_type", "urn:x:saml2-bearer"):                                 401,
-		ask("", "client_assertion", "x", "client_assertion_type", assertionType):                                                400,
-		ask("", "client_assertion", good+"x", "client_assertion_type", assertionType, "a", "b"):                                 400,
+		ask("", "client_assertion", "x", "client_assertion_type", assertionType):                                                401,
+		ask("", "client_assertion", good+"x", "client_assertion_type", assertionType, "a", "b"):                                 401,
 		ask("Reports", "client_assertion", good, "client_assertion_type", assertionType):                                        401,
 		ask("payments", "client_assertion", good, "client_assertion_type", assertionType):                                       401,
 		ask("", "client_assertion", g.sign(t, "", claimsOf("é", s.issuer, time.Now())), "client_assertion_type", assertionType): 400,
