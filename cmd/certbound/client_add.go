@@ -55,7 +55,7 @@ func (r *registration) register(cmd *cobra.Command) {
 	flags.StringVar(&r.jwksURI, "jwks-uri", "", "self-signed, private_key_jwt: where it publishes its certificates or keys as a JWK Set")
 	flags.StringArrayVar(&r.scopes, "scope", nil, "scope that it may ask for (repeatable)")
 	flags.StringArrayVar(&r.resources, "resource", nil, "resource that it may ask for (repeatable; default: every one that declares its scopes)")
-	flags.StringVar(&r.tokenTTL, "token-ttl", "", "life of its tokens, 1s to 1h, such as 10m (default: the service's)")
+	flags.StringVar(&r.tokenTTL, "token-ttl", "", "life of its tokens, 1s to the service's token.max_lifetime, such as 10m (default: the service's)")
 	flags.BoolVar(&r.allowReserved, "allow-reserved", false, "permit names like localhost, for demonstrations on one machine (needs certbound:grant)")
 }
 

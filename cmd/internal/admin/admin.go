@@ -79,6 +79,8 @@ type Config struct {
 	Reserved []string
 	// Endpoints are addresses that no resource may equal or be a prefix of, besides the issuer.
 	Endpoints []string
+	// MaxTokenTTL is the longest that a token lives here, and so what a client may be given: 0 stands for one hour.
+	MaxTokenTTL time.Duration
 	// Version is shown by GET /status.
 	Version string
 

@@ -4,6 +4,7 @@
 package admin
 
 import (
+	"cmp"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -38,6 +39,7 @@ type rules struct {
 	addresses   map[netip.Addr]bool
 	service     []string // addresses of the service: no resource may equal or prefix one
 	ownCAs      []*x509.Certificate
+	maxTokenTTL time.Duration // of the service; it shortens what lives longer
 }
 
 func newRules(cfg Config) (rules, error) {
@@ -47,6 +49,7 @@ func newRules(cfg Config) (rules, error) {
 		addresses:   make(map[netip.Addr]bool),
 		service:     append([]string{cfg.Issuer, cfg.Issuer + Prefix}, cfg.Endpoints...),
 		ownCAs:      cfg.OwnCAs,
+		maxTokenTTL: min(cmp.Or(cfg.MaxTokenTTL, maxTokenTTL), maxTokenTTL),
 	}
 	issuer, err := url.Parse(cfg.Issuer)
 	if err != nil {
@@ -69,7 +72,7 @@ func (r rules) client(req *ClientRequest, resources []store.Resource, now time.T
 	if err != nil {
 		return none, err
 	}
-	if c.TokenTTL, err = tokenTTL(req.TokenTTLSeconds); err != nil {
+	if c.TokenTTL, err = r.tokenTTL(req.TokenTTLSeconds); err != nil {
 		return none, err
 	}
 	if c.Scopes, err = parseScopes(req.Scope); err != nil {
@@ -104,14 +107,19 @@ func parseUsage(s string) (pki.Usage, error) {
 	return usage, nil
 }
 
-func tokenTTL(seconds *int64) (time.Duration, error) {
+func (r rules) tokenTTL(seconds *int64) (time.Duration, error) {
 	if seconds == nil {
 		return 0, nil
 	}
 	if *seconds < 1 || *seconds > int64(maxTokenTTL/time.Second) {
 		return 0, invalidMetadata("use whole seconds, at least one and at most an hour", "a token cannot live %d seconds", *seconds)
 	}
-	return time.Duration(*seconds) * time.Second, nil
+	ttl := time.Duration(*seconds) * time.Second
+	if ttl > r.maxTokenTTL {
+		return 0, invalidMetadata(fmt.Sprintf("use at most %s, which is token.max_lifetime of the service's configuration", r.maxTokenTTL),
+			"a token cannot live %s here", ttl)
+	}
+	return ttl, nil
 }
 
 // certificateNames judges the names that the client's certificate will carry. A name of the service in another's

@@ -4,6 +4,7 @@
 package admin
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -30,6 +31,29 @@ func testRules(tb testing.TB) rules {
 		tb.Fatal(err)
 	}
 	return r
+}
+
+// No client gets a life of its tokens that the service would cut without a word.
+func TestTokenTTLWithinTheBoundOfTheService(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		bound   time.Duration
+		seconds int64
+		refused bool
+	}{{15 * time.Minute, 900, false}, {15 * time.Minute, 901, true}, {0, 3600, false}, {2 * time.Hour, 3601, true}} {
+		r, err := newRules(Config{Issuer: testIssuer, TrustDomain: testTrustDomain, MaxTokenTTL: tt.bound})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := r.client(&ClientRequest{ID: "a", TokenTTLSeconds: &tt.seconds}, nil, time.Now())
+		if refused := err != nil; refused != tt.refused || !refused && c.TokenTTL != time.Duration(tt.seconds)*time.Second {
+			t.Errorf("bound %s: %d seconds: %s, %v", tt.bound, tt.seconds, c.TokenTTL, err)
+		}
+		if e, ok := errors.AsType[*Error](err); tt.bound == 15*time.Minute && tt.refused && (!ok || e.Code != codeMetadata ||
+			!strings.Contains(e.Hint, "at most 15m0s, which is token.max_lifetime")) {
+			t.Errorf("refused with %v", err)
+		}
+	}
 }
 
 func testResources() []store.Resource {

@@ -41,7 +41,7 @@ type ClientRequest struct {
 	// Usage is client (default), server or both.
 	Usage     string   `json:"usage,omitempty"`
 	Resources []string `json:"resources,omitempty"`
-	// TokenTTLSeconds is the life of its tokens, 1 to 3600; nil stands for the service's default.
+	// TokenTTLSeconds is the life of its tokens, 1 to the service's bound, at most 3600; nil stands for its default.
 	TokenTTLSeconds *int64 `json:"token_ttl_seconds,omitempty"`
 	// AllowReserved permits the service's own names, such as localhost. It takes certbound:grant besides what else the
 	// registration takes, and waits for a second operator where two are asked for.

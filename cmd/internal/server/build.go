@@ -211,7 +211,7 @@ func (s *service) adminConfig() admin.Config {
 		Durability: s.durability, Cluster: s.cluster,
 		Issuer: s.identity.issuer, TrustDomain: s.identity.trustDomain,
 		Reserved:  append(s.ownNames(), operatorID),
-		Endpoints: s.endpoints(), Version: s.version, Logger: s.log,
+		Endpoints: s.endpoints(), Version: s.version, Logger: s.log, MaxTokenTTL: s.cfg.Token.MaxLifetime,
 		OwnCAs: []*x509.Certificate{s.root, s.issuing}, FileTrusts: s.fileTrusts(), TrustHealth: s.trust.Health,
 		FirstOperator: s.firstOperator(),
 		Journal:       s.newJournalView(),

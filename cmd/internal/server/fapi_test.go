@@ -332,6 +332,11 @@ func TestRFC9700_2_5_FAPIAlgorithmsAndMethods(t *testing.T) {
 	}
 	fresh := start(t, fapiConfig(t, t.TempDir()))
 	fresh.addLedger()
+	// No client is given a life of its tokens that this mode cuts.
+	ttl := map[string]any{"client_id": "long", "scope": write, "token_ttl_seconds": 1800}
+	if err := fresh.operate(http.MethodPost, "/clients", ttl, nil); err == nil || !strings.Contains(err.Error(), "a token cannot live 30m0s here") {
+		t.Errorf("tokens of 30m: %v", err)
+	}
 	for _, method := range []string{"client_secret_basic", "client_secret_post", "client_secret_jwt", "none"} {
 		if err := fresh.operate(http.MethodPost, "/clients", map[string]any{"client_id": "odd", "scope": write, "token_endpoint_auth_method": method}, nil); err == nil {
 			t.Errorf("a client of %s was registered", method)
