@@ -313,13 +313,9 @@ func (f *DenyFeed) retell() {
 		}
 		return
 	}
-	cause := f.last
-	if f.full.Load() {
-		cause = ErrDenyListFull
-	}
-	f.logger.Error("what is denied is not known", "issuer", f.issuer, "refused", f.Err() != nil, "cause", cause)
+	f.logger.Error("what is denied is not known", "issuer", f.issuer, "refused", f.Err() != nil, "cause", f.last)
 	if f.events != nil {
-		f.events.DenyFeedStale(cause)
+		f.events.DenyFeedStale(f.last)
 	}
 }
 

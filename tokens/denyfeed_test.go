@@ -886,6 +886,8 @@ func TestDenyFeedNewKey(t *testing.T) {
 		wantKey(t, k, old)
 		time.Sleep(10 * time.Second)
 		wantNoKey(t, k, "made up", tokens.ErrUnknownKey) // which uses up what strangers may cause
+		feed.now = time.Now()
+		feed.hears(t, feed.page(t, 0, 1, 1), false, tokens.ErrUnknownKey.Error())
 		n.set(nil, 0, fresh)
 		time.Sleep(time.Second)
 		feed.now = time.Now()

@@ -154,11 +154,8 @@ func (v *Verifier) Audience() string { return v.audience }
 // It blocks as long as Keys does, until ctx is done. A token that it accepted before is cheaper, see
 // VerifierConfig.CacheBytes. Safe for concurrent use.
 func (v *Verifier) Verify(ctx context.Context, raw string, peer *mtls.Peer) (*Claims, error) {
-	p, err := v.verify(ctx, raw, peer)
-	if err != nil {
-		return nil, err
-	}
-	return p.copied(), nil
+	c, _, err := v.VerifyKey(ctx, raw, peer)
+	return c, err
 }
 
 // VerifyKey is Verify, and also returns the id of the key that signed the token, for whoever will ask again whether the
