@@ -289,7 +289,7 @@ func (in *instance) checkSignedAnswers(m map[string]any, address string, a appli
 	for _, name := range listed {
 		algorithms = append(algorithms, gojose.SignatureAlgorithm(name))
 	}
-	object, err := gojose.ParseSigned(text, algorithms)
+	object, err := gojose.ParseSignedCompact(text, algorithms)
 	if err != nil {
 		in.tb.Fatalf("an answer of %v: %v, listed are %v", body["type"], err, listed)
 	}
