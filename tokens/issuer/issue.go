@@ -383,8 +383,7 @@ func (s *Server) sign(c *claims) (string, *tokens.Error) {
 	if err != nil {
 		return "", unavailable("no_signing_key", err)
 	}
-	header := jose.Header{Algorithm: jose.Algorithm(key.Algorithm), KeyID: key.ID, Type: accessToken}
-	token, err := jose.Sign(header, c.appendJSON(make([]byte, 0, c.size())), key.Signer)
+	token, err := jose.Sign(header(key.Algorithm, key.ID), c.appendJSON(make([]byte, 0, c.size())), key.Signer)
 	if err != nil {
 		return "", &tokens.Error{
 			Code: tokens.CodeServerError, Reason: "signing_failed", Description: failedDescription, Err: err,

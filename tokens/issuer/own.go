@@ -20,6 +20,11 @@ import (
 // accessToken is the "typ" of our tokens (RFC 9068, Section 2.1). It tells them from everything else that our keys sign.
 const accessToken = "at+jwt"
 
+// header is that of our tokens.
+func header(algorithm, keyID string) jose.Header {
+	return jose.Header{Algorithm: jose.Algorithm(algorithm), KeyID: keyID, Type: accessToken}
+}
+
 // ownToken is a token whose signature is this server's. Its claims are shared and never modified.
 type ownToken struct {
 	claims    tokens.Claims
@@ -36,21 +41,18 @@ func (s *Server) ownToken(raw string) *ownToken {
 	if t, ok := s.introspected.Get(raw); ok && slices.ContainsFunc(published, t.signedBy) {
 		return t
 	}
-	signed, err := jose.Parse(raw)
-	if err != nil || signed.Header().Type != accessToken {
-		return nil
+	for _, key := range published {
+		signed, err := jose.ParseWritten(raw, header(key.Algorithm, key.ID))
+		if err != nil { // for one of another key, by its header
+			continue
+		}
+		payload, err := signed.Verify(jose.PublicKey{ID: key.ID, Algorithm: jose.Algorithm(key.Algorithm), Key: key.Key})
+		if err != nil {
+			return nil
+		}
+		return s.readOwn(payload, key)
 	}
-	id := signed.Header().KeyID
-	i := slices.IndexFunc(published, func(k tokens.PublicKey) bool { return k.ID == id })
-	if i < 0 {
-		return nil
-	}
-	key := published[i]
-	payload, err := signed.Verify(jose.PublicKey{ID: key.ID, Algorithm: jose.Algorithm(key.Algorithm), Key: key.Key})
-	if err != nil {
-		return nil
-	}
-	return s.readOwn(payload, key)
+	return nil
 }
 
 // keep has the token remembered by its bytes, so that its signature is not verified again.

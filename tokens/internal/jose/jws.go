@@ -33,24 +33,35 @@ var (
 	ErrSignatureForm = errors.New("jose: signature is in the other of its two forms")
 )
 
+var errAnotherHeader = fmt.Errorf("%w: another header", ErrToken)
+
 // Sign returns the compact serialisation of the payload signed by s (RFC 7515, Section 7.1). Type and KeyID must
 // be printable ASCII without quotes and backslashes. The signer must suit the algorithm: a mismatch is an error.
 // A signature of ES256 has the low one of the two s that verify. Safe for concurrent use as far as s is.
 func Sign(h Header, payload []byte, s crypto.Signer) (string, error) {
-	if !plain(h.Type) || !plain(h.KeyID) || !plain(string(h.Algorithm)) {
-		return "", errors.New("jose: header value is not plain ASCII")
+	protected, err := h.appendTo(make([]byte, 0, headerBytes))
+	if err != nil {
+		return "", err
 	}
-	protected := make([]byte, 0, 128)
-	protected = append(protected, `{"alg":"`...)
-	protected = append(protected, h.Algorithm...)
+	return SignSerialized(protected, h.Algorithm, payload, s)
+}
+
+// headerBytes is enough for the headers that appendTo writes for our own keys.
+const headerBytes = 128
+
+// appendTo appends the header as Sign writes it.
+func (h Header) appendTo(b []byte) ([]byte, error) {
+	if !plain(h.Type) || !plain(h.KeyID) || !plain(string(h.Algorithm)) {
+		return nil, errors.New("jose: header value is not plain ASCII")
+	}
+	b = append(append(b, `{"alg":"`...), h.Algorithm...)
 	if h.Type != "" {
-		protected = append(append(protected, `","typ":"`...), h.Type...)
+		b = append(append(b, `","typ":"`...), h.Type...)
 	}
 	if h.KeyID != "" {
-		protected = append(append(protected, `","kid":"`...), h.KeyID...)
+		b = append(append(b, `","kid":"`...), h.KeyID...)
 	}
-	protected = append(protected, `"}`...)
-	return SignSerialized(protected, h.Algorithm, payload, s)
+	return append(b, `"}`...), nil
 }
 
 // SignSerialized is Sign with a header that the caller serialised, taken as it is: it is how bad tokens are made
@@ -184,7 +195,7 @@ func lowerS(signature []byte) {
 // Signed is a parsed token whose signature has not been checked yet. Its payload comes out of Verify.
 type Signed struct {
 	header    Header
-	members   Object
+	members   Object // nil after ParseWritten
 	input     string // the first two parts with their dot
 	payload   []byte
 	signature []byte
@@ -208,7 +219,7 @@ func ParseUpTo(raw string, limit int) (*Signed, error) {
 	if strings.Count(raw, ".") != 2 {
 		return nil, fmt.Errorf("%w: not three parts", ErrToken)
 	}
-	first, last := strings.IndexByte(raw, '.'), strings.LastIndexByte(raw, '.')
+	first := strings.IndexByte(raw, '.')
 	if first > MaxHeaderBytes {
 		return nil, fmt.Errorf("%w: header too large", ErrToken)
 	}
@@ -216,23 +227,55 @@ func ParseUpTo(raw string, limit int) (*Signed, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: header: %w", ErrToken, err)
 	}
-	payload, err := decodeBase64(raw[first+1 : last])
-	if err != nil {
-		return nil, fmt.Errorf("%w: payload: %w", ErrToken, err)
+	signed := &Signed{}
+	if err := signed.decodeAfter(raw, first); err != nil {
+		return nil, err
 	}
-	signature, err := decodeBase64(raw[last+1:])
-	if err != nil {
-		return nil, fmt.Errorf("%w: signature: %w", ErrToken, err)
-	}
-	members, err := DecodeObject(header)
-	if err != nil {
+	if signed.members, err = DecodeObject(header); err != nil {
 		return nil, fmt.Errorf("%w: header: %w", ErrToken, err)
 	}
-	h, err := readHeader(members)
+	if signed.header, err = readHeader(signed.members); err != nil {
+		return nil, err
+	}
+	return signed, nil
+}
+
+// ParseWritten is Parse for a token that Sign wrote with the header h. The header is compared and not read: a token with any
+// other bytes there is refused, whatever they may mean.
+func ParseWritten(raw string, h Header) (*Signed, error) {
+	if len(raw) > MaxTokenBytes {
+		return nil, fmt.Errorf("%w: too large", ErrToken)
+	}
+	protected, err := h.appendTo(make([]byte, 0, headerBytes))
 	if err != nil {
 		return nil, err
 	}
-	return &Signed{header: h, members: members, input: raw[:last], payload: payload, signature: signature}, nil
+	encoded := base64.RawURLEncoding.AppendEncode(make([]byte, 0, 2*headerBytes), protected)
+	if !strings.HasPrefix(raw, string(append(encoded, '.'))) {
+		return nil, errAnotherHeader
+	}
+	signed := &Signed{header: h}
+	if err := signed.decodeAfter(raw, len(encoded)); err != nil {
+		return nil, err
+	}
+	return signed, nil
+}
+
+// decodeAfter reads what follows the header, which ends before the dot at first.
+func (s *Signed) decodeAfter(raw string, first int) error {
+	payload, signature, ok := strings.Cut(raw[first+1:], ".")
+	if !ok {
+		return fmt.Errorf("%w: not three parts", ErrToken)
+	}
+	s.input = raw[:first+1+len(payload)]
+	var err error
+	if s.payload, err = decodeBase64(payload); err != nil {
+		return fmt.Errorf("%w: payload: %w", ErrToken, err)
+	}
+	if s.signature, err = decodeBase64(signature); err != nil { // nor is there another dot
+		return fmt.Errorf("%w: signature: %w", ErrToken, err)
+	}
+	return nil
 }
 
 func readHeader(members Object) (Header, error) {
@@ -269,8 +312,8 @@ func optionalString(members Object, name string) (value string, ok bool) {
 // Header returns the header, which nobody has authenticated yet. KeyID is an opaque string.
 func (s *Signed) Header() Header { return s.header }
 
-// Unverified returns all header members and the payload without any check of the signature. It is for showing a
-// token to a person, never for a decision.
+// Unverified returns all header members that Parse read and the payload without any check of the signature. It is for
+// showing a token to a person, never for a decision.
 func (s *Signed) Unverified() (header Object, payload []byte) { return s.members, s.payload }
 
 // Verify returns the payload if k signed it. The token's algorithm must be the key's own (RFC 8725, Section 3.1), and

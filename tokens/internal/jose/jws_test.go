@@ -649,6 +649,11 @@ func FuzzParse(f *testing.F) {
 		if again := header + "." + encode(string(payload)) + "." + encode(string(signed.signature)); again != raw {
 			t.Errorf("%q reads as %q", raw, again)
 		}
+		written, err := ParseWritten(raw, signed.Header())
+		if err == nil && (written.Header() != signed.Header() || string(written.payload) != string(payload) ||
+			string(written.signature) != string(signed.signature) || written.input != signed.input) {
+			t.Errorf("%q is read in two ways", raw)
+		}
 	})
 }
 

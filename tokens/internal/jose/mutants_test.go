@@ -113,6 +113,74 @@ func TestRFC7515_4_WrittenHeader(t *testing.T) {
 	}
 }
 
+// RFC 7515, Section 4: whoever asks for the header that was written gets a token with these bytes, not one that only means
+// the same, though the right key signed it and Parse would take it.
+func TestRFC7515_4_OnlyTheWrittenHeader(t *testing.T) {
+	t.Parallel()
+	key := newES256(t)
+	public := PublicKey{Algorithm: ES256, Key: key.Public()}
+	h := Header{Algorithm: ES256, Type: "at+jwt", KeyID: "k"}
+	written, err := Sign(h, []byte(`{"a":1}`), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signed, err := ParseWritten(written, h)
+	if err != nil || signed.Header() != h {
+		t.Fatalf("%+v: %v", signed, err)
+	}
+	if payload, err := signed.Verify(public); string(payload) != `{"a":1}` {
+		t.Errorf("%s, %v", payload, err)
+	}
+	if signed, err = ParseWritten(written[:len(written)-4]+"AAAA", h); err != nil {
+		t.Errorf("another signature: %v", err)
+	} else if _, err := signed.Verify(public); !errors.Is(err, ErrSignature) {
+		t.Errorf("another signature: %v", err)
+	}
+	for _, header := range []string{
+		`{"typ":"at+jwt","alg":"ES256","kid":"k"}`, `{"alg":"ES256","typ":"at+jwt","kid":"k" }`, `{"alg":"ES256","typ":"at+jwt","kid":"\u006b"}`,
+		`{"alg":"ES256","typ":"at+jwt","kid":"k","x":1}`, `{"alg":"ES256","typ":"AT+JWT","kid":"k"}`, `{"alg":"ES256","typ":"at+jwt"}`,
+	} {
+		raw, err := SignSerialized([]byte(header), ES256, []byte(`{"a":1}`), key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Parse(raw); err != nil {
+			t.Errorf("%s is not to be read at all: %v", header, err)
+		}
+		if _, err := ParseWritten(raw, h); !errors.Is(err, ErrToken) {
+			t.Errorf("%s: %v", header, err)
+		}
+	}
+	for name, other := range map[string]Header{
+		"algorithm": {Algorithm: EdDSA, Type: "at+jwt", KeyID: "k"}, "type": {Algorithm: ES256, Type: "JWT", KeyID: "k"},
+		"key": {Algorithm: ES256, Type: "at+jwt", KeyID: "l"}, "longer": {Algorithm: ES256, Type: "at+jwt", KeyID: strings.Repeat("k", 200)},
+		"unwritten": {Algorithm: ES256, Type: "at+jwt", KeyID: `"`},
+	} {
+		if _, err := ParseWritten(written, other); err == nil {
+			t.Errorf("another %s is taken", name)
+		}
+	}
+	header, rest, _ := strings.Cut(written, ".")
+	payload, signature, _ := strings.Cut(rest, ".")
+	for _, raw := range []string{
+		"", header, header + ".", header + payload, header + "." + payload, header + "..", written + ".", written + ".AA", "." + written, " " + written,
+		header + "x" + payload + "." + signature, header + "." + payload + "=." + signature, header + "." + payload + "." + signature + "\n",
+		header + "." + strings.Repeat("A", MaxTokenBytes) + "." + signature,
+	} {
+		if signed, err := ParseWritten(raw, h); err == nil && raw != header+".." || err != nil && !errors.Is(err, ErrToken) {
+			t.Errorf("%.200q: %+v, %v", raw, signed, err)
+		}
+	}
+	if _, err := ParseWritten(".e30.AAAA", Header{Algorithm: ES256, KeyID: `"`}); err == nil {
+		t.Error("a header that is never written is taken for none")
+	}
+	room := MaxTokenBytes - len(header) - len("..AA")
+	largest := header + "." + strings.Repeat("A", room-room%4) + ".AA" + strings.Repeat("A", room%4)
+	if _, err := ParseWritten(largest, h); err != nil || len(largest) != MaxTokenBytes {
+		t.Errorf("the largest, of %d bytes: %v", len(largest), err)
+	}
+}
+
 // failingSigner has a key and cannot sign.
 type failingSigner struct {
 	crypto.Signer
