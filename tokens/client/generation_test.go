@@ -179,6 +179,7 @@ func TestOldGenerationFinishesAndCloses(t *testing.T) {
 			c := w.config(t)
 			c.DialContext = open.dial
 			tr := start(t, c)
+			<-open.closed // that for the metadata
 			resp, err := tr.RoundTrip(mustRequest(t, w.resource.URL+"/slow"))
 			if err != nil {
 				t.Fatal(err)
