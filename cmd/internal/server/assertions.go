@@ -38,13 +38,21 @@ func (s *service) pruneAssertions(ctx context.Context) {
 	ticker := time.NewTicker(assertionsEvery)
 	defer ticker.Stop()
 	for {
-		if err := s.folder.store.PruneAssertions(ctx, time.Now().Add(-assertionsAfter)); err != nil && ctx.Err() == nil {
-			s.log.Warn("expired assertions could not be forgotten", "error", err)
-		}
+		s.forgetAssertions(ctx, time.Now())
 		select {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
 		}
+	}
+}
+
+// forgetAssertions forgets those that have expired by now.
+func (s *service) forgetAssertions(ctx context.Context, now time.Time) {
+	if !s.mayForget() {
+		return
+	}
+	if err := s.folder.store.PruneAssertions(ctx, now.Add(-assertionsAfter)); err != nil && ctx.Err() == nil {
+		s.log.Warn("expired assertions could not be forgotten", "error", err)
 	}
 }

@@ -125,14 +125,22 @@ func (s *service) keepDenials(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case now := <-tick.C:
-			s.denials.list.Prune(now.Add(-memorySlack))
-			if _, err := s.folder.store.PruneDenials(ctx, now); err != nil && ctx.Err() == nil {
-				s.log.Warn("denials that have ended could not be deleted", "error", err)
-			}
-			if err := s.folder.store.PruneFollowers(ctx, now.Add(-time.Hour)); err != nil && ctx.Err() == nil {
-				s.log.Warn("resource servers that follow no more could not be forgotten", "error", err)
-			}
+			s.forgetDenials(ctx, now)
 		}
+	}
+}
+
+// forgetDenials forgets what has ended by now.
+func (s *service) forgetDenials(ctx context.Context, now time.Time) {
+	if !s.mayForget() {
+		return
+	}
+	s.denials.list.Prune(now.Add(-memorySlack))
+	if _, err := s.folder.store.PruneDenials(ctx, now); err != nil && ctx.Err() == nil {
+		s.log.Warn("denials that have ended could not be deleted", "error", err)
+	}
+	if err := s.folder.store.PruneFollowers(ctx, now.Add(-time.Hour)); err != nil && ctx.Err() == nil {
+		s.log.Warn("resource servers that follow no more could not be forgotten", "error", err)
 	}
 }
 

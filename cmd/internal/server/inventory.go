@@ -97,11 +97,11 @@ func (s *service) dropExpired(ctx context.Context, list [][32]byte, before time.
 
 // prunes reports whether this is the replica that looks after the inventory: of those that serve, the first by name.
 func (s *service) prunes(ctx context.Context) (bool, error) {
+	if !s.mayForget() {
+		return false, nil // it decides nothing now, or its clock may be wrong
+	}
 	if s.member == nil {
 		return true, nil
-	}
-	if s.member.Live() != nil {
-		return false, nil // it decides nothing now, and its clock may be wrong
 	}
 	leases, err := s.folder.store.Leases(ctx)
 	if err != nil {

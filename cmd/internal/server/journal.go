@@ -169,6 +169,9 @@ func (s *service) retain(ctx context.Context) error {
 	if s.cfg.Audit.Retention == 0 {
 		return s.folder.journal.Retain(ctx, time.Time{})
 	}
+	if !s.mayForget() {
+		return nil // what is too old stays until the next time: nobody can bring it back
+	}
 	before := s.journalKeys.now().Add(-s.cfg.Audit.Retention)
 	if err := s.folder.journal.Retain(ctx, before); err != nil {
 		return err

@@ -117,6 +117,7 @@ type service struct {
 	operatorDue time.Time // when that profile wants a new certificate
 
 	pace     pace       // of token requests
+	clock    steady     // whether what has ended may be forgotten
 	fatal    chan error // has room for one: the process must end, and begin anew
 	draining atomic.Bool
 	closers  []func() error
