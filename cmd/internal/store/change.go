@@ -252,7 +252,11 @@ func (c *change) stamp() error {
 	if err := c.countDenials(); err != nil {
 		return err
 	}
-	if err := c.tx.QueryRowContext(c.ctx, bumpVersion).Scan(&c.what.Version); err != nil {
+	err := c.tx.QueryRowContext(c.ctx, bumpVersion).Scan(&c.what.Version)
+	if errors.Is(err, sql.ErrNoRows) {
+		err = noVersion(c.ctx, c.tx)
+	}
+	if err != nil {
 		return fmt.Errorf("bump the version: %w", err)
 	}
 	for _, table := range c.touched {
@@ -261,6 +265,19 @@ func (c *change) stamp() error {
 		}
 	}
 	return c.log()
+}
+
+// noVersion is why there is no next version: whoever still serves on a database that was put out of service has not noticed
+// yet, and what it would change here would be missing where the database was moved to.
+func noVersion(ctx context.Context, r conn) error {
+	found, err := readCondition(ctx, r)
+	switch {
+	case err != nil:
+		return err
+	case found == nil:
+		return fmt.Errorf("%w: it has no version", ErrDamaged)
+	}
+	return &ConditionError{*found}
 }
 
 // exec runs a statement that changes rows of table, and returns how many.

@@ -174,6 +174,7 @@ func testStore(t *testing.T, open opener) {
 		{"clients that sign assertions", testAssertingClients},
 		{"denials", testDenials},
 		{"denials that say more", testDenialsSayMore},
+		{"denials that move while they are read", testDenialsMoveWhileRead},
 		{"what takes away denies", testTakeawaysDeny},
 		{"a compromised key denies its registered certificates", testCompromisedKeyDenies},
 		{"a restore denies what was denied", testReplayDenies},

@@ -50,7 +50,7 @@ const (
 			until_at = CASE WHEN denials.until_at < excluded.until_at THEN excluded.until_at ELSE denials.until_at END
 		WHERE denials.before_at < excluded.before_at OR denials.until_at < excluded.until_at`
 	queryDenials = `SELECT position, kind, value, before_at, until_at FROM denials
-		WHERE position > $1 AND position <= $2 ORDER BY position LIMIT $3`
+		WHERE position > $1 ORDER BY position LIMIT $2`
 	queryDeniedBefore = `SELECT before_at FROM denials WHERE kind = $1 AND value = $2`
 	pruneDenials      = `DELETE FROM denials WHERE until_at < $1`
 	countGivenBack    = `SELECT count(*) FROM denials WHERE client_id = $1 AND client_id <> ''`
@@ -242,16 +242,17 @@ func microseconds(t time.Time) int64 {
 // Denials returns, in the order of their positions, the denials behind the position after, at most limit of them, and the
 // position up to which these are all: an ended one may be gone.
 func (s *Store) Denials(ctx context.Context, after int64, limit int) (list []Denied, upTo int64, err error) {
-	// First the end, then the rows: one that is committed in between is for the next time.
 	if err = s.read.QueryRowContext(ctx, queryDenialSeq).Scan(&upTo); err == nil {
-		rows, failed := s.read.QueryContext(ctx, queryDenials, after, upTo, limit)
+		rows, failed := s.read.QueryContext(ctx, queryDenials, after, limit)
 		list, err = all(rows, failed, scanDenied)
 	}
 	if err != nil {
 		return nil, 0, fmt.Errorf("read the denials: %w", err)
 	}
-	if len(list) == limit && limit > 0 {
-		upTo = list[limit-1].Position
+	// First the end, then the rows, of all that there are by then: one that got a new position in between is among them, and
+	// left out it would be missing at both.
+	if n := len(list); n > 0 && (n == limit || list[n-1].Position > upTo) {
+		upTo = list[n-1].Position
 	}
 	return list, upTo, nil
 }

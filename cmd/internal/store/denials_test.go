@@ -4,7 +4,9 @@
 package store
 
 import (
+	"context"
 	"crypto/sha256"
+	"database/sql"
 	"fmt"
 	"slices"
 	"time"
@@ -128,6 +130,35 @@ func testDenialsSayMore(f *fixture) {
 	same(f.t, stored[2].IssuedBefore, since)
 	if !stored[2].Until.After(at.Add(time.Hour+time.Minute+5*time.Second)) || !stored[3].Until.After(at.Add(24*time.Hour)) {
 		f.t.Errorf("%+v", stored[2:])
+	}
+}
+
+// between does something between the reading of the end of the denials and that of the rows.
+type between struct {
+	conn
+	f func()
+}
+
+func (b between) QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
+	b.f()
+	return b.conn.QueryContext(ctx, query, args...)
+}
+
+// A denial that gets a new position while they are read is not missing at both: whoever is told that the rows are all up to a
+// position has all that are denied at it.
+func testDenialsMoveWhileRead(f *fixture) {
+	at := f.clock.now()
+	f.deny(2, tokens.Denial{ClientID: "c", IssuedBefore: at, Until: at.Add(time.Hour)}, tokens.Denial{TokenID: "t", Until: at.Add(time.Hour)})
+	reader := &Store{core: f.core, write: f.write, read: between{f.read, func() {
+		f.deny(1, tokens.Denial{ClientID: "c", IssuedBefore: at.Add(time.Minute), Until: at.Add(time.Hour)})
+	}}}
+	for _, limit := range []int{1, 2, 10} {
+		at = at.Add(time.Hour)
+		list, upTo, err := reader.Denials(f.ctx(), 0, limit)
+		ok(f.t, err)
+		if len(list) != min(limit, 2) || limit > 1 && list[1].ClientID != "c" || upTo != list[len(list)-1].Position {
+			f.t.Errorf("with at most %d, up to %d: %+v", limit, upTo, list)
+		}
 	}
 }
 

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/certbound/certbound/tokens"
 )
 
 // A database that was put out of service gives no lease, whoever still serves on it; in service again it does.
@@ -19,6 +21,7 @@ func TestMoveEndsLeases(t *testing.T) {
 	everyDatabase(t, func(t *testing.T, open opener) {
 		f := newFixture(t, open)
 		ctx := t.Context()
+		f.client("before", 1)
 		ok(t, f.BeginLease(ctx, Lease{Replica: "a", Incarnation: 1}))
 		renew := func() error {
 			_, err := f.RenewLease(ctx, LeaseRenewal{Replica: "a", Incarnation: 1, HeadSeq: 1})
@@ -40,6 +43,25 @@ func TestMoveEndsLeases(t *testing.T) {
 				t.Errorf("a lease was %s: %v", what, err)
 			}
 		}
+		// Nor does it take a change, of which the copy would know nothing: also of who was cut off and needs no lease for it.
+		version, err := f.Version(ctx)
+		ok(t, err)
+		for what, err := range map[string]error{
+			"disabled": f.DisableClient(ctx, "before"),
+			"denied": f.Transact(ctx, func(tx *Store) error {
+				_, err := tx.Deny(ctx, tokens.Denial{TokenID: "t", Until: f.in(time.Hour)})
+				return err
+			}),
+		} {
+			refused, is := errors.AsType[*ConditionError](err)
+			if !is || refused.Condition.State != ConditionMoving || !errors.Is(err, ErrNotServable) {
+				t.Errorf("it was %s: %v", what, err)
+			}
+		}
+		now, err := f.Version(ctx)
+		ok(t, err)
+		same(t, now, version)
+		same(t, f.count("denials"), 0)
 		leases, err := f.Leases(ctx)
 		ok(t, err)
 		if len(leases) != 1 || leases[0].Renewals != 1 {
@@ -47,6 +69,7 @@ func TestMoveEndsLeases(t *testing.T) {
 		}
 		ok(t, m.Cancel(ctx, c.ID, ""))
 		ok(t, renew())
+		ok(t, f.DisableClient(ctx, "before"))
 		ok(t, f.BeginLease(ctx, Lease{Replica: "b", Incarnation: 1}))
 		_, err = f.RenewLease(ctx, LeaseRenewal{Replica: "c", Incarnation: 1})
 		want(t, err, ErrLeaseLost)

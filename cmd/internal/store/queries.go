@@ -17,7 +17,7 @@ const (
 	queryVersion  = `SELECT version FROM state WHERE id = 1`
 	// A restored database gives no version, no number of a revocation list and no position of a denial a second time.
 	setAhead      = `UPDATE state SET version = $1, crl_number = crl_number + $2, denial_seq = denial_seq + $2 WHERE id = 1`
-	bumpVersion   = `UPDATE state SET version = version + 1 WHERE id = 1 RETURNING version`
+	bumpVersion   = `UPDATE state SET version = version + 1 WHERE id = 1 AND ` + servable + ` RETURNING version`
 	bumpCRLNumber = `UPDATE state SET crl_number = crl_number + 1 WHERE id = 1 RETURNING crl_number`
 
 	querySetting  = `SELECT value FROM settings WHERE name = $1`
