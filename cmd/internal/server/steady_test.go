@@ -19,8 +19,10 @@ func TestSteadyClock(t *testing.T) {
 	t.Parallel()
 	start := time.Unix(1_800_000_000, 0)
 	var s steady
-	if !s.goes(time.Now()) || !s.goes(time.Now()) {
-		t.Fatal("nobody has set the clock")
+	for range 2 {
+		if !s.goes(time.Now()) {
+			t.Fatal("nobody has set the clock")
+		}
 	}
 	s = steady{offset: time.Duration(start.UnixNano())}
 	var set time.Duration
