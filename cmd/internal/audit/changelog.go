@@ -43,7 +43,13 @@ type ChangeFolder struct {
 	// where it has another chain.
 	Missing, Contradicted []Head
 	// Witnessed are the heads of other replicas' journals that this one speaks of, the newest of each.
-	Witnessed []Identity
+	Witnessed []WitnessedHead
+}
+
+// WitnessedHead is how far another replica's journal is known to have come.
+type WitnessedHead struct {
+	Identity
+	Seq uint64 // zero: its incarnation was begun
 }
 
 var (
@@ -146,18 +152,28 @@ func (c *ChangeLog) scan(ctx context.Context, dir string, f segmentFile, want fu
 // witness notes whose journal a record speaks of.
 func (out *ChangeFolder) witness(line []byte) {
 	var record struct {
-		Witness Identity `json:"witness"`
+		Witness struct {
+			Identity
+			Head struct {
+				Seq uint64 `json:"seq"`
+			} `json:"head"`
+		} `json:"witness"`
 	}
 	if json.Unmarshal(line, &record) != nil || record.Witness.Replica == "" {
 		return
 	}
+	said := WitnessedHead{record.Witness.Identity, record.Witness.Head.Seq}
 	for i := range out.Witnessed {
-		if w := &out.Witnessed[i]; w.Installation == record.Witness.Installation && w.Replica == record.Witness.Replica {
-			w.Incarnation = max(w.Incarnation, record.Witness.Incarnation)
-			return
+		w := &out.Witnessed[i]
+		if w.Installation != said.Installation || w.Replica != said.Replica {
+			continue
 		}
+		if said.Incarnation > w.Incarnation || said.Incarnation == w.Incarnation && said.Seq > w.Seq {
+			*w = said
+		}
+		return
 	}
-	out.Witnessed = append(out.Witnessed, record.Witness)
+	out.Witnessed = append(out.Witnessed, said)
 }
 
 // Each gives f the records that were taken in, in the order of the versions that they made. A record that two journals have

@@ -289,7 +289,7 @@ func (r *run) readJournals(ctx context.Context, tag *store.BackupTag) error {
 		r.lose("no journal was given: what was revoked since %s would be in force again", since)
 	}
 	given := make(map[string]bool)
-	var witnessed []audit.Identity
+	var witnessed []audit.WitnessedHead
 	for _, data := range r.Journals {
 		dir := filepath.Clean(audit.Dir(data))
 		replica, seen, err := r.readJournal(ctx, dir, tag)
@@ -310,20 +310,30 @@ func (r *run) readJournals(ctx context.Context, tag *store.BackupTag) error {
 			}
 		}
 		for _, h := range r.Heads { // of one whose journal was given they were held to it
-			if h.Installation == tag.Installation {
-				witnessed = append(witnessed, h.Identity)
+			if seq, _, _ := h.Head(); h.Installation == tag.Installation {
+				witnessed = append(witnessed, audit.WitnessedHead{Identity: h.Identity, Seq: seq})
 			}
 		}
 		for _, w := range witnessed {
-			// Whoever had a lease then, or began later, may have changed something.
-			known := slices.ContainsFunc(tag.Journals, func(h store.BackupHead) bool { return h.Replica == w.Replica && h.Incarnation >= w.Incarnation })
-			if !given[w.Replica] && !known {
+			if !given[w.Replica] && !ended(tag, w) {
 				r.lose("the journal of the replica %s, of which another one or a known head speaks, was not given", w.Replica)
 				given[w.Replica] = true
 			}
 		}
 	}
 	return r.judgeLoss()
+}
+
+// ended reports whether a journal that somebody speaks of had come to its end when the backup was made, as far as that is
+// known, or whether the backup asks for it anyway. Whoever had no lease then may have got one later, and have changed
+// something: who had just begun, and who was cut off, and came back with the same incarnation.
+func ended(tag *store.BackupTag, w audit.WitnessedHead) bool {
+	return slices.ContainsFunc(tag.Journals, func(h store.BackupHead) bool {
+		if h.Replica != w.Replica {
+			return false
+		}
+		return h.Serving || h.Incarnation > w.Incarnation || h.Incarnation == w.Incarnation && h.Seq > 0 && w.Seq <= h.Seq
+	})
 }
 
 func (r *run) judgeLoss() error {
@@ -334,7 +344,7 @@ func (r *run) judgeLoss() error {
 }
 
 // readJournal takes one journal in, and returns whose it is and of whose it speaks.
-func (r *run) readJournal(ctx context.Context, dir string, tag *store.BackupTag) (string, []audit.Identity, error) {
+func (r *run) readJournal(ctx context.Context, dir string, tag *store.BackupTag) (string, []audit.WitnessedHead, error) {
 	report, err := audit.Verify(dir, nil)
 	tampered, wrong := errors.AsType[*audit.TamperError](err)
 	if err != nil && !wrong {

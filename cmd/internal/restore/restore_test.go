@@ -113,6 +113,11 @@ func newWorld(t *testing.T) *world {
 	_, err = db.AuditSubject(ctx, "a")
 	w.must(err)
 	w.must(db.PutKey(ctx, store.Key{Purpose: "signing", ID: "kid", State: "active", Private: []byte("x")}))
+	// Another replica has just begun its journal, and has no lease yet; one has stopped at its record 7.
+	for _, name := range []string{"newcomer", "stopped"} {
+		w.must(db.BeginJournal(ctx, store.Journal{Replica: name, Incarnation: 1, FirstKey: "k", StartedAt: time.Now().Add(-time.Hour)}))
+	}
+	w.must(db.AdvanceHead(ctx, "stopped", 1, 7, [32]byte{7}))
 	w.open(filepath.Join(w.dir, "data", "audit"), installation, "r1", register{db})
 	w.must(w.journal.Record(ctx, audit.Event{Name: "client.add", Outcome: audit.Granted, Client: "before", Version: 1}))
 	w.tag, _, err = db.Backup(ctx, w.backup, store.CopyConfig{KEK: kek, Program: "v1"})
@@ -528,6 +533,29 @@ func TestReplay(t *testing.T) {
 	}
 }
 
+// seen is how far the database knows a journal to have come.
+func seen(replica string, incarnation, seq uint64) audit.Anchor {
+	a := audit.Anchor{Identity: audit.Identity{Installation: installation, Replica: replica, Incarnation: incarnation},
+		Seen: &audit.Sighting{By: audit.ByDatabase, Time: time.Now()}}
+	if seq > 0 {
+		a.Seen.Head = audit.Head{Seq: seq, Chain: [32]byte{byte(seq)}}
+	}
+	return a
+}
+
+// What ended before the backup was made is not asked for, whoever speaks of it.
+func TestEndedJournalIsNoLoss(t *testing.T) {
+	w := newWorld(t)
+	w.journal.Witness([]audit.Anchor{seen("stopped", 1, 7)})
+	w.record("client.disable", audit.Event{Client: "b"})
+	cfg := w.config()
+	cfg.Heads = []audit.Anchor{seen("stopped", 1, 6)}
+	report, _ := w.restored(cfg)
+	if len(report.Lost) > 0 {
+		t.Errorf("lost: %q", report.Lost)
+	}
+}
+
 // restoredNumbers is what the numbers of revocation lists are at least, after a restore.
 const restoredNumbers = 1 << 32
 
@@ -557,6 +585,19 @@ func TestLoss(t *testing.T) {
 		"a replica that only a known head speaks of": {func(_ *world, cfg *Config) {
 			cfg.Heads = []audit.Anchor{{Identity: audit.Identity{Installation: installation, Replica: "r2", Incarnation: 1}, Checkpoint: audit.Checkpoint{Seq: 7}}}
 		}, "the journal of the replica r2", false},
+		"a replica that began when the backup was made": {func(_ *world, cfg *Config) {
+			cfg.Heads = []audit.Anchor{{Identity: audit.Identity{Installation: installation, Replica: "newcomer", Incarnation: 1}, Checkpoint: audit.Checkpoint{Seq: 2}}}
+		}, "the journal of the replica newcomer", false},
+		"a replica that another one saw begin": {func(w *world, _ *Config) {
+			w.journal.Witness([]audit.Anchor{seen("newcomer", 1, 0), seen("stopped", 1, 7)})
+		}, "the journal of the replica newcomer", false},
+		"a replica that came back": {func(w *world, _ *Config) {
+			w.journal.Witness([]audit.Anchor{seen("stopped", 1, 7)})
+			w.journal.Witness([]audit.Anchor{seen("stopped", 2, 0)})
+		}, "the journal of the replica stopped", false},
+		"a replica that came back as it was": {func(w *world, _ *Config) {
+			w.journal.Witness([]audit.Anchor{seen("stopped", 1, 8)})
+		}, "the journal of the replica stopped", false},
 		"an unknown change": {func(w *world, _ *Config) { w.record("client.bless", audit.Event{Client: "a"}) }, "client.bless", true},
 		"a new CA":          {func(w *world, _ *Config) { w.record("ca.create", audit.Event{Serial: "7"}) }, "the CA", true},
 	} {
