@@ -198,7 +198,8 @@ func (c *cli) clientAddCommand() *cobra.Command {
 			"    --subject-dn, --san-dns, --san-uri, --san-ip, --san-email\n" +
 			"  --cert FILE or --jwks-uri URL      itself: self-signed certificates, pinned by their bytes\n" +
 			"  --auth private_key_jwt and one of  itself: keys that it signs assertions with; its tokens are bound to\n" +
-			"    --jwks FILE, --jwks-uri URL      whichever certificate it shows\n\n" +
+			"    --jwks FILE, --jwks-uri URL      whichever certificate it shows. Each key needs a kid, which the header of\n" +
+			"                                     an assertion names, and is one client's alone\n\n" +
 			scopesHelp(),
 		Args: clientID,
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -23,7 +23,8 @@ func (c *cli) whoamiCommand() *cobra.Command {
 		Short: "Show which certificate arrives at the service, and what it makes of it",
 		Long: "Show which certificate arrives at the service, and what it makes of it.\n\n" +
 			"The certificate is the profile's, or the one of --cert and --key. Without a profile, --issuer and --root name the\n" +
-			"service. The exit code is 0 when the certificate authenticates the client that it was meant for.",
+			"service. The exit code is 0 when the certificate authenticates the client that it was meant for. A client that signs\n" +
+			"assertions (private_key_jwt) is authenticated by no certificate: its tokens are bound to whichever it shows.",
 		Args: arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := clientFlag("--client-id", v.clientID); err != nil {
@@ -109,7 +110,8 @@ func showArrival(w io.Writer, a *profile.Arrival, asked string) {
 	hint := a.Hint
 	if a.Certificate != nil && a.Client == nil && asked != "" {
 		// Of a client that somebody merely names, the service tells nothing.
-		hint = "an operator can compare it with what is registered: certbound client show " + asked + ", certbound trust list"
+		hint = "an operator can compare it with what is registered: certbound client show " + asked + ", certbound trust list; " +
+			"a client of private_key_jwt is authenticated by its assertions, and by no certificate"
 	}
 	pairs = append(pairs, "hint", quoteUnlessPlain(hint))
 	if cert := a.Certificate; cert != nil {

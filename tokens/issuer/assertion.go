@@ -68,6 +68,8 @@ func ParseAssertionKeys(data []byte) (tokens.StaticKeys, error) {
 	for i, entry := range entries {
 		if members, _ := entry.(jose.Object); jose.HasPrivatePart(members) {
 			return nil, fmt.Errorf("key %d has its private part: make another, for this one is no longer yours alone", i)
+		} else if id, _ := members["kid"].(string); id == "" {
+			return nil, fmt.Errorf("key %d has no kid, by which each assertion names the key that signed it", i)
 		}
 	}
 	keys, _ := PublishedAssertionKeys(data) // what cannot be read is left out
@@ -146,6 +148,9 @@ func readAssertion(raw string) (*jose.Signed, *tokens.Error) {
 // assertionKey finds the key of the client that an assertion names. Nothing of a key that was reported compromised is
 // believed.
 func (s *Server) assertionKey(ctx context.Context, c *Client, id string) (tokens.PublicKey, *tokens.Error) {
+	if id == "" {
+		return tokens.PublicKey{}, badAssertion("assertion_key_missing", nil)
+	}
 	if c.Keys == nil {
 		return tokens.PublicKey{}, badAssertion("assertion_key_unknown", nil)
 	}

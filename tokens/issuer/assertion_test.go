@@ -392,9 +392,11 @@ func TestRFC7523_3_Algorithm(t *testing.T) {
 	s.wantRefusedBody(t, cert, asserted("reports", stranger.sign(t, "", claims())), "assertion_signature")
 	elliptic := newSigner(t, jose.ES256)
 	s.wantRefusedBody(t, cert, asserted("reports", elliptic.sign(t, "", claims())), "assertion_signature")
-	for _, kid := range []string{"", "key-2", "../key-1"} {
+	for kid, reason := range map[string]string{
+		"": "assertion_key_missing", "key-2": "assertion_key_unknown", "../key-1": "assertion_key_unknown",
+	} {
 		renamed := &signer{kid: kid, algorithm: g.algorithm, key: g.key}
-		s.wantRefusedBody(t, cert, asserted("reports", renamed.sign(t, "", claims())), "assertion_key_unknown")
+		s.wantRefusedBody(t, cert, asserted("reports", renamed.sign(t, "", claims())), reason)
 	}
 	good := g.sign(t, "", claims())
 	parts := strings.Split(good, ".")
@@ -896,6 +898,9 @@ func TestRFC7517_5_RegisteredAssertionKeys(t *testing.T) {
 	}
 	if _, err := ParseAssertionKeys([]byte(set(ed, private))); err == nil || !strings.Contains(err.Error(), "private part") {
 		t.Errorf("private part: %v", err)
+	}
+	if _, err := ParseAssertionKeys([]byte(set(ed, strings.Replace(ec, `"kid":"a",`, "", 1)))); err == nil || !strings.Contains(err.Error(), "key 1 has no kid") {
+		t.Errorf("no kid: %v", err)
 	}
 	published, err := PublishedAssertionKeys([]byte(set(ec, rs, private, ps, `{"kty":"future"}`)))
 	if err != nil || len(published) != 1 || published[0].ID != "c" {

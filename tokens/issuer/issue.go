@@ -131,11 +131,11 @@ func (r *Request) proof() proof {
 }
 
 // Authenticate is the one place where a certificate becomes a client: Issue calls it, and so must every other endpoint
-// that a client may use. Clients that sign assertions are refused here. It judges everything anew at each call, because a connection outlives decisions. The client is
-// shared and must not be modified. Refusals are recorded under EventAuthenticate, with the caller's address and
-// correlation id from ctx, and returned as *tokens.Error: invalid_client, the same for an unknown client and for a
-// wrong certificate, or temporarily_unavailable when the Registry, or the client's CertificateSet, could not answer, or
-// when the Gate is closed, which is not recorded.
+// that a client may use. Clients that sign assertions are refused here. It judges everything anew at each call, because a
+// connection outlives decisions. The client is shared and must not be modified. Refusals are recorded under
+// EventAuthenticate, with the caller's address and correlation id from ctx, and returned as *tokens.Error: invalid_client,
+// the same for an unknown client and for a wrong certificate, or temporarily_unavailable when the Registry, or the client's
+// CertificateSet, could not answer, or when the Gate is closed, which is not recorded.
 func (s *Server) Authenticate(ctx context.Context, clientID string, peer *mtls.Peer) (*Client, error) {
 	return s.authenticateOnce(ctx, proof{id: clientID, peer: peer})
 }

@@ -110,6 +110,10 @@ type CertificateSet interface {
 	// temporarily_unavailable. For a certificate that was never registered it must neither wait nor return an error: the
 	// difference to an unknown client would tell a stranger who is registered. One that the client has just published
 	// elsewhere may so be refused once, until it was fetched.
+	//
+	// A set that also has a method KeyHash(mtls.Thumbprint) (key [sha256.Size]byte, known bool), which answers from memory
+	// as Config.KeyBlocked is asked, has a token found inactive that is bound to a certificate whose key was reported
+	// compromised. Without it that is left to Config.Denials.
 	Contains(ctx context.Context, t mtls.Thumbprint) (bool, error)
 }
 

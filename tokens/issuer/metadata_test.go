@@ -144,8 +144,8 @@ func TestRFC8414_2_IssuerForm(t *testing.T) {
 	}
 }
 
-// MD-04, MD-05, CB-08: RFC 8414, Sections 2 and 3.2; RFC 8705, Sections 3.3 and 5: what would default to something
-// untrue is explicit, arrays without elements are left out, and aliases repeat top-level endpoints.
+// MD-04, MD-05, CB-05, CB-08: RFC 8414, Sections 2 and 3.2; RFC 8705, Sections 3.3 and 5: what would default to something
+// untrue is explicit and of its type, arrays without elements are left out, and aliases repeat top-level endpoints.
 func TestRFC8414_2_Metadata(t *testing.T) {
 	t.Parallel()
 	s := newService(t, func(c *Config) { c.Issuer, c.MTLSURL = "https://auth.example/t1", "https://auth.example:9443/" })
@@ -160,6 +160,9 @@ func TestRFC8414_2_Metadata(t *testing.T) {
 		t.Errorf("scopes_supported = %v without any", got)
 	}
 	m := s.document(t)
+	if bound, ok := m["tls_client_certificate_bound_access_tokens"].(bool); !ok || !bound {
+		t.Errorf("bound tokens: %v", m["tls_client_certificate_bound_access_tokens"])
+	}
 	for name, value := range m["mtls_endpoint_aliases"].(map[string]any) {
 		if m[name] != value || !strings.HasSuffix(name, "_endpoint") {
 			t.Errorf("alias %s = %v, top level %v", name, value, m[name])
@@ -167,8 +170,8 @@ func TestRFC8414_2_Metadata(t *testing.T) {
 	}
 }
 
-// MD-06, MD-07: RFC 8414, Section 2: what is advertised answers, with the methods that are advertised, and nothing else
-// is advertised.
+// MD-06, MD-07, MD-09: RFC 8414, Section 2: what is advertised answers, with the methods that are advertised, and nothing
+// else is advertised; nothing is said a second time as signed_metadata.
 func TestRFC8414_2_AdvertisedIsActual(t *testing.T) {
 	t.Parallel()
 	s := newService(t)

@@ -6,6 +6,7 @@ package issuer
 import (
 	"context"
 	"crypto"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"slices"
@@ -160,7 +161,7 @@ func (s *Server) standingOf(ctx context.Context, c *Client, t mtls.Thumbprint, n
 	case c.Disabled:
 		return "client_disabled", nil
 	case c.AuthMethod == SelfSignedTLSClientAuth:
-		return standingOfRegistered(ctx, c, t)
+		return s.standingOfRegistered(ctx, c, t)
 	case c.AuthMethod != TLSClientAuth && c.AuthMethod != PrivateKeyJWT:
 		return "method_mismatch", nil
 	}
@@ -174,7 +175,7 @@ func (s *Server) standingOf(ctx context.Context, c *Client, t mtls.Thumbprint, n
 	return c.judgeEntry(entry, now), nil
 }
 
-func standingOfRegistered(ctx context.Context, c *Client, t mtls.Thumbprint) (string, *tokens.Error) {
+func (s *Server) standingOfRegistered(ctx context.Context, c *Client, t mtls.Thumbprint) (string, *tokens.Error) {
 	if c.Certificates == nil {
 		return "certificate_not_registered", nil
 	}
@@ -184,6 +185,23 @@ func standingOfRegistered(ctx context.Context, c *Client, t mtls.Thumbprint) (st
 	}
 	if !registered {
 		return "certificate_not_registered", nil
+	}
+	keys, ok := c.Certificates.(interface {
+		KeyHash(t mtls.Thumbprint) (key [sha256.Size]byte, known bool)
+	})
+	if !ok || s.keyBlocked == nil {
+		return "", nil
+	}
+	key, known := keys.KeyHash(t)
+	if !known { // it was taken back just now
+		return "certificate_not_registered", nil
+	}
+	blocked, err := s.keyBlocked(ctx, key)
+	if err != nil {
+		return "", unavailable("registry_failed", err)
+	}
+	if blocked {
+		return "key_blocked", nil
 	}
 	return "", nil
 }

@@ -14,6 +14,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -206,6 +207,32 @@ func TestRFC6749_5_2_UnsupportedGrantType(t *testing.T) {
 	} {
 		body := strings.Replace(ask("payments"), "client_credentials", strings.ReplaceAll(grant, " ", "+"), 1)
 		s.post(t, &cert, body+"&username=a&password=b").want(t, 400, tokens.CodeUnsupportedGrantType)
+	}
+}
+
+// CB-07: RFC 8705, Section 4: no token is ever bound anew: what could be refreshed or exchanged is not, whichever
+// certificate asks, so that nobody carries a binding over.
+func TestRFC8705_4_NothingIsBoundAnew(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	cert, other := s.enrol(t, "payments"), s.enrol(t, "billing")
+	token := s.post(t, &cert, ask("payments")).Token
+	const exchange = "urn:ietf:params:oauth:grant-type:token-exchange"
+	for _, shown := range []struct {
+		id   string
+		cert tls.Certificate
+	}{{"payments", cert}, {"billing", other}} {
+		for _, form := range []url.Values{
+			{"grant_type": {"refresh_token"}, "refresh_token": {token}},
+			{"grant_type": {exchange}, "subject_token": {token}, "subject_token_type": {"urn:ietf:params:oauth:token-type:access_token"}},
+		} {
+			form.Set("client_id", shown.id)
+			a := s.post(t, &shown.cert, form.Encode())
+			a.want(t, 400, tokens.CodeUnsupportedGrantType)
+			if strings.Contains(a.body, "access_token\":") {
+				t.Errorf("%s: %s", shown.id, a.body)
+			}
+		}
 	}
 }
 

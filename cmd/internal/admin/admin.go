@@ -16,6 +16,7 @@ package admin
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
@@ -35,6 +36,7 @@ import (
 	"github.com/certbound/certbound/cmd/internal/audit"
 	"github.com/certbound/certbound/cmd/internal/outbox"
 	"github.com/certbound/certbound/cmd/internal/store"
+	"github.com/certbound/certbound/mtls"
 	"github.com/certbound/certbound/pki"
 )
 
@@ -67,7 +69,7 @@ type Recorder interface {
 	Record(ctx context.Context, e audit.Event) error
 }
 
-// Config is what the API is made of. Store, Authority, Recorder, Issuer, TrustDomain and Actor are required.
+// Config is what the API is made of. Store, Authority, Recorder, Issuer, TrustDomain, Actor and Published are required.
 type Config struct {
 	Store     *store.Store
 	Authority Authority
@@ -114,6 +116,11 @@ type Config struct {
 	FileTrusts []string
 	// TrustHealth says for each trust, by "trust:" and its name, "ok" or what is wrong. Nil: not known.
 	TrustHealth func() map[string]string
+	// Published returns the thumbprints of those certificates with one of these public keys, given by the hashes of their
+	// SubjectPublicKeyInfo, that clients publish elsewhere, so that no table has them: as far as it knows, from memory.
+	Published func(keys [][sha256.Size]byte) []mtls.Thumbprint
+	// ResourceMetadata is the URL of the API's metadata, named in its challenges (RFC 9728, Section 5.1). Empty: there are none.
+	ResourceMetadata string
 	// Journal is what is shown of the journal. Nil: there is none to be seen.
 	Journal Journal
 	// Durability is what a revocation's answer says of the database. Nil: nothing.
@@ -164,6 +171,8 @@ func newAPI(cfg Config) (*api, error) {
 	switch {
 	case cfg.Store == nil || cfg.Authority == nil || cfg.Recorder == nil || cfg.Actor == nil:
 		return nil, errors.New("admin: a store, an authority, a recorder and an actor are required")
+	case cfg.Published == nil:
+		return nil, errors.New("admin: it must be known what clients publish elsewhere, whose tokens a compromised key takes away")
 	case cfg.Issuer == "" || cfg.TrustDomain == "":
 		return nil, errors.New("admin: the issuer and the trust domain are required")
 	case (cfg.Scopes == nil) != (cfg.InForce == nil):
@@ -526,18 +535,25 @@ func (a *api) refuse(w http.ResponseWriter, r *http.Request, err error) {
 		}
 		a.cfg.Logger.Log(r.Context(), level, "an operator's request failed", "path", r.URL.Path, "error", err, "correlation", correlation)
 	}
-	if refused.Code == codeToken {
-		// RFC 6750, Section 3: a 401 tells how to ask.
-		w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="%s", error="%s"`, a.cfg.Issuer, refused.Code))
-	}
-	if refused.Scope != "" {
-		// RFC 6750, Section 3: the answer tells which scope a token would need.
-		w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="%s", error="%s", scope="%s"`, a.cfg.Issuer, refused.Code, refused.Scope))
+	if refused.Code == codeToken || refused.Scope != "" {
+		w.Header().Set("WWW-Authenticate", a.challenge(refused))
 	}
 	if refused.Status == http.StatusServiceUnavailable {
 		w.Header().Set("Retry-After", "1") // RFC 9110, Section 10.2.3
 	}
 	writeJSON(w, refused.Status, ErrorBody{Code: refused.Code, Description: refused.Description, Hint: refused.Hint, Scope: refused.Scope})
+}
+
+// challenge says how to ask, and which scope a token would need (RFC 6750, Section 3; RFC 9728, Section 5.1).
+func (a *api) challenge(refused *Error) string {
+	challenge := fmt.Sprintf(`Bearer realm="%s", error="%s"`, a.cfg.Issuer, refused.Code)
+	if refused.Scope != "" {
+		challenge += fmt.Sprintf(`, scope="%s"`, refused.Scope)
+	}
+	if a.cfg.ResourceMetadata != "" {
+		challenge += fmt.Sprintf(`, resource_metadata="%s"`, a.cfg.ResourceMetadata)
+	}
+	return challenge
 }
 
 func writeJSON(w http.ResponseWriter, status int, v any) {

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -155,6 +156,9 @@ func newBenchWith(t *testing.T, cfg Config, build func(Config) (http.Handler, er
 	}
 	if cfg.Keys == nil {
 		cfg.Keys = new(pocket)
+	}
+	if cfg.Published == nil {
+		cfg.Published = func([][sha256.Size]byte) []mtls.Thumbprint { return nil }
 	}
 	cfg.StillAuthorized = func(context.Context) error { return b.lost }
 	b.cfg = cfg
@@ -475,6 +479,42 @@ func TestCertificates(t *testing.T) {
 	}
 }
 
+// IN-06: RFC 5280, Section 5.3.1: with a compromised key the tokens are denied that are bound to what clients publish of it
+// elsewhere, also when it was revoked before; with another reason they are not.
+func TestRFC5280_5_3_1_PublishedElsewhere(t *testing.T) {
+	var asked [][sha256.Size]byte
+	b := newBenchWith(t, Config{Published: func(keys [][sha256.Size]byte) []mtls.Thumbprint {
+		asked = keys
+		return []mtls.Thumbprint{{7}}
+	}}, New)
+	b.post("/clients", `{"client_id":"a"}`, http.StatusCreated, nil)
+	b.certify("a", "101")
+	b.certify("a", "102")
+	denied := func() (n int) {
+		list, _, err := b.store.Denials(b.Context(), 0, 100)
+		b.must(err)
+		for _, d := range list {
+			if d.Thumbprint == (mtls.Thumbprint{7}) && d.Until.After(time.Now().Add(time.Hour)) {
+				n++
+			}
+		}
+		return n
+	}
+	b.post("/certificates/revoke", `{"serial":"102"}`, http.StatusOK, nil)
+	if denied() != 0 || asked != nil {
+		t.Errorf("denied without a compromised key, asked about %x", asked)
+	}
+	for _, serial := range []string{"101", "102", "102"} {
+		asked = nil
+		b.post("/certificates/revoke", `{"serial":"`+serial+`","reason":"keyCompromise"}`, http.StatusOK, nil)
+		row, err := b.store.CertificateBySerial(b.Context(), serial)
+		b.must(err)
+		if !slices.Contains(asked, row.KeyHash) || denied() != 1 {
+			t.Errorf("%s: asked about %x, denied %d times", serial, asked, denied())
+		}
+	}
+}
+
 func TestRevokeRefused(t *testing.T) {
 	b := newBench(t)
 	for _, body := range []string{
@@ -529,6 +569,10 @@ func TestNewRefused(t *testing.T) {
 	}
 	actor := func(context.Context) (a, b, c, d string) { return }
 	whole := Config{Store: &store.Store{}, Authority: shop{}, Recorder: &outbox.Box{}, Issuer: testIssuer, TrustDomain: "x", Actor: actor}
+	if _, err := New(whole); err == nil {
+		t.Error("made without a way to find what clients publish elsewhere")
+	}
+	whole.Published = func([][sha256.Size]byte) []mtls.Thumbprint { return nil }
 	if _, err := New(whole); err != nil {
 		t.Error(err)
 	}

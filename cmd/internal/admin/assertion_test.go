@@ -18,7 +18,7 @@ const (
 	privatePart  = `"jpsQnnGQmL-YBIffH1136cspYG6-0iY7X1fCE9-E9LI"`
 )
 
-// CA-18, CA-29: RFC 7591, Section 2: a client of private_key_jwt registers its public keys or the place of them, and nothing
+// CA-18, CA-24, CA-29: RFC 7591, Section 2: a client of private_key_jwt registers its public keys or the place of them, and nothing
 // else that could authenticate it; it is given no code, and shown with its keys.
 func TestRFC7591_2_AssertingClients(t *testing.T) {
 	b := newBench(t)
@@ -75,4 +75,16 @@ func TestRFC7591_2_AssertingClients(t *testing.T) {
 	}
 	b.post("/clients", body("client_id", "other", "token_endpoint_auth_method", "private_key_jwt", "jwks_uri", "https://keys.example/"), http.StatusConflict, nil)
 	b.post("/clients/reports/invite", "", http.StatusConflict, nil)
+	b.post("/clients", body("client_id", "odd", "jwks", json.RawMessage(`{"keys":[`+strings.Replace(assertionKey, `"kid":"a",`, "", 1)+`]}`)), http.StatusBadRequest, &refused)
+	if refused.Description != "jwks: key 0 has no kid, by which each assertion names the key that signed it" {
+		t.Errorf("a key without a kid: %+v", refused)
+	}
+	// One key, whatever it is called, is one client's.
+	again := json.RawMessage(`{"keys":[` + strings.Replace(assertionKey, `"kid":"a"`, `"kid":"b"`, 1) + `]}`)
+	b.post("/clients", body("client_id", "twin", "jwks", again, "scope", "signed:read"), http.StatusConflict, &refused)
+	if refused.Code != codeMetadata || refused.Description != "client 'reports' signs its assertions with the key 'b'" {
+		t.Errorf("a key of two clients: %+v", refused)
+	}
+	b.do(http.MethodDelete, "/clients/reports", "", http.StatusOK, nil)
+	b.post("/clients", body("client_id", "twin", "jwks", again, "scope", "signed:read"), http.StatusCreated, nil)
 }

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 	"github.com/certbound/certbound/cmd/internal/store"
 	"github.com/certbound/certbound/mtls"
 	"github.com/certbound/certbound/pki"
+	"github.com/certbound/certbound/tokens"
 )
 
 func (a *api) listCertificates(r *http.Request) (any, error) {
@@ -67,6 +69,9 @@ func (a *api) revoke(_ *http.Request, req *RevokeRequest) (*deed, error) {
 		if err != nil {
 			return nil, err
 		}
+		if err := a.denyPublished(ctx, tx, done, reason); err != nil {
+			return nil, err
+		}
 		answer := &Revocation{
 			Revoked: a.certificateViews(done.Revoked), AlreadyRevoked: a.certificateViews(done.Already), Disabled: done.Disabled,
 		}
@@ -83,6 +88,24 @@ func (a *api) revoke(_ *http.Request, req *RevokeRequest) (*deed, error) {
 		}
 		return out, nil
 	}}, nil
+}
+
+// denyPublished denies the tokens that are bound to certificates with the keys of those that were taken away because they
+// are compromised, wherever clients publish them.
+func (a *api) denyPublished(ctx context.Context, tx *store.Store, done store.Revocation, reason pki.Reason) error {
+	if reason != pki.KeyCompromise {
+		return nil
+	}
+	keys := slices.Clone(done.Blocked)
+	for _, c := range slices.Concat(done.Revoked, done.Already) {
+		keys = append(keys, c.KeyHash)
+	}
+	var denials []tokens.Denial
+	for _, t := range a.cfg.Published(keys) {
+		denials = append(denials, tokens.Denial{Thumbprint: t})
+	}
+	_, err := tx.Deny(ctx, denials...)
+	return err
 }
 
 // maxWaitResources is how many seconds an answer may wait for resource servers: less than its caller waits for it.

@@ -121,6 +121,10 @@ func clientError(id string, err error) *Error {
 		return conflict(codeMetadata, fmt.Sprintf("the certificate is registered for client '%s'", printable(taken.ClientID)),
 			"a certificate belongs to one client: make a key and a certificate for each")
 	}
+	if taken, ok := errors.AsType[*store.AssertionKeyTakenError](err); ok {
+		return conflict(codeMetadata, fmt.Sprintf("client '%s' signs its assertions with the key '%s'", printable(taken.ClientID), printable(taken.KeyID)),
+			"a key belongs to one client: make one for each")
+	}
 	switch {
 	case errors.Is(err, store.ErrNotFound):
 		return notFound(fmt.Sprintf("no client '%s'", printable(id)), "certbound client list shows all")
@@ -132,7 +136,7 @@ func clientError(id string, err error) *Error {
 	case errors.Is(err, store.ErrKeyTaken):
 		return conflict(codeMetadata, "the certificate's key belongs to another client", "a key belongs to one client: make one for each")
 	case errors.Is(err, store.ErrKeyBlocked):
-		return conflict(codeMetadata, "the certificate's key was reported compromised", "make a new key and a new certificate")
+		return conflict(codeMetadata, "the key was reported compromised", "make a new key, and a new certificate where the client has one")
 	case errors.Is(err, store.ErrNotEnrolled):
 		return conflict(codeRequest, fmt.Sprintf("client '%s' needs no code: our CA does not vouch for it", id),
 			"certbound client show "+id+" shows who does")

@@ -14,6 +14,7 @@ import (
 
 	"github.com/certbound/certbound/cmd/internal/audit"
 	"github.com/certbound/certbound/mtls/mtlstest"
+	"github.com/certbound/certbound/tokens"
 )
 
 // duties are who may ask for what, written down once more: a change of the routes must be meant.
@@ -90,6 +91,30 @@ func TestEveryRouteWithEveryScope(t *testing.T) {
 				t.Errorf("recorded %+v", e)
 			}
 		}
+	}
+}
+
+// MD-11: RFC 9728, Section 5.1: what the API itself refuses, behind the guard that verified the token, names its metadata as
+// the guard does.
+func TestRFC9728_5_1_OwnRefusals(t *testing.T) {
+	const metadata = "https://auth.example/.well-known/oauth-protected-resource/admin/v1"
+	b := newBenchWith(t, Config{ResourceMetadata: metadata}, New)
+	b.as("bob", ScopeRead)
+	challenge := func() string {
+		return b.ask(http.MethodPost, "/clients/nobody/disable").Header().Get("WWW-Authenticate")
+	}
+	const realm = `Bearer realm="` + testIssuer + `", `
+	if diff := cmp.Diff(realm+`error="insufficient_scope", scope="certbound:revoke", resource_metadata="`+metadata+`"`, challenge()); diff != "" {
+		t.Error(diff)
+	}
+	b.as("bob", ScopeRevoke)
+	b.lost = &tokens.Error{Code: tokens.CodeInvalidToken, Reason: "client_disabled"}
+	if diff := cmp.Diff(realm+`error="invalid_token", resource_metadata="`+metadata+`"`, challenge()); diff != "" {
+		t.Error(diff)
+	}
+	b.lost = nil
+	if got := challenge(); got != "" {
+		t.Errorf("not found, with the challenge %s", got)
 	}
 }
 

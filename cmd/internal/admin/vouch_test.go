@@ -489,3 +489,16 @@ func TestSubjectOfAnotherBeyondAPage(t *testing.T) {
 	b.post("/clients", `{"client_id":"zoe","trust":"one","tls_client_auth_san_dns":"pay.example"}`, http.StatusCreated, nil)
 	b.refused(http.MethodPost, "/clients", `{"client_id":"o","dns_names":["pay.example"]}`, http.StatusConflict, "invalid_client_metadata", "belongs to one client")
 }
+
+// CB-05, TE-11: RFC 8705, Section 3.4; RFC 6749, Section 4.4.2: nobody can be registered for tokens that are not bound, nor
+// for another grant than the one that there is: members that say either way, of whatever type, are refused and not ignored.
+func TestRFC8705_3_4_EveryClientIsBound(t *testing.T) {
+	b := newBench(t)
+	for _, member := range []string{
+		`"tls_client_certificate_bound_access_tokens":false`, `"tls_client_certificate_bound_access_tokens":true`,
+		`"tls_client_certificate_bound_access_tokens":"true"`, `"grant_types":["refresh_token"]`, `"grant_types":["client_credentials"]`,
+	} {
+		b.refused(http.MethodPost, "/clients", `{"client_id":"odd",`+member+`}`, http.StatusBadRequest, codeRequest, "")
+		b.refused(http.MethodGet, "/clients/odd", "", http.StatusNotFound, codeRequest, "")
+	}
+}

@@ -188,6 +188,9 @@ func (s *service) adminHandler() (http.Handler, error) {
 	cfg := s.adminConfig()
 	cfg.Actor, cfg.Scopes, cfg.Approvals = actor, s.operatorScopes, s.cfg.Admin.Approvals
 	cfg.StillAuthorized, cfg.InForce = s.stillAuthorized, operatorInForce
+	if path := s.guard.MetadataPath(); path != "" {
+		cfg.ResourceMetadata = s.publicOrigin() + path
+	}
 	api, err := admin.New(cfg)
 	if err != nil {
 		return nil, err
@@ -213,10 +216,10 @@ func (s *service) adminConfig() admin.Config {
 		Reserved:  append(s.ownNames(), operatorID),
 		Endpoints: s.endpoints(), Version: s.version, Logger: s.log, MaxTokenTTL: s.cfg.Token.MaxLifetime,
 		OwnCAs: []*x509.Certificate{s.root, s.issuing}, FileTrusts: s.fileTrusts(), TrustHealth: s.trust.Health,
-		FirstOperator: s.firstOperator(),
-		Journal:       s.newJournalView(),
-		Keys:          s.keys,
-		ResetLeases:   s.resetLeases(), Followers: s.followers,
+		FirstOperator: s.firstOperator(), Published: s.trust.Holding,
+		Journal:     s.newJournalView(),
+		Keys:        s.keys,
+		ResetLeases: s.resetLeases(), Followers: s.followers,
 		ResetTickets: s.resetTickets, SharedTickets: s.cfg.TLS.SharedTickets,
 	}
 }

@@ -156,7 +156,7 @@ func (in *instance) list(c *http.Client, token string) apiAnswer {
 }
 
 // What another replica has ended a moment ago is ended here too for whoever changes something, though the caches still
-// know it otherwise: the caller is judged in the transaction.
+// know it otherwise: the caller is judged in the transaction, and told where the API's metadata are (RFC 9728, Section 5.1).
 func TestOperatorEndedElsewhere(t *testing.T) {
 	t.Parallel()
 	in := start(t, testConfig(t, t.TempDir()))
@@ -202,6 +202,16 @@ func TestOperatorEndedElsewhere(t *testing.T) {
 			t.Fatal(err)
 		}
 		_ = answer.Body.Close()
+		wantMetadata := func() {
+			t.Helper()
+			const path = `/.well-known/oauth-protected-resource/admin/v1"`
+			if got := answer.Header.Get("WWW-Authenticate"); !strings.HasSuffix(got, `, resource_metadata="`+in.issuer+path) {
+				t.Errorf("%s: the API's own challenge is %s", how, got)
+			}
+		}
+		if want == http.StatusUnauthorized {
+			wantMetadata()
+		}
 		_, err = other.Resource(t.Context(), "urn:"+how)
 		if answer.StatusCode != want || (err == nil) != (how == "kept") {
 			t.Errorf("%s: status %d, want %d; the resource: %v", how, answer.StatusCode, want, err)
@@ -221,6 +231,7 @@ func TestOperatorEndedElsewhere(t *testing.T) {
 		if answer.StatusCode != http.StatusForbidden {
 			t.Errorf("with less than it holds: status %d", answer.StatusCode)
 		}
+		wantMetadata()
 	}
 }
 

@@ -59,7 +59,7 @@ func (s *service) whoami(w http.ResponseWriter, r *http.Request) {
 		s.limits.Authenticated(r.Context(), answer.Client.ID, peer.Thumbprint())
 	}
 	if answer.Client == nil {
-		answer.Hint = "no client of this service has this certificate; a client of another CA, or with a certificate of its own, names itself with ?client_id=ID"
+		answer.Hint = "no client of this service has this certificate; a client of another CA, or with a certificate of its own, names itself with ?client_id=ID; one that signs assertions (private_key_jwt) is authenticated by those, whichever certificate it shows"
 	}
 	writeJSON(w, http.StatusOK, answer)
 }

@@ -5,7 +5,10 @@ package store
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
+	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -54,6 +57,54 @@ func testAssertions(f *fixture) {
 	if after := f.stamp("state"); after != before {
 		f.t.Errorf("version %d became %d", before, after)
 	}
+}
+
+// jwk is the public key as a member of a JSON Web Key Set, under this name.
+func (k ownKey) jwk(t *testing.T, kid string) string {
+	t.Helper()
+	point, err := k.PublicKey.Bytes()
+	ok(t, err)
+	b64 := base64.RawURLEncoding.EncodeToString
+	return fmt.Sprintf(`{"kty":"EC","crv":"P-256","kid":%q,"x":%q,"y":%q}`, kid, b64(point[1:33]), b64(point[33:]))
+}
+
+// testAssertionKeys: a key that signs assertions is one client's, whatever it is called, until that is removed; once it was
+// reported compromised it is nobody's, and what the client got until then is denied.
+func testAssertionKeys(f *fixture) {
+	one, two, three := newOwnKey(f.t), newOwnKey(f.t), newOwnKey(f.t)
+	by := func(id string, keys ...string) Client {
+		return Client{ID: id, AuthMethod: "private_key_jwt", Usage: "client", JWKS: `{"keys":[` + strings.Join(keys, ",") + `]}`}
+	}
+	ok(f.t, f.add(by("reports", one.jwk(f.t, "a"), two.jwk(f.t, "b"))))
+	err := f.add(by("twin", three.jwk(f.t, "a"), two.jwk(f.t, "c")))
+	want(f.t, err, ErrKeyTaken)
+	if taken, is := errors.AsType[*AssertionKeyTakenError](err); !is || *taken != (AssertionKeyTakenError{KeyID: "c", ClientID: "reports"}) {
+		f.t.Errorf("%v", err)
+	}
+	_, err = f.Client(f.ctx(), "twin")
+	want(f.t, err, ErrNotFound)
+	ok(f.t, f.add(by("twin", three.jwk(f.t, "a")))) // nothing of the refused one was kept
+	ok(f.t, f.RemoveClient(f.ctx(), "reports"))
+	ok(f.t, f.add(by("next", two.jwk(f.t, "a"), one.jwk(f.t, "b"))))
+	before := len(f.denials())
+
+	ok(f.t, f.change(f.ctx(), func(c *change) error {
+		_, err := c.block(one.hash(f.t), f.clock.now())
+		return err
+	}))
+	all := f.denials()
+	if len(all) != before+1 || all[before].ClientID != "next" || !all[before].IssuedBefore.After(f.clock.now()) {
+		f.t.Errorf("%+v", all)
+	}
+	ok(f.t, f.RemoveClient(f.ctx(), "next"))
+	want(f.t, f.add(by("last", two.jwk(f.t, "a"), one.jwk(f.t, "b"))), ErrKeyBlocked)
+	ok(f.t, f.add(by("last", two.jwk(f.t, "a"))))
+	checkStamps(f.t, f.Store)
+}
+
+// CA-24: RFC 7523, Section 3: whoever has the key of an assertion is one client, and no second one.
+func TestRFC7523_3_KeyOfOneClient(t *testing.T) {
+	everyDatabase(t, func(t *testing.T, open opener) { testAssertionKeys(newFixture(t, open)) })
 }
 
 // A client that signs assertions has keys, or a place that has them, and nothing else vouches for it; it holds no scope of

@@ -5,7 +5,10 @@ package store
 
 import (
 	"context"
+	"crypto/sha256"
+	"crypto/x509"
 	"database/sql"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,6 +18,7 @@ import (
 	"time"
 
 	"github.com/certbound/certbound/mtls"
+	"github.com/certbound/certbound/tokens/issuer"
 )
 
 // The scopes whose last holder must stay: without them nobody could give administrators' scopes any more. All of
@@ -251,8 +255,44 @@ func (c *change) claimNames(client Client) error {
 			return err
 		}
 	}
+	if err := c.claimAssertionKeys(client); err != nil {
+		return err
+	}
 	return c.claimSubject(client)
 }
+
+// kindAssertionKey is the kind of name that a key is with which a client signs its assertions.
+const kindAssertionKey = "assertion_key"
+
+// claimAssertionKeys takes the keys that the client registers by value: whoever has one of them is that client, and no second
+// one. Such that cannot be read sign nothing.
+func (c *change) claimAssertionKeys(client Client) error {
+	keys, _ := issuer.ParseAssertionKeys([]byte(client.JWKS))
+	for _, key := range keys {
+		spki, err := x509.MarshalPKIXPublicKey(key.Key)
+		if err != nil {
+			return err
+		}
+		hash := sha256.Sum256(spki)
+		blocked, err := keyBlocked(c.tx.QueryRowContext(c.ctx, queryBlockedKey, digest(hash)))
+		if err != nil {
+			return err
+		}
+		if blocked {
+			return ErrKeyBlocked
+		}
+		err = c.claimName(kindAssertionKey, assertionKeyForm(hash), key.ID, client.ID)
+		if taken, is := errors.AsType[*NameTakenError](err); is {
+			return &AssertionKeyTakenError{KeyID: key.ID, ClientID: taken.ClientID}
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func assertionKeyForm(hash [sha256.Size]byte) string { return hex.EncodeToString(hash[:]) }
 
 // claimSubject takes the client's subject: under one trust, a certificate must not fit two clients.
 func (c *change) claimSubject(client Client) error {

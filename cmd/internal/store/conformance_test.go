@@ -177,8 +177,6 @@ func testStore(t *testing.T, open opener) {
 		{"denials that move while they are read", testDenialsMoveWhileRead},
 		{"what takes away denies", testTakeawaysDeny},
 		{"a compromised key denies its registered certificates", testCompromisedKeyDenies},
-		{"a restore denies what was denied", testReplayDenies},
-		{"old denials", testPruneDenials},
 		{"tokens given back", testRevokeToken},
 		{"followers of the denials", testFollowers},
 		{"certificates are listed", testCertificateList},

@@ -56,7 +56,9 @@ const (
 	countGivenBack    = `SELECT count(*) FROM denials WHERE client_id = $1 AND client_id <> ''`
 	queryDenial       = `SELECT count(*) FROM denials WHERE kind = $1 AND value = $2`
 	shiftDenials      = `UPDATE denials SET position = position + $1`
-	queryKeyPinnedBy  = `SELECT thumbprint, not_after FROM client_certificates WHERE key_hash = $1`
+	// An entry of the inventory is revoked together with its key: that none of them is left over is made sure of here.
+	queryKeyHeldBy = `SELECT thumbprint, not_after FROM client_certificates WHERE key_hash = $1
+		UNION SELECT thumbprint, not_after FROM certificates WHERE key_hash = $1 AND revoked_at IS NULL`
 )
 
 // Denied is a denial as it is stored.
@@ -199,21 +201,31 @@ func (c *change) denyClient(id string, now time.Time) error {
 	return err
 }
 
-// denyKeyHolders denies the tokens that are bound to a registered certificate with this public key.
+// denyKeyHolders denies the tokens that are bound to a certificate that we know with this public key, and all of a client
+// that signs assertions with it: nobody knows which of those the thief asked for.
 func (c *change) denyKeyHolders(keyHash [32]byte, now time.Time) error {
-	type pinned struct {
+	type holder struct {
 		thumbprint [32]byte
 		notAfter   time.Time
 	}
-	rows, err := c.tx.QueryContext(c.ctx, queryKeyPinnedBy, digest(keyHash))
-	list, err := all(rows, err, func(r row) (p pinned, err error) {
-		return p, r.Scan((*digest)(&p.thumbprint), (*moment)(&p.notAfter))
+	var signer string
+	switch err := c.tx.QueryRowContext(c.ctx, queryNameUser, kindAssertionKey, assertionKeyForm(keyHash)).Scan(&signer); {
+	case err == nil:
+		if err := c.denyClient(signer, now); err != nil {
+			return err
+		}
+	case !errors.Is(err, sql.ErrNoRows):
+		return err
+	}
+	rows, err := c.tx.QueryContext(c.ctx, queryKeyHeldBy, digest(keyHash))
+	list, err := all(rows, err, func(r row) (h holder, err error) {
+		return h, r.Scan((*digest)(&h.thumbprint), (*moment)(&h.notAfter))
 	})
 	if err != nil {
 		return err
 	}
-	for _, p := range list {
-		if err := c.denyCertificate(p.thumbprint, p.notAfter, now); err != nil {
+	for _, h := range list {
+		if err := c.denyCertificate(h.thumbprint, h.notAfter, now); err != nil {
 			return err
 		}
 	}

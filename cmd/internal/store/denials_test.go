@@ -9,6 +9,7 @@ import (
 	"database/sql"
 	"fmt"
 	"slices"
+	"testing"
 	"time"
 
 	"github.com/certbound/certbound/mtls"
@@ -251,9 +252,34 @@ func testCompromisedKeyDenies(f *fixture) {
 	ok(f.t, err)
 	all := f.denials()
 	same(f.t, all[len(all)-1].ClientID, "own") // nothing is left to it
+
+	// An entry of the inventory, by whatever way its key came to be blocked.
+	f.client("payments", 1)
+	f.client("billing", 2)
+	held, other := f.enroll("payments", 1, 1, 7), f.enroll("billing", 1, 2, 8)
+	ok(f.t, f.change(f.ctx(), func(c *change) error {
+		_, err := c.block(held.KeyHash, f.clock.now())
+		return err
+	}))
+	all = f.denials()
+	same(f.t, [32]byte(all[len(all)-1].Thumbprint), held.Thumbprint)
+	for _, d := range all {
+		if d.Thumbprint == mtls.Thumbprint(other.Thumbprint) {
+			f.t.Error("a certificate of another key is denied")
+		}
+	}
 }
 
-// RV-07: RFC 7009, Section 2: a restored database denies what its backup did not know yet, and whoever followed the former
+// RV-07: RFC 7009, Section 2: what was revoked stays so for as long as anything could use it, whatever is pruned and after a
+// restore, and no longer.
+func TestRFC7009_2_RevokedUntilTheEnd(t *testing.T) {
+	everyDatabase(t, func(t *testing.T, open opener) {
+		t.Run("pruned", func(t *testing.T) { testPruneDenials(newFixture(t, open)) })
+		t.Run("restored", func(t *testing.T) { testReplayDenies(newFixture(t, open)) })
+	})
+}
+
+// A restored database denies what its backup did not know yet, and whoever followed the former
 // one is told of everything.
 func testReplayDenies(f *fixture) {
 	f.client("payments", 1)
@@ -293,7 +319,7 @@ func testReplayDenies(f *fixture) {
 	checkStamps(f.t, f.Store)
 }
 
-// RV-07: RFC 7009, Section 2: a record goes some time after nothing can use it any more, no other goes with it, and what
+// A record goes some time after nothing can use it any more, no other goes with it, and what
 // is denied later comes behind it all the same.
 func testPruneDenials(f *fixture) {
 	prune := func(n int64) {

@@ -148,6 +148,20 @@ func (e *CertificateTakenError) Error() string {
 // Is reports whether target is ErrCertificateTaken.
 func (e *CertificateTakenError) Is(target error) bool { return target == ErrCertificateTaken }
 
+// AssertionKeyTakenError names the client that already signs its assertions with a key. It is ErrKeyTaken.
+type AssertionKeyTakenError struct {
+	KeyID    string // what whoever asked calls the key
+	ClientID string // who has it
+}
+
+// Error describes the conflict.
+func (e *AssertionKeyTakenError) Error() string {
+	return fmt.Sprintf("the key %q is that with which client %q signs its assertions", e.KeyID, e.ClientID)
+}
+
+// Is reports whether target is ErrKeyTaken.
+func (e *AssertionKeyTakenError) Is(target error) bool { return target == ErrKeyTaken }
+
 // InUseError names clients that depend on a resource or a trust, whichever is not empty. It is ErrInUse.
 type InUseError struct {
 	URI       string   // of the resource

@@ -61,6 +61,14 @@ func newPinned(ders [][]byte) pinned {
 // Contains implements issuer.CertificateSet.
 func (p pinned) Contains(_ context.Context, t mtls.Thumbprint) (bool, error) { return p[t], nil }
 
+// certificates are some that a client publishes, and the hashes of their public keys (SubjectPublicKeyInfo).
+type certificates map[mtls.Thumbprint][sha256.Size]byte
+
+func (c certificates) have(t mtls.Thumbprint) bool {
+	_, have := c[t]
+	return have
+}
+
 // setKey names what one registration publishes. A client that was removed and added again is another.
 type setKey struct {
 	client     string
@@ -83,13 +91,13 @@ type keySet struct {
 	signs   bool // it publishes keys of assertions and not certificates
 
 	mu        sync.Mutex
-	certs     map[mtls.Thumbprint]bool // nil before the first fetch that succeeded
-	keys      tokens.StaticKeys        // fetched together with certs
-	fetched   time.Time                // when the fetch that gave certs began
-	attempted time.Time                // when the last fetch began
-	used      time.Time                // when somebody last asked
-	err       error                    // why the last fetch failed; nil when it did not
-	underway  chan struct{}            // closed when the fetch under way has ended; nil when there is none
+	certs     certificates      // nil before the first fetch that succeeded
+	keys      tokens.StaticKeys // fetched together with certs
+	fetched   time.Time         // when the fetch that gave certs began
+	attempted time.Time         // when the last fetch began
+	used      time.Time         // when somebody last asked
+	err       error             // why the last fetch failed; nil when it did not
+	underway  chan struct{}     // closed when the fetch under way has ended; nil when there is none
 }
 
 // Contains implements issuer.CertificateSet. A certificate that was not in the set when it was last fetched is answered
@@ -130,17 +138,37 @@ func (k *keySet) Key(ctx context.Context, id string) (tokens.PublicKey, error) {
 	return key, err
 }
 
+// KeyHash is the hash of the public key of a certificate that was in the set when it was last fetched.
+func (k *keySet) KeyHash(t mtls.Thumbprint) (key [sha256.Size]byte, known bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	key, known = k.certs[t]
+	return key, known
+}
+
+// holding adds those of the set's certificates that have one of these public keys.
+func (k *keySet) holding(keys [][sha256.Size]byte, to []mtls.Thumbprint) []mtls.Thumbprint {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for t, key := range k.certs {
+		if slices.Contains(keys, key) {
+			to = append(to, t)
+		}
+	}
+	return to
+}
+
 // lookup answers from memory, or returns a channel that is closed when a fetch worth waiting for has ended.
 func (k *keySet) lookup(t mtls.Thumbprint) (bool, <-chan struct{}, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	now := k.manager.now()
 	k.used = now
-	fresh := k.certs[t] && k.youngerThan(now, maxAge)
+	fresh := k.certs.have(t) && k.youngerThan(now, maxAge)
 	if !fresh || !k.youngerThan(now, refreshAge) {
 		k.fetch(now)
 	}
-	if fresh || !k.certs[t] {
+	if fresh || !k.certs.have(t) {
 		return fresh, nil, nil
 	}
 	if k.underway != nil {
@@ -154,7 +182,7 @@ func (k *keySet) lookup(t mtls.Thumbprint) (bool, <-chan struct{}, error) {
 func (k *keySet) answer(t mtls.Thumbprint, now time.Time) (bool, error) {
 	switch {
 	case k.youngerThan(now, maxAge):
-		return k.certs[t], nil
+		return k.certs.have(t), nil
 	case k.err != nil:
 		return false, k.err
 	}
@@ -191,7 +219,7 @@ func (k *keySet) fetch(now time.Time) {
 }
 
 // take ends a fetch and reports whether the certificates or keys are others now.
-func (k *keySet) take(certs map[mtls.Thumbprint]bool, keys tokens.StaticKeys, err error, begun time.Time) (changed bool) {
+func (k *keySet) take(certs certificates, keys tokens.StaticKeys, err error, begun time.Time) (changed bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.underway = nil
@@ -209,7 +237,7 @@ func sameSigner(a, b tokens.PublicKey) bool {
 }
 
 // download reads what is published, once. Its time is bounded by itself and not by the request of whoever asked first.
-func (k *keySet) download() (certs map[mtls.Thumbprint]bool, keys tokens.StaticKeys, partly, err error) {
+func (k *keySet) download() (certs certificates, keys tokens.StaticKeys, partly, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), fetchTimeout)
 	defer cancel()
 	data, err := k.manager.fetcher.Get(ctx, k.url, maxKeySetBytes, "application/jwk-set+json", "application/json")
@@ -224,7 +252,7 @@ func (k *keySet) download() (certs map[mtls.Thumbprint]bool, keys tokens.StaticK
 		if keys, err = issuer.PublishedAssertionKeys(data); err != nil {
 			return nil, nil, nil, fmt.Errorf("the client's keys: %w", err)
 		}
-		return map[mtls.Thumbprint]bool{}, keys, nil, nil
+		return certificates{}, keys, nil, nil
 	}
 	certs, partly, err = parseKeySet(data)
 	if err != nil {
@@ -352,7 +380,7 @@ func prepare(ctx context.Context, sets []*keySet) {
 // Section 2.2.2; RFC 7517, Section 4.7). A key that contradicts itself, or that may not be a client's, is left out, and
 // partly says why; when nothing is left because of that, it is an error. A set without certificates is one: the client
 // has taken them back.
-func parseKeySet(data []byte) (certs map[mtls.Thumbprint]bool, partly, err error) {
+func parseKeySet(data []byte) (certs certificates, partly, err error) {
 	set, err := object(data)
 	if err != nil {
 		return nil, nil, fmt.Errorf("not a JSON Web Key Set: %w", err)
@@ -364,13 +392,13 @@ func parseKeySet(data []byte) (certs map[mtls.Thumbprint]bool, partly, err error
 	if len(keys) > maxKeys {
 		return nil, nil, fmt.Errorf("more than %d keys", maxKeys)
 	}
-	certs = make(map[mtls.Thumbprint]bool)
+	certs = make(certificates)
 	for i, key := range keys {
 		cert, err := parseKey(key)
 		if err != nil {
 			partly = fmt.Errorf("key %d of the client's set is not used: %w", i, err)
 		} else if cert != nil {
-			certs[mtls.ThumbprintOf(cert)] = true
+			certs[mtls.ThumbprintOf(cert)] = sha256.Sum256(cert.RawSubjectPublicKeyInfo)
 		}
 	}
 	if len(certs) == 0 && partly != nil {

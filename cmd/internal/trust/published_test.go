@@ -10,6 +10,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
@@ -640,5 +641,42 @@ func (w *world) awaitGone(t *testing.T, name string) {
 			t.Fatalf("%s is in Health still", name)
 		case <-time.After(time.Millisecond):
 		}
+	}
+}
+
+// IN-06: RFC 5280, Section 5.3.1: what a client publishes is found by the public keys, so that what is bound to a
+// compromised one can be denied, wherever else that key was certified.
+func TestRFC5280_5_3_1_PublishedCertificatesOfAKey(t *testing.T) {
+	t.Parallel()
+	p := newPublisher(t)
+	key := mtlstest.NewKey(t)
+	one, twin, other := mtlstest.SelfSigned(t, mtlstest.Leaf{Key: key}), mtlstest.SelfSigned(t, mtlstest.Leaf{Key: key}), mtlstest.SelfSigned(t, mtlstest.Leaf{})
+	hash := func(c tls.Certificate) [sha256.Size]byte { return sha256.Sum256(c.Leaf.RawSubjectPublicKeyInfo) }
+	keyed := p.set.(interface {
+		KeyHash(t mtls.Thumbprint) (key [sha256.Size]byte, known bool)
+	})
+	if got := p.Holding([][sha256.Size]byte{hash(one)}); len(got) != 0 {
+		t.Errorf("before the first fetch: %v", got)
+	}
+	p.site.show(jwks(t, jwk(t, one.Leaf), jwk(t, other.Leaf), jwk(t, twin.Leaf)))
+	p.expect(t, "published", one, "true", 1)
+	found := map[mtls.Thumbprint]bool{}
+	for _, thumbprint := range p.Holding([][sha256.Size]byte{{1}, hash(one)}) {
+		found[thumbprint] = true
+	}
+	for cert, want := range map[*tls.Certificate]bool{&one: true, &twin: true, &other: false} {
+		thumbprint := mtls.ThumbprintOf(cert.Leaf)
+		if found[thumbprint] != want {
+			t.Errorf("found %v, want %v", found[thumbprint], want)
+		}
+		if key, known := keyed.KeyHash(thumbprint); !known || key != hash(*cert) {
+			t.Errorf("key %x, %v", key, known)
+		}
+	}
+	if key, known := keyed.KeyHash(mtls.Thumbprint{1}); known || key != [sha256.Size]byte{} {
+		t.Errorf("the key of none: %x, %v", key, known)
+	}
+	if got := p.Holding(nil); len(got) != 0 {
+		t.Errorf("for no key: %v", got)
 	}
 }

@@ -18,6 +18,7 @@ package trust
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -241,6 +242,19 @@ func (m *Manager) Keys(client store.Client) tokens.Keys {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.set(keyOf(client))
+}
+
+// Holding returns which of the certificates that clients publish at a jwks_uri have one of these public keys, given by the
+// hashes of their SubjectPublicKeyInfo: as far as they have been fetched, which Run does for every client at the start.
+func (m *Manager) Holding(keys [][sha256.Size]byte) []mtls.Thumbprint {
+	m.mu.Lock()
+	sets := slices.Collect(maps.Values(m.sets))
+	m.mu.Unlock()
+	var found []mtls.Thumbprint
+	for _, k := range sets {
+		found = k.holding(keys, found)
+	}
+	return found
 }
 
 // set returns what one registration publishes. mu is held.

@@ -62,8 +62,8 @@ CREATE INDEX clients_grantor ON clients (id) WHERE grantor;
 CREATE INDEX clients_trust ON clients (trust) WHERE trust <> '';
 CREATE INDEX clients_out ON clients (removed_at) WHERE disabled OR removed_at IS NOT NULL;
 
--- A DNS name, address or URI, a subject under one trust, and a place of certificates belong to one client that was not
--- removed.
+-- A DNS name, address or URI, a subject under one trust, a place of certificates, and a key that signs assertions belong to
+-- one client that was not removed.
 CREATE TABLE client_names (
     kind      TEXT NOT NULL,
     name      TEXT NOT NULL,
