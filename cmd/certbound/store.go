@@ -237,11 +237,17 @@ func (c *cli) moveDatabase(cmd *cobra.Command, flags *configFlags, to string, ca
 }
 
 func moveFailure(err error, cfg move.Config) error {
-	to := store.Place(cfg.To)
-	unfinished, is := errors.AsType[*move.UnfinishedError](err)
+	to := named(cfg.To)
+	if unfinished, is := errors.AsType[*move.UnfinishedError](err); is {
+		again := move.UnfinishedError{From: unfinished.From, To: to, Err: unfinished.Err}
+		return &failure{exit: exitFailed, code: "unfinished", description: err.Error(), hint: again.Hint()}
+	}
+	if refused, is := errors.AsType[*store.ConditionError](err); is && refused.Condition.To == store.Place(cfg.To) {
+		again := *refused
+		again.Condition.To = to
+		return &failure{exit: exitFailed, code: "not_servable", description: err.Error(), hint: again.Hint()}
+	}
 	switch {
-	case is:
-		return &failure{exit: exitFailed, code: "unfinished", description: err.Error(), hint: unfinished.Hint()}
 	case errors.Is(err, restore.ErrServing):
 		return failf("stop every replica, then run it again", "%v", err)
 	case errors.Is(err, store.ErrMoving):
@@ -275,7 +281,7 @@ const databaseFile = "certbound.db"
 // nextStart says how the service goes on with a database that arrived.
 func nextStart(at store.Config) string {
 	if at.URL != "" {
-		return "certbound serve --database " + cmp.Or(withoutPassword(at.URL), store.Place(at)) + ", with the same data folder"
+		return "certbound serve --database " + named(at) + ", with the same data folder"
 	}
 	to := at.Path
 	if dir, file := filepath.Split(to); file != databaseFile { // serve opens a file of no other name
@@ -283,6 +289,16 @@ func nextStart(at store.Config) string {
 			" or another data folder; an old one that is there goes elsewhere first, with its -wal and -shm"
 	}
 	return "certbound serve, with the data folder that " + to + " lies in"
+}
+
+// named is how a verb names a database, as a shell takes it.
+func named(at store.Config) string {
+	if at.URL != "" {
+		if shown := withoutPassword(at.URL); shown != "" {
+			return shown
+		}
+	}
+	return store.Place(at)
 }
 
 // withoutPassword is the URL of a database as a shell takes it, without what is secret in it; empty when it is none. What

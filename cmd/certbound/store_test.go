@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/certbound/certbound/cmd/internal/move"
 	"github.com/certbound/certbound/cmd/internal/store"
 	"github.com/certbound/certbound/scripts/postgres"
 )
@@ -346,5 +347,40 @@ func TestMigrateKeepsTheParametersOfTheURL(t *testing.T) {
 		if got != "certbound serve --database "+want+", with the same data folder" || strings.Contains(got, "pw1") {
 			t.Errorf("%s\n%s\nwant %s", url, got, want)
 		}
+	}
+}
+
+// So does what it says when it was cut short, or refused: run again without its sslmode, it would send everything over a
+// connection that is less safe.
+func TestMigrateKeepsTheParametersInHints(t *testing.T) {
+	t.Parallel()
+	cfg := move.Config{To: store.Config{URL: "postgres://u:pw1@db.example/name?sslmode=verify-full&password=pw1"}}
+	place := store.Place(cfg.To)
+	moving := store.Condition{State: store.ConditionMoving, To: place, ID: "id"}
+	moved := store.Condition{State: store.ConditionMoved, To: place, ID: "id"}
+	for name, err := range map[string]error{
+		"unfinished":  fmt.Errorf("move: %w", &move.UnfinishedError{From: "here", To: place, Err: errors.New("cut")}),
+		"foreign":     fmt.Errorf("%s: %w", place, move.ErrForeignTarget),
+		"arrived":     fmt.Errorf("%s: %w", place, move.ErrArrived),
+		"being moved": fmt.Errorf("here: %w", &store.ConditionError{Condition: moving}),
+		"moved":       fmt.Errorf("here: %w", &store.ConditionError{Condition: moved}),
+	} {
+		failed, is := errors.AsType[*failure](moveFailure(err, cfg))
+		if name == "moved" && !strings.HasPrefix(failed.hint, "serve --database '") {
+			t.Errorf("it is not said how the new one is served: %s", failed.hint)
+		}
+		if !is || failed.exit != exitFailed || failed.description != err.Error() ||
+			!strings.Contains(failed.hint, "'postgres://u@db.example/name?sslmode=verify-full'") || strings.Contains(failed.hint+failed.description, "pw1") {
+			t.Errorf("%s: %+v", name, failed)
+		}
+	}
+	elsewhere := moving
+	elsewhere.To = "postgres://u@other.example:5432/name"
+	if err := moveFailure(&store.ConditionError{Condition: elsewhere}, cfg); !errors.Is(err, store.ErrNotServable) {
+		t.Errorf("the hint of another place is not its own: %v", err)
+	}
+	if err, is := errors.AsType[*failure](moveFailure(fmt.Errorf("f: %w", move.ErrArrived), move.Config{To: store.Config{Path: "/a/certbound.db"}})); !is ||
+		!strings.Contains(err.hint, "--to /a/certbound.db;") {
+		t.Errorf("a file: %v", err)
 	}
 }

@@ -89,7 +89,7 @@ func (e *ConditionError) Hint() string {
 		return "run certbound store migrate again, with --to " + c.To + " as before: it goes on where it was; certbound store migrate --cancel --to " +
 			c.To + " puts this one into service again, if nothing has arrived there"
 	case ConditionMoved:
-		if strings.HasPrefix(c.To, "postgres") {
+		if strings.Contains(c.To, "://") {
 			return "serve --database " + c.To + "; to come back, move this file away and then: certbound store migrate --database " + c.To +
 				" --to FILE, with the name that this file had"
 		}
