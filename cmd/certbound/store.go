@@ -75,7 +75,7 @@ func (d *database) close() error {
 	if d.lock == nil {
 		return nil
 	}
-	return d.lock.Unlock()
+	return d.lock.Leave()
 }
 
 func (d *database) place() string { return store.Place(d.at) }

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -299,6 +300,15 @@ func TestMigrateSaysHowToGoOn(t *testing.T) {
 	m := &mover{node: &node{t: t, data: filepath.Join(t.TempDir(), "one"), args: []string{"--public", "127.0.0.1:0", "--mtls", "127.0.0.1:0", "--debug", "off"}}}
 	m.start()
 	m.stop()
+	// A folder that had no file named lock has none afterwards.
+	lock := filepath.Join(m.data, "lock")
+	if err := os.Remove(lock); err != nil {
+		t.Fatal(err)
+	}
+	m.run("store", "copy", "--data", m.data, "--to", filepath.Join(t.TempDir(), "copy.db"))
+	if _, err := os.Lstat(lock); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("it left %s behind: %v", lock, err)
+	}
 	old, next := filepath.Join(m.data, "certbound.db"), filepath.Join(m.data, "next.db")
 	if out := m.run("store", "migrate", "--data", m.data, "--to", next); !strings.Contains(out, "rename next.db") || !strings.Contains(out, "-wal") {
 		t.Errorf("it is not said how next.db is served:\n%s", out)

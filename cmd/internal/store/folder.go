@@ -19,7 +19,10 @@ import (
 )
 
 // FolderLock is held by the process that uses a data folder. The operating system releases it when the process dies.
-type FolderLock struct{ folder, file *os.File }
+type FolderLock struct {
+	folder, file *os.File
+	made         bool // the file
+}
 
 // Lock takes the lock of the data folder dir, which is created (0700) when it is missing. It does not wait: the error
 // is ErrLocked when another process has it. What is locked is the folder itself: the file "lock" in it only says by whom,
@@ -32,27 +35,37 @@ func Lock(dir string) (*FolderLock, error) {
 	if err != nil {
 		return nil, fmt.Errorf("lock the data folder: %w", err)
 	}
-	name := filepath.Join(dir, "lock")
+	name := filepath.Join(dir, lockName)
+	if err := syscall.Flock(int(folder.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		defer folder.Close()
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			return nil, fmt.Errorf("%w: %s%s", ErrLocked, dir, holder(name))
+		}
+		return nil, fmt.Errorf("lock %s: %w", dir, err)
+	}
+	// Only who has the lock makes the file, or removes it.
+	_, err = os.Lstat(name)
+	made := errors.Is(err, fs.ErrNotExist)
 	f, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("lock the data folder: %w", err), folder.Close())
-	}
-	if err := syscall.Flock(int(folder.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		defer folder.Close()
-		defer f.Close()
-		if errors.Is(err, syscall.EWOULDBLOCK) {
-			return nil, fmt.Errorf("%w: %s%s", ErrLocked, dir, holder(f))
-		}
-		return nil, fmt.Errorf("lock %s: %w", dir, err)
 	}
 	// The number only helps whoever reads the error; the lock does not depend on it.
 	if f.Truncate(0) == nil {
 		_, _ = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
 	}
-	return &FolderLock{folder, f}, nil
+	return &FolderLock{folder, f, made}, nil
 }
 
-func holder(f *os.File) string {
+// lockName is the file that says who has the lock.
+const lockName = "lock"
+
+func holder(name string) string {
+	f, err := os.Open(name)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
 	b, err := io.ReadAll(io.LimitReader(f, 32))
 	pid, convErr := strconv.Atoi(strings.TrimSpace(string(b)))
 	if err != nil || convErr != nil {
@@ -63,6 +76,17 @@ func holder(f *os.File) string {
 
 // Unlock releases the folder. The file stays.
 func (l *FolderLock) Unlock() error { return errors.Join(l.file.Close(), l.folder.Close()) }
+
+// Leave is Unlock for who leaves the folder as it was: the file goes, if it was not there before.
+func (l *FolderLock) Leave() error {
+	var err error
+	if l.made {
+		if err = os.Remove(filepath.Join(l.folder.Name(), lockName)); errors.Is(err, fs.ErrNotExist) {
+			err = nil
+		}
+	}
+	return errors.Join(err, l.Unlock())
+}
 
 // ErrNoKEK says that a database is there, and its key-encryption key is not.
 var ErrNoKEK = errors.New("there is no key-encryption key")

@@ -319,7 +319,32 @@ func TestLock(t *testing.T) {
 	ok(t, first.Unlock())
 	second, err := Lock(dir)
 	ok(t, err)
-	ok(t, second.Unlock())
+	// Who is refused leaves the file alone, and who leaves the folder as it was removes only what it has made.
+	_, err = Lock(dir)
+	want(t, err, ErrLocked)
+	files := func(n int) {
+		t.Helper()
+		entries, err := os.ReadDir(dir)
+		ok(t, err)
+		same(t, len(entries), n)
+	}
+	files(1)
+	ok(t, second.Leave())
+	files(0)
+	for range 2 {
+		third, err := Lock(dir)
+		ok(t, err)
+		ok(t, third.Unlock())
+		files(1)
+		fourth, err := Lock(dir)
+		ok(t, err)
+		ok(t, fourth.Leave())
+		files(1)
+		fifth, err := Lock(dir)
+		ok(t, err)
+		ok(t, os.Remove(filepath.Join(dir, "lock")))
+		ok(t, fifth.Leave())
+	}
 }
 
 func TestLoadKEK(t *testing.T) {
