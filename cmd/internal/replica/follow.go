@@ -140,6 +140,9 @@ func (r *Replica) reap(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if r.cfg.Peers != nil {
+		r.cfg.Peers(rows)
+	}
 	for _, row := range r.sight(rows, began) {
 		r.cfg.Logger.WarnContext(ctx, "a replica is gone: its row is removed", "replica", row.Replica, "incarnation", row.Incarnation)
 		if err := r.cfg.Database.ReapLease(within, row); err != nil {

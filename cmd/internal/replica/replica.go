@@ -123,6 +123,8 @@ type Config struct {
 	// rests on the new one. When it has returned, no read that begins may be answered by another server, such as the former
 	// primary that still talks to whoever is connected. Nil: there is nothing to do.
 	Moved func(store.SystemID)
+	// Peers is told the rows of all replicas, every few seconds while the lease holds. Nil: nobody asks.
+	Peers func([]store.Lease)
 	// Clock is the machine's when nil.
 	Clock Clock
 	// Logger receives alarms; nil discards them.

@@ -45,6 +45,7 @@ func (s *service) join(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	compare := s.compareURLs(ctx, mtlsURL)
 	m.Replica, err = replica.New(replica.Config{
 		Database: db, Name: s.replica.Replica, Incarnation: incarnation, Program: s.version, Address: s.address(), MTLSURL: mtlsURL,
 		Hints: m.hints,
@@ -54,6 +55,7 @@ func (s *service) join(ctx context.Context) error {
 			return d == store.Quorum, err
 		},
 		Moved:  func(store.SystemID) { db.Reconnect() },
+		Peers:  compare,
 		Logger: s.log,
 	})
 	if err != nil {
@@ -76,7 +78,11 @@ func (s *service) join(ctx context.Context) error {
 		return err
 	}
 	s.forgetErased(store.Change{Full: true}) // what the journal has read so far may have changed
-	return s.compareURLs(ctx, mtlsURL)
+	leases, err := db.Leases(ctx)
+	if err == nil {
+		compare(leases)
+	}
+	return err
 }
 
 // heard wakes whoever watches the others' journals when there may be another one.
@@ -143,20 +149,26 @@ func (s *service) mtlsURL(ctx context.Context) (string, error) {
 	return s.derivedMTLSURL(issuer)
 }
 
-// compareURLs warns of other replicas whose metadata names another mtls listener: which one a client is sent to would be
-// chance, and where each names its own the balancer in front of them is passed by.
-func (s *service) compareURLs(ctx context.Context, own string) error {
-	leases, err := s.folder.store.Leases(ctx)
-	if err != nil {
-		return err
-	}
-	for _, l := range leases {
-		if l.Replica != s.replica.Replica && l.MTLSURL != own {
+// compareURLs returns a function that warns, once, of each other replica whose metadata names another mtls listener, and again
+// when it names yet another: which one a client is sent to would be chance, and where each names its own the balancer in
+// front of them is passed by. It is for one goroutine at a time.
+func (s *service) compareURLs(ctx context.Context, own string) func([]store.Lease) {
+	var said map[string]string
+	return func(leases []store.Lease) {
+		different := make(map[string]string)
+		for _, l := range leases {
+			if l.Replica == s.replica.Replica || l.MTLSURL == own {
+				continue
+			}
+			different[l.Replica] = l.MTLSURL
+			if before, known := said[l.Replica]; known && before == l.MTLSURL {
+				continue
+			}
 			s.log.WarnContext(ctx, "the replicas name different mtls URLs in their metadata: give all of them the same mtls_url, that of the balancer in front of them",
 				"own", own, "replica", l.Replica, "at", l.Address, "its", l.MTLSURL)
 		}
+		said = different
 	}
-	return nil
 }
 
 // address is where this replica serves, for other operators to see.

@@ -9,6 +9,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -481,7 +482,8 @@ func TestEnrollWithoutALease(t *testing.T) {
 	}
 }
 
-// Replicas whose metadata would name different mtls listeners are warned of by whoever comes later, and shown in the status.
+// Replicas whose metadata would name different mtls listeners are warned of by whoever comes later, soon by those that were
+// there, once, and shown in the status.
 func TestReplicas_MTLSURLs(t *testing.T) {
 	t.Parallel()
 	i := newInstallation(t)
@@ -500,6 +502,11 @@ func TestReplicas_MTLSURLs(t *testing.T) {
 		!strings.Contains(logs, "its=https://balancer.example:9443") {
 		t.Errorf("no warning: %s", logs)
 	}
+	for name, in := range map[string]*instance{"one": one, "two": two} {
+		eventually(t, 30*time.Second, name+" warns, too", func() bool {
+			return strings.Contains(in.logs.String(), "its="+three.mtls)
+		})
+	}
 	var status admin.Status
 	res, err := one.socketClient().Get("http://certbound/admin/v1/status")
 	if err != nil {
@@ -516,4 +523,34 @@ func TestReplicas_MTLSURLs(t *testing.T) {
 	if urls["https://balancer.example:9443"] != 2 || urls[three.mtls] != 1 {
 		t.Errorf("the status shows %v", urls)
 	}
+}
+
+// Of another mtls URL is warned once, and again when it is another one, or was the same in between.
+func TestCompareURLs(t *testing.T) {
+	t.Parallel()
+	var logs syncBuffer
+	s := &service{log: slog.New(slog.NewTextHandler(&logs, nil)), replica: replicaID{Replica: "r"}}
+	compare := s.compareURLs(t.Context(), "https://own")
+	said := 0
+	look := func(warnings int, rows ...store.Lease) {
+		t.Helper()
+		compare(append(rows, store.Lease{Replica: "r", MTLSURL: "https://own"}))
+		said += warnings
+		if got := strings.Count(logs.String(), "level=WARN"); got != said {
+			t.Errorf("%d warnings, want %d:\n%s", got, said, logs.String())
+		}
+	}
+	a := func(url string) store.Lease { return store.Lease{Replica: "a", MTLSURL: url} }
+	b := func(url string) store.Lease { return store.Lease{Replica: "b", MTLSURL: url} }
+	look(0)
+	look(0, a("https://own"))
+	look(1, a("https://own"), b("https://b"))
+	look(0, a("https://own"), b("https://b"))
+	look(1, a(""), b("https://b"))
+	look(0, a(""), b("https://b"))
+	look(1, a(""), b("https://c"))
+	look(0, a(""), b("https://own"))
+	look(1, a(""), b("https://c"))
+	look(0, b("https://c"))
+	look(1, a(""), b("https://c"))
 }
