@@ -84,8 +84,12 @@ type DenyFeedConfig struct {
 // it follows the issuer's signed feed while Run runs. Whatever the feed says, and however it fails, what was denied once
 // stays denied until it has ended anyway. Safe for concurrent use.
 //
-// Until it has heard everything once, it accepts nothing, with StaleAllow too. Positions never go back: after an
-// issuer has lost what it had told, a DenyFeed is stale until the issuer is as far again or the program starts anew.
+// Until it has heard everything once, it accepts nothing, with StaleAllow too. It asks behind the last position that it
+// was told. After "certbound store restore" the positions of all denials are higher than any that were told before, so a
+// DenyFeed hears them all once more and is not stale for longer than the issuer was away. Of an issuer whose newest
+// position is lower than one that it has told, because it has lost what it knew or is a replica that lags, a DenyFeed
+// becomes no fresher and asks for everything from the beginning, since what is denied next may get positions that were
+// another's. Neither takes back what is denied already.
 type DenyFeed struct {
 	issuer     string
 	audience   string
@@ -384,6 +388,7 @@ func (f *DenyFeed) take(ctx context.Context, raw string) (news bool, err error) 
 	age := now.Round(0).Sub(page.IssuedAt)
 	switch {
 	case page.Head < f.position:
+		f.startOver()
 		return false, errors.New("the page is of somebody who knows less")
 	case page.Seq < page.Head:
 		return news, nil
@@ -404,6 +409,14 @@ func (f *DenyFeed) take(ctx context.Context, raw string) (news bool, err error) 
 		f.list.Prune(now)
 	}
 	return news, nil
+}
+
+// startOver has everything asked for, as in the beginning. What is missing stays so until it has been heard.
+func (f *DenyFeed) startOver() {
+	f.position, f.whole, f.missing.from = 0, true, 0
+	if !f.full.Load() {
+		f.missing.upTo = 0
+	}
 }
 
 // add puts the entries into the list. Where one finds no room, the DenyFeed is full until the same part of the feed has

@@ -339,30 +339,42 @@ func TestDenialAppendJSON(t *testing.T) {
 	}
 }
 
-// What is denied once stays so, and the position never goes back, whatever comes.
+// What is denied once stays so, whatever comes. An issuer that knows less than it has told makes nothing fresh, and is asked
+// for everything from the beginning: it may deny something else at a position that the DenyFeed has heard of.
 func TestDenyFeedNeverGoesBack(t *testing.T) {
 	t.Parallel()
 	f := newFollowed(t, nil)
 	f.hears(t, f.page(t, 0, 5, 5, tokenDenied("a")), true, "")
 	began := f.now
 	f.now = began.Add(20 * time.Second)
-	// A replica that lags: what it adds counts, but it cannot say that this is all.
+	// A replica that lags, or an issuer that has lost what it told: what it adds counts, but it cannot say that this is all.
 	f.hears(t, f.page(t, 4, 4, 4, tokenDenied("b")), false, "knows less")
+	f.wantAsked(t, "?since=5")
 	f.wantDenied(t, true, "a", "b")
 	f.wantErr(t, nil)
-	// A part of what is known already, as after a gap.
-	f.hears(t, f.page(t, 6, 7, 7, tokenDenied("c")), false, "begins behind")
-	f.wantDenied(t, false, "c")
-	f.hears(t, f.page(t, 0, 3, 6), false, "")
+	// What it denies behind that is no part of everything.
+	f.hears(t, f.page(t, 4, 5, 5, tokenDenied("other")), false, "begins behind")
+	f.wantAsked(t, "")
+	f.wantDenied(t, false, "other")
+	f.hears(t, f.page(t, 0, 3, 5), true, "")
 	f.wantAsked(t, "")
 	f.now = began.Add(30*time.Second - 1)
 	f.wantErr(t, nil)
 	f.now = began.Add(30 * time.Second)
 	f.wantErr(t, tokens.ErrDenyFeedStale)
-	f.hears(t, f.page(t, 5, 6, 6, tokenDenied("c")), true, "")
+	f.hears(t, f.page(t, 3, 5, 5, tokenDenied("other")), true, "")
+	f.wantAsked(t, "?since=3")
+	f.wantErr(t, nil)
+	f.wantDenied(t, true, "a", "b", "other")
+	// A part of what is known already, as after a gap.
+	f.hears(t, f.page(t, 6, 7, 7, tokenDenied("c")), false, "begins behind")
+	f.wantDenied(t, false, "c")
+	f.hears(t, f.page(t, 0, 3, 6), false, "")
+	f.wantAsked(t, "")
+	f.hears(t, f.page(t, 5, 7, 7, tokenDenied("c")), true, "")
 	f.wantAsked(t, "?since=5")
 	f.wantErr(t, nil)
-	f.wantDenied(t, true, "a", "b", "c")
+	f.wantDenied(t, true, "a", "b", "other", "c")
 }
 
 // A page that is replayed adds what it says, and makes nothing fresher; one that is old does not make it fresh at all.
@@ -455,6 +467,10 @@ func TestDenyFeedFull(t *testing.T) {
 	f.hears(t, f.page(t, 2, 2, 2), false, "") // of a lagging replica: it has not what is missing
 	f.wantAsked(t, "?since=1")
 	f.wantErr(t, tokens.ErrDenyListFull)
+	f.hears(t, f.page(t, 1, 1, 1), false, "knows less") // nor does one that knows still less make it whole
+	f.hears(t, f.page(t, 0, 2, 2), true, "")
+	f.wantAsked(t, "?since=0")
+	f.wantErr(t, tokens.ErrDenyListFull)
 	f.now = end.Add(2*time.Minute + time.Second)
 	f.hears(t, f.page(t, 1, 3, 6, long), false, "full") // and then there is room
 	f.hears(t, f.page(t, 2, 6, 6, long), true, "")      // but not all of what is missing
@@ -467,6 +483,9 @@ func TestDenyFeedFull(t *testing.T) {
 	f.hears(t, f.page(t, 6, 6, 6), false, "")
 	f.wantAsked(t, "?since=6")
 	f.wantDenied(t, true, "a", text+"long")
+	f.hears(t, f.page(t, 5, 5, 5), false, "knows less")
+	f.hears(t, f.page(t, 0, 3, 6), true, "")
+	f.wantErr(t, nil) // nothing is missing any more
 }
 
 // What is not a page is silence, and closes connections that may be dead.

@@ -13,11 +13,13 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/certbound/certbound/mtls/mtlstest"
 	"github.com/certbound/certbound/tokens"
+	"github.com/certbound/certbound/tokens/internal/jose"
 	"github.com/certbound/certbound/tokens/mldsa"
 	"github.com/certbound/certbound/tokens/tokenstest"
 )
@@ -49,6 +51,78 @@ func TestRFC9964_6_Thumbprint(t *testing.T) {
 		again, err := mldsa.NewPrivateKey(algorithm, key.Seed())
 		if err != nil || !key.Public().(*mldsa.PublicKey).Equal(again.Public()) {
 			t.Errorf("%s: the seed makes another key: %v", algorithm, err)
+		}
+	}
+}
+
+// RFC 9964, Appendix A.1: the example signatures verify, with the key that follows from the seed of zeros and is read from a key
+// set; neither verifies when a byte of it is another, nor under the other example's key. Whence they are, and under which licence:
+// testdata/README.md.
+func TestRFC9964_A_1_Examples(t *testing.T) {
+	t.Parallel()
+	const payload = "It’s a dangerous business, Frodo, going out your door."
+	keys := make(map[string]jose.PublicKey)
+	for algorithm, id := range map[string]string{
+		tokens.MLDSA44: "T4xl70S7MT6Zeq6r9V9fPJGVn76wfnXJ21-gyo0Gu6o",
+		tokens.MLDSA65: "Suiu29qbfuaBaR4Ats-c6XQBePB_OpAxAwcTR_0KXVM",
+	} {
+		private, err := mldsa.NewPrivateKey(algorithm, make([]byte, mldsa.SeedSize))
+		if err != nil {
+			t.Fatal(err)
+		}
+		set, err := json.Marshal(map[string]any{"keys": []any{map[string]string{
+			"kid": id, "kty": "AKP", "alg": algorithm, "pub": base64.RawURLEncoding.EncodeToString(private.Public().(*mldsa.PublicKey).Bytes()),
+		}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var types []jose.KeyType
+		for _, keyType := range mldsa.Types() {
+			types = append(types, keyType)
+		}
+		read, err := jose.ParseKeySet(set, types...)
+		if err != nil || len(read) != 1 {
+			t.Fatalf("%d keys, %v", len(read), err)
+		}
+		keys[algorithm] = read[0]
+	}
+	for algorithm, key := range keys {
+		raw, err := os.ReadFile(filepath.Join("testdata", algorithm+".jws"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		example := strings.TrimSuffix(string(raw), "\n")
+		signed, err := jose.Parse(example)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if h := signed.Header(); string(h.Algorithm) != algorithm || h.KeyID != key.ID {
+			t.Errorf("%s: the header is %+v", algorithm, h)
+		}
+		if got, err := signed.Verify(key); err != nil || string(got) != payload {
+			t.Errorf("%s: %q, %v", algorithm, got, err)
+		}
+		for other := range keys {
+			if other == algorithm {
+				continue
+			}
+			if _, err := signed.Verify(keys[other]); err == nil {
+				t.Errorf("%s: it verifies under the key of %s", algorithm, other)
+			}
+		}
+		signature := strings.LastIndexByte(example, '.') + 1
+		for _, at := range []int{signature, signature + (len(example)-signature)/2} {
+			replacement := "A"
+			if example[at] == 'A' {
+				replacement = "B"
+			}
+			other, err := jose.Parse(example[:at] + replacement + example[at+1:])
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := other.Verify(key); err == nil {
+				t.Errorf("%s: it verifies with another byte %d", algorithm, at)
+			}
 		}
 	}
 }

@@ -54,9 +54,10 @@ type Report struct {
 	Rows     int64            `json:"rows,omitempty"` // copied from the backup by this run
 	Since    int64            `json:"since"`          // the version that was brought up to date
 	Journals []Journal        `json:"journals"`
-	Done     map[string]int   `json:"done"`   // records whose change was made again, by their events
-	Undone   []string         `json:"undone"` // what could not be made again, and what to do about it
-	Lost     []string         `json:"lost"`   // what was accepted as lost
+	Done     map[string]int   `json:"done"`                // records whose change was made again, by their events
+	Undone   []string         `json:"undone"`              // what could not be made again, and what to do about it
+	LostKeys []string         `json:"lost_keys,omitempty"` // signing keys that were made after the backup; Undone has one line of them all
+	Lost     []string         `json:"lost"`                // what was accepted as lost
 }
 
 // Journal is one that was read.
@@ -414,6 +415,9 @@ func (r *run) replay(ctx context.Context, target *store.Store) error {
 		if err != nil {
 			return nil, err
 		}
+		if n := len(r.report.LostKeys); n > 0 {
+			r.undone("signing keys that were made after the backup are lost (%d): tokens that they signed are refused once the key set is read again", n)
+		}
 		r.reached("replayed")
 		entry, err := r.record()
 		return []store.Entry{entry}, err
@@ -434,6 +438,9 @@ func (r *run) record() (store.Entry, error) {
 	}
 	for i, lost := range r.report.Lost[:min(len(r.report.Lost), 10)] {
 		e.Detail[fmt.Sprintf("lost_%d", i+1)] = lost
+	}
+	if keys := r.report.LostKeys; len(keys) > 0 {
+		e.Detail["lost_keys"] = strings.Join(keys[:min(len(keys), 20)], " ")
 	}
 	for i, undone := range r.report.Undone[:min(len(r.report.Undone), 20)] {
 		e.Detail[fmt.Sprintf("undone_%02d", i+1)] = undone

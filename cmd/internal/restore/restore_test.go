@@ -451,6 +451,7 @@ func TestReplay(t *testing.T) {
 		"settings and keys": {func(w *world) {
 			w.record("setting.set", audit.Event{Detail: map[string]string{"admin.paired": "then", "trust_domain": "other"}})
 			w.record("key.create", audit.Event{Detail: map[string]string{"kid": "lost"}})
+			w.record("key.create", audit.Event{Detail: map[string]string{"kid": "lost too"}})
 			w.record("key.create", audit.Event{Detail: map[string]string{"kid": "kid"}})
 			w.record("key.retire", audit.Event{Detail: map[string]string{"kid": "kid"}})
 		}, func(w *world, db *store.Store, r *Report) {
@@ -463,7 +464,14 @@ func TestReplay(t *testing.T) {
 			if paired != "then" || domain != "td.example" || len(keys) != 0 {
 				w.Errorf("%q, %q, %d keys", paired, domain, len(keys))
 			}
-			undone(w, r, "signing key lost")
+			if len(r.Undone) != 1 || !strings.Contains(r.Undone[0], "are lost (2): ") || !slices.Equal(r.LostKeys, []string{"lost", "lost too"}) {
+				w.Errorf("undone %q, lost keys %q", r.Undone, r.LostKeys)
+			}
+			entries, err := db.Outbox(ctx, 10)
+			w.must(err)
+			if event, err := audit.DecodeEvent(entries[0].Body); err != nil || event.Detail["lost_keys"] != "lost lost too" || event.Detail["undone"] != "1" {
+				w.Errorf("the record says %+v, %v", event.Detail, err)
+			}
 		}},
 		"a key taken out of use by another that is lost": {func(w *world) {
 			w.record("key.create", audit.Event{Detail: map[string]string{"kid": "lost"}})
@@ -558,6 +566,39 @@ func TestEndedJournalIsNoLoss(t *testing.T) {
 
 // restoredNumbers is what the numbers of revocation lists are at least, after a restore.
 const restoredNumbers = 1 << 32
+
+// Who has read positions of denials, or numbers of revocation lists, is told everything again and never that nothing is new:
+// after a restore, and after another one of the same backup, which knows less of what was denied.
+func TestRestoredAgain(t *testing.T) {
+	ctx := t.Context()
+	w := newWorld(t)
+	w.record("token.revoke", audit.Event{Client: "b", TokenID: "given back", Expires: time.Now().Add(time.Hour)})
+	_, first := w.restored(w.config())
+	least, head, err := first.Denials(ctx, 0, 1)
+	w.must(err)
+	if len(least) != 1 || least[0].Position <= restoredNumbers {
+		t.Fatalf("after the first restore %+v, up to %d", least, head)
+	}
+	for n := range 10 {
+		_, err := first.RevokeToken(ctx, "b", fmt.Sprint(n), time.Now().Add(time.Hour))
+		w.must(err)
+	}
+	known, err := first.DenialSeq(ctx)
+	w.must(err)
+	number, err := first.NextCRLNumber(ctx)
+	w.must(err)
+	cfg := w.config()
+	cfg.Target.Path = filepath.Join(w.dir, "again.db")
+	_, second := w.restored(cfg)
+	again, _, err := second.Denials(ctx, 0, 1)
+	w.must(err)
+	if len(again) != 1 || again[0].Position <= known {
+		t.Errorf("%+v is no news to whoever knows everything up to %d", again, known)
+	}
+	if next, err := second.NextCRLNumber(ctx); err != nil || next <= number {
+		t.Errorf("the revocation list %d comes after %d, %v", next, number, err)
+	}
+}
 
 // What would be lost is refused, before anything is there; accepted, it is said.
 func TestLoss(t *testing.T) {

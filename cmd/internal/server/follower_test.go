@@ -8,35 +8,68 @@ import (
 	"crypto/tls"
 	"errors"
 	"io"
+	"io/fs"
 	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/certbound/certbound/cmd/internal/admin"
+	"github.com/certbound/certbound/cmd/internal/restore"
+	"github.com/certbound/certbound/cmd/internal/store"
 	"github.com/certbound/certbound/mtls"
 	"github.com/certbound/certbound/mtls/mtlstest"
 	"github.com/certbound/certbound/tokens"
 	"github.com/certbound/certbound/tokens/client"
+	"github.com/certbound/certbound/tokens/mldsa"
 	"github.com/certbound/certbound/tokens/resource"
 )
 
 // following is a resource server that follows the deny feed, as a stranger's program would.
 type following struct {
 	*mtlstest.Running
+	cert   tls.Certificate
 	feed   *tokens.DenyFeed
 	ahead  atomic.Int64 // nanoseconds by which the feed's clock is ahead
 	causes chan error   // why streams ended
+
+	mu    sync.Mutex
+	asked []string // the queries of its polls
 }
 
-// following starts one for the ledger, as the client id, once it knows what is denied.
-func (in *instance) following(id string) *following {
+// polls is how a following asks.
+type polls struct {
+	http.RoundTripper
+	of *following
+}
+
+func (p polls) RoundTrip(r *http.Request) (*http.Response, error) {
+	p.of.mu.Lock()
+	p.of.asked = append(p.of.asked, r.URL.RawQuery)
+	p.of.mu.Unlock()
+	return p.RoundTripper.RoundTrip(r)
+}
+
+// queries are those of its polls since it began.
+func (f *following) queries() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.asked)
+}
+
+// following starts one for the ledger, as the client id, once it knows what is denied. It reads keys of the further types,
+// and accepts the algorithms, those of the defaults when there are none.
+func (in *instance) following(id string, types []tokens.KeyType, algorithms ...string) *following {
 	in.tb.Helper()
 	cert := in.enrolledWith(map[string]any{"client_id": id})
 	in.mustOperate(http.MethodPost, "/resources", map[string]any{"resource": ledger, "scope": write, "servers": []string{id}}, nil)
-	f := &following{causes: make(chan error, 10)}
+	f := &following{cert: cert, causes: make(chan error, 10)}
 	keyPair, err := mtls.NewKeyPair(cert)
 	if err != nil {
 		in.tb.Fatal(err)
@@ -51,18 +84,19 @@ func (in *instance) following(id string) *following {
 		in.tb.Fatal(err)
 	}
 	in.tb.Cleanup(bearer.Close)
-	keys, err := tokens.NewKeySet(tokens.KeySetConfig{URL: in.issuer + pathKeys, Client: in.client(nil)})
+	keys, err := tokens.NewKeySet(tokens.KeySetConfig{URL: in.issuer + pathKeys, Client: in.client(nil), KeyTypes: types})
 	if err != nil {
 		in.tb.Fatal(err)
 	}
 	f.feed, err = tokens.NewDenyFeed(tokens.DenyFeedConfig{
-		Issuer: in.issuer, URL: in.mtls + pathDenied, Keys: keys, Client: &http.Client{Transport: bearer}, Stale: tokens.StaleRefuse,
-		Now: func() time.Time { return time.Now().Add(time.Duration(f.ahead.Load())) },
+		Issuer: in.issuer, URL: in.mtls + pathDenied, Keys: keys, Client: &http.Client{Transport: polls{bearer, f}}, Stale: tokens.StaleRefuse,
+		Algorithms: algorithms,
+		Now:        func() time.Time { return time.Now().Add(time.Duration(f.ahead.Load())) },
 	})
 	if err != nil {
 		in.tb.Fatal(err)
 	}
-	v, err := tokens.NewVerifier(tokens.VerifierConfig{Issuer: in.issuer, Audience: ledger, Keys: keys, Denied: f.feed.Denied})
+	v, err := tokens.NewVerifier(tokens.VerifierConfig{Issuer: in.issuer, Audience: ledger, Keys: keys, Denied: f.feed.Denied, Algorithms: algorithms})
 	if err != nil {
 		in.tb.Fatal(err)
 	}
@@ -92,7 +126,7 @@ func TestRFC7009_3_ResourceServerFollows(t *testing.T) {
 	t.Parallel()
 	cfg := fapiConfig(t, t.TempDir())
 	in := start(t, cfg)
-	api := in.following("ledger-server")
+	api := in.following("ledger-server", nil)
 	enrolled := func(id string) (tls.Certificate, string) {
 		cert := in.enrolled(id)
 		answer := in.token(in.client(&cert), id)
@@ -181,4 +215,133 @@ func (f *following) stream(t *testing.T, cert *tls.Certificate, token string) io
 		t.Fatalf("the stream: %s", res.Status)
 	}
 	return res.Body
+}
+
+// A resource server that follows goes on through a restore of the database from a backup: what was denied before stays so,
+// it is told everything anew behind the position that it has, without starting over, and hears what is denied from then on.
+func TestRFC7009_3_FollowsThroughARestore(t *testing.T) {
+	t.Parallel()
+	cfg := testConfig(t, t.TempDir())
+	in := start(t, cfg)
+	api := in.following("ledger-server", nil)
+	taken := func(id string) (tls.Certificate, string) {
+		cert := in.enrolled(id)
+		answer := in.token(in.client(&cert), id)
+		wantToken(t, answer)
+		return cert, answer.Token
+	}
+	use := func(cert *tls.Certificate, token string) int {
+		return call(t, api.Running, cert, "Bearer "+token).StatusCode
+	}
+	lost, lostToken := taken("lost")
+	late, lateToken := taken("late")
+	stays, staysToken := taken("stays")
+
+	ctx := t.Context()
+	kek, err := store.LoadKEK(cfg.Data, "", store.KEKSource{Found: func() (bool, error) { return true, nil }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, backup := filepath.Join(cfg.Data, "certbound.db"), filepath.Join(t.TempDir(), "backup")
+	db, err := store.Open(ctx, store.Config{Path: file, KEK: kek, ReadOnly: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := db.Backup(ctx, backup, store.CopyConfig{KEK: kek, Program: "test"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := in.revokeToken(lost, "lost", lostToken); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 10*time.Second, "it is refused", func() bool { return use(&lost, lostToken) == http.StatusUnauthorized })
+	if err := in.stop(); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{file, file + "-wal", file + "-shm"} {
+		if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Fatal(err)
+		}
+	}
+	report, err := restore.Run(ctx, restore.Config{Backup: backup, Target: store.Config{Path: file, KEK: kek}, Journals: []string{cfg.Data}, Program: "test"})
+	if err != nil || report.Done["token.revoke"] != 1 {
+		t.Fatalf("%v: %+v", err, report)
+	}
+	before := len(api.queries())
+	in = start(t, cfg)
+	eventually(t, 20*time.Second, "it is told everything anew", func() bool {
+		asked := api.queries()
+		since, err := strconv.ParseInt(strings.TrimPrefix(asked[len(asked)-1], "since="), 10, 64)
+		return err == nil && since > 1<<32
+	})
+	if err := api.feed.Err(); err != nil {
+		t.Error(err)
+	}
+	for _, query := range api.queries()[before:] {
+		if query == "" {
+			t.Error("it started over")
+		}
+	}
+	if a, b := use(&lost, lostToken), use(&stays, staysToken); a != http.StatusUnauthorized || b != http.StatusOK {
+		t.Errorf("after the restore: %d what was revoked before, %d the other", a, b)
+	}
+	if err := in.revokeToken(late, "late", lateToken); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 10*time.Second, "what is revoked after the restore is refused", func() bool { return use(&late, lateToken) == http.StatusUnauthorized })
+	if status := use(&stays, staysToken); status != http.StatusOK {
+		t.Errorf("at the end, the other: %d", status)
+	}
+}
+
+// RFC 9964, Section 3: with signing keys of ML-DSA everything works that signs or verifies: tokens, introspection in both
+// forms, the deny feed, and a resource server that was given the code.
+func TestRFC9964_3_EndToEnd(t *testing.T) {
+	t.Parallel()
+	for _, algorithm := range []string{tokens.MLDSA44, tokens.MLDSA65} {
+		t.Run(algorithm, func(t *testing.T) {
+			t.Parallel()
+			cfg := testConfig(t, t.TempDir())
+			cfg.Signing.Algorithm = algorithm
+			in := start(t, cfg)
+			api := in.following("ledger-server", mldsa.Types(), algorithm)
+			cert := in.enrolled("payments")
+			answer := in.token(in.client(&cert), "payments")
+			wantToken(t, answer)
+			server := in.client(&api.cert)
+			signedBy := func(raw, typ string) {
+				t.Helper()
+				parsed, err := tokens.ParseUnverified(raw)
+				if err != nil || parsed.Header["alg"] != algorithm || parsed.Header["typ"] != typ {
+					t.Errorf("%v, %v", parsed, err)
+				}
+			}
+			signedBy(answer.Token, "at+jwt")
+			use := func() int { return call(t, api.Running, &cert, "Bearer "+answer.Token).StatusCode }
+			if status := use(); status != http.StatusOK {
+				t.Errorf("at the resource server: %d", status)
+			}
+			other := in.enrolled("other")
+			if status := call(t, api.Running, &other, "Bearer "+answer.Token).StatusCode; status != http.StatusUnauthorized {
+				t.Errorf("with another certificate: %d", status)
+			}
+			if status, body := in.introspect(server, "ledger-server", answer.Token, ""); status != http.StatusOK || !strings.Contains(body, `"active":true`) {
+				t.Errorf("introspection: %d %s", status, body)
+			}
+			status, body := in.introspect(server, "ledger-server", answer.Token, "application/token-introspection+jwt")
+			if status != http.StatusOK {
+				t.Fatalf("signed introspection: %d %s", status, body)
+			}
+			signedBy(body, "token-introspection+jwt")
+			if err := in.revokeToken(cert, "payments", answer.Token); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, 10*time.Second, "it is refused", func() bool { return use() == http.StatusUnauthorized })
+			if _, body := in.introspect(server, "ledger-server", answer.Token, ""); body != `{"active":false}` {
+				t.Errorf("introspection of what was revoked: %s", body)
+			}
+		})
+	}
 }

@@ -16,7 +16,8 @@ const (
 	lockLeases    = `LOCK TABLE leases IN EXCLUSIVE MODE`
 	queryVersion  = `SELECT version FROM state WHERE id = 1`
 	// A restored database gives no version, no number of a revocation list and no position of a denial a second time.
-	setAhead      = `UPDATE state SET version = $1, crl_number = crl_number + $2, denial_seq = denial_seq + $2 WHERE id = 1`
+	queryCounters = `SELECT crl_number, denial_seq FROM state WHERE id = 1`
+	setAhead      = `UPDATE state SET version = $1, crl_number = $2, denial_seq = $3 WHERE id = 1`
 	bumpVersion   = `UPDATE state SET version = version + 1 WHERE id = 1 AND ` + servable + ` RETURNING version`
 	bumpCRLNumber = `UPDATE state SET crl_number = crl_number + 1 WHERE id = 1 RETURNING crl_number`
 

@@ -15,8 +15,15 @@ import (
 )
 
 // restoredAhead is how far the version of a restored database is put before every version that is known to have been, for
-// changes that no record speaks of have bumped it too; and how far the number of its revocation list is.
+// changes that no record speaks of have bumped it too; and how far at least the number of its revocation list is, and the
+// position of its last denial.
 const restoredAhead = 1 << 32
+
+// afterRestore is where a counter goes on that had this value in the backup. Others have read what it was at the end, after
+// an earlier restore of the same backup too: since then more microseconds have passed than it has counted.
+func afterRestore(counter int64, now time.Time) int64 {
+	return max(counter+restoredAhead, now.UnixMicro())
+}
 
 // Replay is the transaction that brings a restored database up to date with the records of what happened since. Its
 // methods do what the records say was done, without judging again whether it may be done, and each is harmless where it
@@ -91,11 +98,17 @@ func (r *Replay) finish(entries []Entry) error {
 	if err := c.countDenials(); err != nil {
 		return err
 	}
-	if _, err := c.tx.ExecContext(c.ctx, setAhead, r.newest+restoredAhead-1, int64(restoredAhead)); err != nil {
+	var list, denials int64
+	if err := c.tx.QueryRowContext(c.ctx, queryCounters).Scan(&list, &denials); err != nil {
+		return err
+	}
+	now := r.s.now()
+	last := afterRestore(denials, now)
+	if _, err := c.tx.ExecContext(c.ctx, setAhead, r.newest+restoredAhead-1, afterRestore(list, now), last); err != nil {
 		return err
 	}
 	// Whoever has seen positions of before sees all denials again.
-	if _, err := c.tx.ExecContext(c.ctx, shiftDenials, int64(restoredAhead)); err != nil {
+	if _, err := c.tx.ExecContext(c.ctx, shiftDenials, last-denials); err != nil {
 		return err
 	}
 	return c.stamp()
