@@ -45,7 +45,8 @@ var ErrDenyFeedStale = errors.New("tokens: what is denied is not known now")
 type Stale int
 
 const (
-	// StaleRefuse refuses every token as temporarily_unavailable: what is revoked is never accepted longer than MaxAge.
+	// StaleRefuse refuses every token as temporarily_unavailable: what is revoked is never accepted longer than MaxAge. A
+	// request that was accepted before goes on, also with Denials of package resource, until it is heard that it is denied.
 	StaleRefuse Stale = iota + 1
 	// StaleAllow accepts them, and raises the alarm: an issuer that is down, or cut off, stops nobody.
 	StaleAllow

@@ -74,7 +74,8 @@ type Config struct {
 	// Denials ends requests that are under way when their token is revoked, streams above all: the request's context is
 	// cancelled with the cause ErrDenied, its connection closed, or its HTTP/2 stream reset. It is what the Verifier's
 	// Denied asks: a *tokens.DenyFeed or a *tokens.DenyList, which then keeps the Guard. A handler that hijacks its
-	// connection must end with its context, and not return before. Nil lets each request come to its end.
+	// connection must end with its context, and not return before. A feed that is stale ends none: what it has not heard it
+	// cannot know, and hears as soon as it follows again. Nil lets each request come to its end.
 	Denials Denials
 }
 

@@ -5,6 +5,7 @@ package server
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"net/http"
@@ -387,8 +388,44 @@ func (s *service) feedHandler() (http.Handler, error) {
 		return nil, err
 	}
 	s.feedGuard = guard
-	return guard.Protect(withPeer(http.HandlerFunc(s.serveFeed)), scopeDenied), nil
+	hint, err := json.Marshal(map[string]string{
+		"error_description": "a token for this resource and scope is needed: the token endpoint gives one to clients that run a resource server",
+		"resource":          s.deniedResource(), "scope": scopeDenied,
+	})
+	if err != nil {
+		return nil, err
+	}
+	protected := guard.Protect(withPeer(http.HandlerFunc(s.serveFeed)), scopeDenied)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		protected.ServeHTTP(hinting{w, append(hint, '\n')}, r)
+	}), nil
 }
+
+// hinting tells those who come without a token how they get one. The guard tells them no more than that one is needed.
+type hinting struct {
+	http.ResponseWriter
+	hint []byte
+}
+
+func (w hinting) WriteHeader(status int) {
+	header := w.Header()
+	if status != http.StatusUnauthorized || header.Get("Content-Type") != "" {
+		w.ResponseWriter.WriteHeader(status)
+		return
+	}
+	scheme, rest, more := strings.Cut(header.Get("WWW-Authenticate"), ", ")
+	scheme += `, scope="` + scopeDenied + `"`
+	if more {
+		scheme += ", " + rest
+	}
+	header.Set("WWW-Authenticate", scheme)
+	header.Set("Content-Type", "application/json")
+	w.ResponseWriter.WriteHeader(status)
+	_, _ = w.Write(w.hint) // the caller is gone: there is nobody to tell
+}
+
+// Unwrap is for http.ResponseController.
+func (w hinting) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 // authorizeFollower holds a verified token against the registry as it is now.
 func (s *service) authorizeFollower(ctx context.Context, claims *tokens.Claims, peer *mtls.Peer) error {

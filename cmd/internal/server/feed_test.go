@@ -190,6 +190,48 @@ func TestDenyFeed(t *testing.T) {
 	}
 }
 
+// Who comes without a token is told which one is needed, and nothing of an error (RFC 6750, Section 3); who comes with one that is
+// no good is told what everybody is.
+func TestDenyFeedWithoutToken(t *testing.T) {
+	t.Parallel()
+	in := start(t, testConfig(t, t.TempDir()))
+	ask := func(authorization string) (*http.Response, string) {
+		t.Helper()
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, in.mtls+pathDenied, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if authorization != "" {
+			r.Header.Set("Authorization", authorization)
+		}
+		res, err := in.client(nil).Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer res.Body.Close()
+		body, err := io.ReadAll(res.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return res, string(body)
+	}
+	for _, none := range []string{"", "Basic dXNlcjpwYXNz"} {
+		res, body := ask(none)
+		challenge := fmt.Sprintf(`Bearer realm="%s", scope="denied", resource_metadata="%s/.well-known/oauth-protected-resource%s"`, in.issuer, in.issuer, pathDenied)
+		var told map[string]string
+		if err := json.Unmarshal([]byte(body), &told); err != nil || res.StatusCode != http.StatusUnauthorized ||
+			res.Header.Get("WWW-Authenticate") != challenge || res.Header.Get("Content-Type") != "application/json" ||
+			told["resource"] != in.issuer+pathDenied || told["scope"] != "denied" || told["error"] != "" || told["error_description"] == "" {
+			t.Errorf("%q: %s %v %s", none, res.Status, res.Header, body)
+		}
+	}
+	res, body := ask("Bearer abc")
+	if res.StatusCode != http.StatusUnauthorized || !strings.Contains(body, `"invalid_token"`) || strings.Contains(body, "scope") ||
+		strings.Contains(res.Header.Get("WWW-Authenticate"), "scope=") {
+		t.Errorf("%s %v %s", res.Status, res.Header, body)
+	}
+}
+
 // testFeed is a feed over rows in memory, whose signatures are counted.
 type testFeed struct {
 	*feed

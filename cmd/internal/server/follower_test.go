@@ -296,6 +296,46 @@ func TestRFC7009_3_FollowsThroughARestore(t *testing.T) {
 	}
 }
 
+// A15: after an emergency rotation a resource server that follows refuses what the removed key has signed, ends its streams, and
+// accepts what the new key signs, whose id it has never heard; its own token has to be a new one too.
+func TestKeyring_EmergencyAtAResourceServer(t *testing.T) {
+	t.Parallel()
+	in := start(t, testConfig(t, t.TempDir()))
+	api := in.following("ledger-server", nil)
+	cert := in.enrolled("payments")
+	take := func() string {
+		answer := in.token(in.client(&cert), "payments")
+		wantToken(t, answer)
+		return answer.Token
+	}
+	use := func(token string) int { return call(t, api.Running, &cert, "Bearer "+token).StatusCode }
+	before := take()
+	stream := api.stream(t, &cert, before)
+	if status := use(before); status != http.StatusOK {
+		t.Fatalf("before: %d", status)
+	}
+	began := time.Now()
+	in.mustOperate(http.MethodPost, "/keys/rotate", admin.RotateRequest{Emergency: true}, nil)
+	eventually(t, 5*time.Second, "a token of before is refused", func() bool { return use(before) == http.StatusUnauthorized })
+	if cause := <-api.causes; !errors.Is(cause, resource.ErrDenied) {
+		t.Errorf("the stream ended with %v", cause)
+	}
+	if _, err := io.Copy(io.Discard, stream); err == nil {
+		t.Error("the client takes the stream for complete")
+	}
+	after := take()
+	eventually(t, 5*time.Second, "a token of after is accepted", func() bool { return use(after) == http.StatusOK })
+	t.Logf("over after %s", time.Since(began))
+	// It follows on, with a token that the new key signed.
+	if err := in.revokeToken(cert, "payments", after); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 5*time.Second, "what is revoked then is refused", func() bool { return use(after) == http.StatusUnauthorized })
+	if err := api.feed.Err(); err != nil {
+		t.Error(err)
+	}
+}
+
 // RFC 9964, Section 3: with signing keys of ML-DSA everything works that signs or verifies: tokens, introspection in both
 // forms, the deny feed, and a resource server that was given the code.
 func TestRFC9964_3_EndToEnd(t *testing.T) {
