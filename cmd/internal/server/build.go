@@ -45,7 +45,7 @@ func (s *service) build(ctx context.Context) error {
 	}
 	s.keys, err = loadKeyring(ctx, keyringConfig{
 		Store: db, Box: s.folder.outbox, Algorithm: s.cfg.Signing.Algorithm, Rotate: s.cfg.Signing.Rotate, Announce: s.cfg.Signing.Announce,
-		Now: time.Now, Log: s.log,
+		Now: time.Now, Steady: s.mayForget, Log: s.log,
 	})
 	if err != nil {
 		return err

@@ -33,6 +33,8 @@ const (
 	// keyLook is how often is looked for what is due to them, keyComplaint how long nothing is logged after a failure.
 	keyLook      = time.Minute
 	keyComplaint = 10 * time.Minute
+	// keyHeld is how often is looked whether the clock may be believed.
+	keyHeld = time.Second
 )
 
 // keyringConfig is what a keyring is made of.
@@ -43,7 +45,11 @@ type keyringConfig struct {
 	Algorithm        string
 	Rotate, Announce time.Duration
 	Now              func() time.Time
-	Log              *slog.Logger
+	// Steady reports whether the clock may be believed: else nothing is done to keys that replicas share, of which one signs.
+	// By a clock that is ahead a key would sign before anybody knows it, and one would go whose tokens are still good. Nil: it
+	// may.
+	Steady func() bool
+	Log    *slog.Logger
 }
 
 // keyring holds the token signing keys, unsealed. The public ones are computed from the private ones and never read from
@@ -58,6 +64,7 @@ type keyring struct {
 	box    *outbox.Box
 	policy keyPolicy
 	now    func() time.Time
+	steady func() bool
 	log    *slog.Logger
 	epoch  atomic.Uint64 // counts changes
 
@@ -82,7 +89,7 @@ type ring struct {
 // product of each before any token depends on it.
 func loadKeyring(ctx context.Context, cfg keyringConfig) (*keyring, error) {
 	k := &keyring{
-		store: cfg.Store, box: cfg.Box, now: cfg.Now, log: cfg.Log,
+		store: cfg.Store, box: cfg.Box, now: cfg.Now, steady: cfg.Steady, log: cfg.Log,
 		policy: keyPolicy{algorithm: cfg.Algorithm, rotate: cfg.Rotate, announce: cfg.Announce, started: cfg.Now()},
 	}
 	cfg.Store.OnChange(k.forget) // before they are read, so that no change is missed
@@ -106,6 +113,10 @@ func (k *keyring) turn(ctx context.Context) (time.Time, error) {
 	plan := k.policy.plan(rows, now)
 	if plan.isNothing() {
 		return plan.next, nil
+	}
+	signs := slices.ContainsFunc(rows, func(row store.Key) bool { return row.State == keyActive })
+	if signs && k.steady != nil && !k.steady() {
+		return now.Add(keyHeld), nil
 	}
 	if err := k.prepare(plan.make); err != nil {
 		return time.Time{}, err

@@ -159,6 +159,41 @@ func TestRFC9068_4_KeyRotation(t *testing.T) {
 	at(2*rotate-announce, "active ES256, announced ES256")
 }
 
+// A replica whose clock may not be believed does nothing to the keys while there is one that signs: none is announced, signs
+// or goes before its time.
+func TestKeyring_NotByAWrongClock(t *testing.T) {
+	t.Parallel()
+	w := newKeyWorld(t)
+	steady := false
+	w.cfg.Steady = func() bool { return steady }
+	k := w.start(tokens.ES256)
+	w.want("active ES256") // there was none
+	const rotate, announce = 30 * 24 * time.Hour, time.Hour
+	began := w.now
+	for _, step := range []struct {
+		at     time.Duration
+		states string
+	}{
+		{rotate - announce, "active ES256, announced ES256"},
+		{rotate, "retiring ES256, active ES256"},
+		{rotate + longestToken, "active ES256"},
+	} {
+		w.now = began.Add(step.at)
+		before, _ := w.states()
+		if next := w.turn(k); !next.Equal(w.now.Add(keyHeld)) {
+			t.Errorf("the next look is at %s", next)
+		}
+		w.start(tokens.ES256)
+		w.want(before)
+		steady = true
+		w.turn(k)
+		w.want(step.states)
+		steady = false
+	}
+	w.start(tokens.EdDSA)
+	w.want("active ES256")
+}
+
 // Keys rotate by themselves also where the service was down when something was due: late, and never without the announcement.
 func TestKeyring_AfterLong(t *testing.T) {
 	t.Parallel()

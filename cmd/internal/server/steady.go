@@ -14,7 +14,7 @@ const (
 	// steadyAgain is that while. Whatever token was there before the clock was set has expired by then, and so has every
 	// assertion, whichever of the clock's two times was right.
 	steadyAgain = 2 * longestLife
-	longestLife = time.Hour
+	longestLife = time.Hour // of a token
 )
 
 // steady tells whether the wall clock goes on evenly. What has ended by a clock that was set ahead may be needed again once
@@ -48,6 +48,7 @@ func (s *steady) judge(wall time.Time, ran time.Duration) bool {
 	return ran >= s.from
 }
 
-// mayForget reports whether what has ended by the wall clock may be forgotten, here and in a database that others share:
-// neither without a lease, which nobody holds whose clock is wrong, nor soon after the clock was set.
+// mayForget reports whether what has ended by the wall clock may be forgotten, here and in a database that others share, and
+// whether what is due by it may be done there: neither without a lease, which nobody holds whose clock is wrong, nor soon
+// after the clock was set.
 func (s *service) mayForget() bool { return s.clock.goes(time.Now()) && s.live() == nil }
