@@ -74,7 +74,7 @@ func (s *Server) serveIntrospection(w http.ResponseWriter, r *http.Request, c *c
 
 // refuseCall refuses what a client asked, which had authenticated before.
 func (s *Server) refuseCall(w http.ResponseWriter, r *http.Request, c *call, refused *tokens.Error) {
-	d := authenticating(r.Context(), c.client.ID, c.peer, s.now())
+	d := authenticating(callerContext(r), c.client.ID, c.peer, s.now())
 	d.Authenticated = refused.Code != tokens.CodeInvalidClient // else not any more
 	WriteError(w, r, s.issuer, s.refuse(r.Context(), d, refused))
 }
@@ -141,9 +141,6 @@ func (s *Server) tell(ctx context.Context, client *Client, t *ownToken) (*intros
 		return nil, nil
 	}
 	reason, refused := s.standing(ctx, t, s.now())
-	if refused != nil {
-		return nil, refused
-	}
 	answer := &introspection{claims: &t.claims, audience: t.claims.Audience, scope: t.claims.Scope}
 	var served []string
 	for _, resource := range t.claims.Audience {
@@ -155,7 +152,13 @@ func (s *Server) tell(ctx context.Context, client *Client, t *ownToken) (*intros
 			served = append(served, resource)
 		}
 	}
-	if len(served) == 0 || reason != "" {
+	if len(served) == 0 { // also when it cannot be known how the token stands: that it is one is not told either
+		return nil, nil
+	}
+	if refused != nil {
+		return nil, refused
+	}
+	if reason != "" {
 		return nil, nil
 	}
 	if len(served) < len(t.claims.Audience) {

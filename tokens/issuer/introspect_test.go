@@ -512,6 +512,12 @@ func TestRFC9701_5_NotForTheCaller(t *testing.T) {
 	d.wantActive(t, d.token)
 	d.wantInactive(t, "neighbour", &neighbour, d.token)
 	d.wantInactive(t, "payments", &d.payments, d.token) // whose token it is
+	// Nor when nobody can know how the token stands.
+	cert := d.enrolSelfSigned(t, "pinned")
+	token := d.post(t, &cert, ask("pinned")).Token
+	d.set("pinned").change(func(s *set) { s.err = errDown })
+	d.introspect(t, &d.guard, about("guard", token)).want(t, http.StatusServiceUnavailable, tokens.CodeTemporarilyUnavailable)
+	d.wantInactive(t, "neighbour", &neighbour, token)
 }
 
 // IN-05: RFC 7662, Section 2.1: token is there, and once.
@@ -963,6 +969,12 @@ func TestCallerAddress(t *testing.T) {
 		if got := d.journal.last(t).Address; got != "192.0.2.7" {
 			t.Errorf("address %q", got)
 		}
+	}
+	d.keys.err = errDown // of a caller that authenticated, too
+	r = request0(t, about("guard", d.token))
+	d.serveCall(httptest.NewRecorder(), r, mtlstest.PeerOf(d.guard), d.serveIntrospection)
+	if got := d.journal.last(t); got.Address != r.RemoteAddr || got.Reason != "no_signing_key" {
+		t.Errorf("recorded %+v, want the address %q", got, r.RemoteAddr)
 	}
 }
 

@@ -344,6 +344,35 @@ func TestRFC9700_2_5_FAPIAlgorithmsAndMethods(t *testing.T) {
 	}
 }
 
+// FA-01: RFC 9700, Section 2.5: nor does a key that another replica made without this mode sign or verify anything here.
+func TestRFC9700_2_5_FAPIKeyOfAnotherReplica(t *testing.T) {
+	t.Parallel()
+	w := newKeyWorld(t)
+	s := &service{keys: w.start(tokens.ES256)}
+	if err := s.checkFAPI(); err != nil { // not in the mode
+		t.Error(err)
+	}
+	s.cfg.FAPI = true
+	if err := s.checkFAPI(); err != nil {
+		t.Fatal(err)
+	}
+	signing := w.signs(s.keys)
+	made, err := newSigningKey(tokens.RS256)
+	if err != nil {
+		t.Fatal(err)
+	}
+	made.State = keyAnnounced
+	if err := w.db.PutKey(t.Context(), made); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.keys.Signing(); err == nil || !strings.Contains(err.Error(), "RS256") {
+		t.Errorf("beside a key for RS256: %v", err)
+	}
+	if _, err := s.keys.Key(t.Context(), signing); err == nil || errors.Is(err, tokens.ErrUnknownKey) {
+		t.Errorf("beside a key for RS256 tokens are verified: %v", err)
+	}
+}
+
 // keySet is a key as a client registers it.
 func keySet(key crypto.PublicKey, algorithm string) gojose.JSONWebKeySet {
 	return gojose.JSONWebKeySet{Keys: []gojose.JSONWebKey{{Key: key, KeyID: "k1", Algorithm: algorithm, Use: "sig"}}}

@@ -68,6 +68,8 @@ type keyring struct {
 	log    *slog.Logger
 	epoch  atomic.Uint64 // counts changes
 
+	onlyFAPI atomic.Bool // set once: keys of other algorithms than the profile's are a failure
+
 	mu       sync.Mutex // held while they are read
 	failed   error      // of the last time, if it failed
 	failedAt time.Time
@@ -235,6 +237,10 @@ func (k *keyring) read(ctx context.Context) (*ring, error) {
 	}
 	r := &ring{}
 	for _, row := range rows {
+		if k.onlyFAPI.Load() && !inFAPI(row.Algorithm) {
+			return nil, fmt.Errorf("signing key %s is for %s, which a replica without fapi must have made: fapi is true here, and the profile does not allow it",
+				row.ID, row.Algorithm)
+		}
 		key, err := signingKey(row)
 		if err == nil {
 			err = key.Probe()
