@@ -86,6 +86,10 @@ func (m *mover) killed(after time.Duration, args ...string) bool {
 	return cmd.Wait() == nil
 }
 
+// later is how much longer a program runs before it is killed the next time: it is met in every part of its work, and not much
+// more often where it takes its time, as under the race detector.
+func later(after time.Duration) time.Duration { return max(10*time.Millisecond, after/8) }
+
 // populated is how many clients populate leaves: the operator, too.
 const populated = 4
 
@@ -130,7 +134,7 @@ func TestMigrateKilled(t *testing.T) {
 			_ = os.Remove(filepath.Join(next, "certbound.db"))
 			migrate := append([]string{"store", "migrate", "--to", m.goal}, m.from...)
 			moving := 0
-			for after := 10 * time.Millisecond; ; after += 35 * time.Millisecond {
+			for after := 10 * time.Millisecond; ; after += later(after) {
 				ended := m.killed(after, migrate...)
 				old, why := m.clients(m.from)
 				moved, whyNot := m.clients(m.to)
@@ -201,7 +205,7 @@ func TestCopyKilled(t *testing.T) {
 		{"copy to a server", []string{"store", "copy", "--to", server.Database(t)}, false},
 	} {
 		target, left := c.verb[len(c.verb)-1], 0
-		for after := 10 * time.Millisecond; ; after += 45 * time.Millisecond {
+		for after := 10 * time.Millisecond; ; after += later(after) {
 			ended := m.killed(after, append(c.verb, m.from...)...)
 			if old, why := m.clients(m.from); old != populated {
 				t.Fatalf("%s: the database serves %d clients: %s", c.what, old, why)

@@ -366,14 +366,17 @@ func testRevokeToken(f *fixture) {
 	if until := f.denials()[0].Until; until.Before(f.in(10 * time.Minute)) {
 		f.t.Errorf("it ends %v, before the token", until)
 	}
-	ok(f.t, f.Transact(f.ctx(), func(tx *Store) error {
-		for i := range maxGivenBack - 1 {
-			if _, err := tx.RevokeToken(f.ctx(), "c", fmt.Sprint("t", i), f.in(10*time.Minute)); err != nil {
-				return err
+	const together = 256 // a transaction has its time, also where all is slow
+	for i := 0; i < maxGivenBack-1; i += together {
+		ok(f.t, f.Transact(f.ctx(), func(tx *Store) error {
+			for n := i; n < min(i+together, maxGivenBack-1); n++ {
+				if _, err := tx.RevokeToken(f.ctx(), "c", fmt.Sprint("t", n), f.in(10*time.Minute)); err != nil {
+					return err
+				}
 			}
-		}
-		return nil
-	}))
+			return nil
+		}))
+	}
 	revoke("d", "other", RevokedOne)
 	revoke("c", "too many", RevokedAll)
 	revoke("c", "t", RevokedBefore)
