@@ -469,7 +469,8 @@ func (c *cli) storeRestoreCommand() *cobra.Command {
 			"replica that began after the backup is missed too, since the others' speak of it before it decides anything; of one that\n" +
 			"began while no other was live, only those that came later and the heads of the operator's profile do. What a record does\n" +
 			"not carry is not made up: certificates of clients and of foreign CAs, and personal members sealed on a later day than\n" +
-			"the backup's. Such clients come back disabled, such CAs not at all, and the output names them.\n\n" +
+			"the backup's. Such clients come back disabled, such CAs not at all, and the output names them. An assertion that was used\n" +
+			"after the backup is good once more until it expires, 11 minutes later at the latest.\n\n" +
 			"--accept-loss goes on without journals, with one that ends too early, and with one that is not what was written, of which\n" +
 			"only what takes away is done again. Then what was revoked meanwhile may be in force again.\n\n" +
 			"--in-place, with PostgreSQL, is for a database that was recovered to an earlier time, or lost acknowledged changes: no\n" +
