@@ -40,9 +40,11 @@ type denials struct {
 	loaded atomic.Uint64 // the change up to which list is whole
 	list   tokens.DenyList
 
-	position atomic.Int64 // up to which they were read
+	position atomic.Int64  // up to which they were read
+	doubts   atomic.Uint64 // counts how often anything may have changed: positions too, where commits were lost
 
 	mu       sync.Mutex // held while they are read
+	doubted  uint64     // of doubts, those since which they were all read
 	failed   error      // of the last time, if it failed
 	failedAt time.Time
 }
@@ -57,6 +59,9 @@ func loadDenials(ctx context.Context, db *store.Store) (*denials, error) {
 
 // forget has what is new read after a change.
 func (d *denials) forget(c store.Change) {
+	if c.Full {
+		d.doubts.Add(1)
+	}
 	if c.Denials || c.Full {
 		d.epoch.Add(1)
 	}
@@ -98,9 +103,16 @@ func (d *denials) current(ctx context.Context) error {
 	return nil
 }
 
+// read reads what is behind the position, or everything where that may be another than it was. What is remembered stays: it
+// was denied once.
 func (d *denials) read(ctx context.Context) error {
+	doubts, after := d.doubts.Load(), d.position.Load()
+	anew := doubts != d.doubted
+	if anew {
+		after = 0
+	}
 	for {
-		list, upTo, err := d.store.Denials(ctx, d.position.Load(), denialsPage)
+		list, upTo, err := d.store.Denials(ctx, after, denialsPage)
 		if err != nil {
 			return fmt.Errorf("reading what is denied: %w", err)
 		}
@@ -109,11 +121,17 @@ func (d *denials) read(ctx context.Context) error {
 				return fmt.Errorf("remembering what is denied: %w", err)
 			}
 		}
-		d.position.Store(max(d.position.Load(), upTo))
+		after = max(after, upTo)
+		if !anew {
+			d.position.Store(after)
+		}
 		if len(list) < denialsPage {
-			return nil
+			break
 		}
 	}
+	d.position.Store(after)
+	d.doubted = doubts
+	return nil
 }
 
 // keepDenials forgets what has ended, until ctx is done.

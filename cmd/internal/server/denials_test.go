@@ -208,6 +208,7 @@ func TestRevocationNotEverywhere(t *testing.T) {
 type rowsOfDenials struct {
 	mu    sync.Mutex
 	n     int64
+	life  byte // of the database: other denials have the positions
 	reads int
 	err   error
 }
@@ -223,7 +224,7 @@ func (r *rowsOfDenials) Denials(_ context.Context, after int64, limit int) (list
 	defer r.mu.Unlock()
 	r.reads++
 	for n := after + 1; n <= r.n && len(list) < limit; n++ {
-		t := mtls.Thumbprint{1, byte(n >> 16), byte(n >> 8), byte(n)}
+		t := mtls.Thumbprint{1 + r.life, byte(n >> 16), byte(n >> 8), byte(n)}
 		list = append(list, store.Denied{Denial: tokens.Denial{Thumbprint: t, Until: time.Now().Add(time.Hour)}, Position: n})
 	}
 	return list, after + int64(len(list)), r.err
@@ -252,15 +253,52 @@ func TestDenialsAreRead(t *testing.T) {
 	d.forget(store.Change{Denials: true})
 	check(4)
 	d.forget(store.Change{Full: true})
-	check(5)
+	check(7)
+	d.forget(store.Change{Denials: true})
+	check(8)
 	rows.err = errors.New("down")
 	d.forget(store.Change{Denials: true})
 	for range 3 {
-		if _, err := d.Denied(t.Context(), last(), ""); !errors.Is(err, rows.err) || rows.reads != 6 {
+		if _, err := d.Denied(t.Context(), last(), ""); !errors.Is(err, rows.err) || rows.reads != 9 {
 			t.Errorf("%v, %d reads", err, rows.reads)
 		}
 	}
 	rows.err = nil
 	d.failedAt = time.Now().Add(-denialsAgain)
-	check(7)
+	check(10)
+}
+
+// Where anything may have changed, as after a failover that lost commits, other denials may have the positions that were read:
+// all are read again, also after a failure, and those of before are not forgotten.
+func TestDenialsOfAnotherLife(t *testing.T) {
+	t.Parallel()
+	rows := &rowsOfDenials{n: 3}
+	d := &denials{store: rows}
+	d.epoch.Store(1)
+	check := func(life byte, n int64, want bool) {
+		t.Helper()
+		if is, err := d.Denied(t.Context(), &tokens.Claims{Thumbprint: mtls.Thumbprint{1 + life, 0, 0, byte(n)}}, ""); is != want || err != nil {
+			t.Errorf("denial %d of life %d: %t, %v; want %t", n, life, is, err, want)
+		}
+	}
+	check(0, 3, true)
+	rows.life, rows.n, rows.err = 1, 2, errors.New("down")
+	d.forget(store.Change{Full: true})
+	if _, err := d.Denied(t.Context(), &tokens.Claims{}, ""); !errors.Is(err, rows.err) {
+		t.Errorf("%v", err)
+	}
+	rows.err, d.failedAt = nil, time.Now().Add(-denialsAgain)
+	check(1, 1, true)
+	check(1, 2, true)
+	check(0, 3, true)
+	if d.head() != 2 {
+		t.Errorf("it has read up to %d", d.head())
+	}
+	rows.n = 3
+	d.forget(store.Change{Denials: true})
+	check(1, 3, true)
+	check(2, 1, false)
+	if rows.reads != 4 {
+		t.Errorf("%d reads", rows.reads)
+	}
 }
