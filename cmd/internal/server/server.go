@@ -366,9 +366,9 @@ func (s *service) resetTickets() {
 }
 
 // forgetTickets has every server make new keys of session tickets when they were reset in the database, as an emergency
-// rotation of the signing keys does, also those servers that share none.
+// rotation of the signing keys does, also those servers that share none: and who does not know all that was changed, too.
 func (s *service) forgetTickets(c store.Change) {
-	if c.Tickets && s.ticketing == nil {
+	if (c.Tickets || c.Full) && s.ticketing == nil {
 		s.resetTickets()
 	}
 }

@@ -235,6 +235,26 @@ func TestSharedTicketsAreReset(t *testing.T) {
 	}
 }
 
+// A server that shares no keys makes new ones of its own when those of all were reset, and when it was behind for so long that
+// nobody remembers what was changed.
+func TestOwnTicketsAreReset(t *testing.T) {
+	t.Parallel()
+	s := &service{}
+	cfg := new(tls.Config)
+	s.tickets = []*mtls.Tickets{mtls.NewTickets(cfg)}
+	for name, c := range map[string]store.Change{"reset": {Tickets: true}, "anything may have changed": {Full: true}} {
+		ticket := sealed(t, cfg)
+		s.forgetTickets(store.Change{Trusts: true, Keys: true, Denials: true})
+		wantResumes(t, name+": before", cfg, ticket, true)
+		s.forgetTickets(c)
+		wantResumes(t, name, cfg, ticket, false)
+	}
+	s.ticketing = &sharedTickets{} // it sees to it itself
+	ticket := sealed(t, cfg)
+	s.forgetTickets(store.Change{Tickets: true, Full: true})
+	wantResumes(t, "shared", cfg, ticket, true)
+}
+
 // slowTickets lets something happen, once, when keys have been read and before they are returned.
 type slowTickets struct {
 	ticketStore
