@@ -207,6 +207,7 @@ func (c *cli) moveDatabase(cmd *cobra.Command, flags *configFlags, to string, ca
 	if cfg.To, err = target(from, to); err != nil {
 		return err
 	}
+	cfg.Named = named(cfg.To)
 	server.WarnOfDatabase(cmd.Context(), logger(from.cfg.Log, c.stderr), cfg.To)
 	if cfg.Replica, err = server.ReplicaOf(from.cfg.Data); err != nil {
 		return err
@@ -244,7 +245,7 @@ func moveFailure(err error, cfg move.Config) error {
 	}
 	if refused, is := errors.AsType[*store.ConditionError](err); is && refused.Condition.To == store.Place(cfg.To) {
 		again := *refused
-		again.Condition.To = to
+		again.Condition.Named = to
 		return &failure{exit: exitFailed, code: "not_servable", description: err.Error(), hint: again.Hint()}
 	}
 	switch {

@@ -134,6 +134,7 @@ func TestMigrateKilled(t *testing.T) {
 			_ = os.Remove(filepath.Join(next, "certbound.db"))
 			migrate := append([]string{"store", "migrate", "--to", m.goal}, m.from...)
 			moving := 0
+			_, parameters, _ := strings.Cut(m.goal, "?") // of the URL: a hint has them
 			for after := 10 * time.Millisecond; ; after += later(after) {
 				ended := m.killed(after, migrate...)
 				old, why := m.clients(m.from)
@@ -153,7 +154,8 @@ func TestMigrateKilled(t *testing.T) {
 				if old == 0 && moved == 0 {
 					moving++
 					_, refusal, exit := m.try(append([]string{"serve"}, append(listen, m.from...)...)...)
-					if exit != exitFailed || refusal.Error != "not_servable" || !strings.Contains(refusal.Hint, "certbound store migrate again, with --to") {
+					if exit != exitFailed || refusal.Error != "not_servable" || !strings.Contains(refusal.Hint, "certbound store migrate again, with --to") ||
+						!strings.Contains(refusal.Hint, parameters) {
 						t.Fatalf("serve ended with %d: %+v", exit, refusal)
 					}
 					if moving%2 == 1 { // given up, it is served again
@@ -168,7 +170,8 @@ func TestMigrateKilled(t *testing.T) {
 				}
 			}
 			t.Logf("%d times neither was served", moving)
-			if _, refusal, exit := m.try(append([]string{"serve"}, append(listen, m.from...)...)...); exit != exitFailed || refusal.Error != "not_servable" {
+			if _, refusal, exit := m.try(append([]string{"serve"}, append(listen, m.from...)...)...); exit != exitFailed || refusal.Error != "not_servable" ||
+				!strings.Contains(refusal.Hint, parameters) {
 				t.Fatalf("serve ended with %d: %+v", exit, refusal)
 			}
 			m.data, m.args = m.to[1], append(listen[:len(listen):len(listen)], m.to[2:]...)

@@ -29,6 +29,9 @@ type Config struct {
 	From store.Config
 	// To is an empty database, or a file that is not there yet; it is sealed under the same key-encryption key.
 	To store.Config
+	// Named is how the verb names To, as a shell takes it, without a password: for those who are refused later. Empty: as its
+	// place is shown.
+	Named string
 	// Program is the version of the program.
 	Program string
 	// Replica is what the data folder says that it is; the journal's entry is left to it.
@@ -131,6 +134,7 @@ func open(ctx context.Context, cfg Config) (*run, error) {
 	if r.hold, err = r.from.Move(ctx); err != nil {
 		return nil, errors.Join(err, r.from.Close())
 	}
+	r.hold.Named = cfg.Named
 	return r, nil
 }
 

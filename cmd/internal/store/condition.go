@@ -4,6 +4,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"encoding/json"
@@ -32,6 +33,7 @@ type Condition struct {
 	State string     `json:"state"`
 	Since time.Time  `json:"since"`
 	To    string     `json:"to,omitempty"`     // where it was or is being moved, without a password
+	Named string     `json:"named,omitempty"`  // how a verb names that place, as a shell takes it; empty: as To
 	ID    string     `json:"id,omitempty"`     // of the move, random: what arrives there has it
 	By    string     `json:"by,omitempty"`     // replica from whose data folder it is moved
 	Back  *BackupTag `json:"backup,omitempty"` // which backup it is, or was filled from
@@ -80,20 +82,22 @@ func (e *ConditionError) Error() string {
 
 // Hint says what to do about it.
 func (e *ConditionError) Hint() string {
-	switch c := &e.Condition; c.State {
+	c := &e.Condition
+	to := cmp.Or(c.Named, c.To)
+	switch c.State {
 	case ConditionBackup:
 		return "certbound store restore makes a database of it that can be served"
 	case ConditionRestoring:
 		return "run certbound store restore again with the same file: it goes on where it was"
 	case ConditionMoving:
-		return "run certbound store migrate again, with --to " + c.To + " as before: it goes on where it was; certbound store migrate --cancel --to " +
-			c.To + " puts this one into service again, if nothing has arrived there"
+		return "run certbound store migrate again, with --to " + to + " as before: it goes on where it was; certbound store migrate --cancel --to " +
+			to + " puts this one into service again, if nothing has arrived there"
 	case ConditionMoved:
 		if strings.Contains(c.To, "://") {
-			return "serve --database " + c.To + "; to come back, move this file away and then: certbound store migrate --database " + c.To +
+			return "serve --database " + to + "; to come back, move this file away and then: certbound store migrate --database " + to +
 				" --to FILE, with the name that this file had"
 		}
-		return "serve without --database, on the data folder that has " + c.To + "; to come back: certbound store migrate --to an empty database"
+		return "serve without --database, on the data folder that has " + to + "; to come back: certbound store migrate --to an empty database"
 	}
 	return "use a newer program"
 }

@@ -30,6 +30,9 @@ const moveLock = int64(applicationID) + 1
 // service first, then it is copied, and the copy says which move it is of. Nobody else moves it meanwhile. A Move is for one
 // goroutine.
 type Move struct {
+	// Named is how a verb names the place to move to, as a shell takes it: Condition.Named.
+	Named string
+
 	s    *Store
 	hold *sql.Tx // holds moveLock; nil with SQLite, where the lock of the data folder does
 }
@@ -84,7 +87,7 @@ func (m *Move) held(ctx context.Context) error {
 // Begin puts the database out of service: it is being moved to the place to, by the data folder of a replica. One that is
 // being moved already stays as it is. It returns the condition. The error is a ConditionError for a database in another one.
 func (m *Move) Begin(ctx context.Context, to, replica string, now time.Time) (Condition, error) {
-	c := Condition{State: ConditionMoving, Since: asStored(now), To: to, ID: strings.ToLower(rand.Text()), By: replica}
+	c := Condition{State: ConditionMoving, Since: asStored(now), To: to, Named: m.Named, ID: strings.ToLower(rand.Text()), By: replica}
 	err := m.change(ctx, func(tx *sql.Tx, found *Condition) error {
 		switch {
 		case found == nil:
@@ -126,7 +129,7 @@ func (m *Move) Finish(ctx context.Context, id, to string, now time.Time) error {
 		case found.State == ConditionMoved:
 			return nil
 		}
-		return setCondition(ctx, tx, &Condition{State: ConditionMoved, Since: asStored(now), To: to, ID: id, By: found.By})
+		return setCondition(ctx, tx, &Condition{State: ConditionMoved, Since: asStored(now), To: to, Named: m.Named, ID: id, By: found.By})
 	})
 	if err != nil {
 		return fmt.Errorf("put the database out of service for good: %w", err)

@@ -111,14 +111,24 @@ func TestMoveSteps(t *testing.T) {
 		same(t, condition(), Condition{})
 		same(t, f.count("outbox"), 1)
 		checkStamps(t, f.Store)
+		m.Named = "'there?as=is'"
 		second, err := m.Begin(ctx, "there", "r", f.clock.now())
 		ok(t, err)
+		named := func(state string) {
+			t.Helper()
+			c := condition()
+			hint := (&ConditionError{c}).Hint()
+			if c.State != state || c.To != "there" || c.Named != m.Named || !strings.Contains(hint, m.Named) || strings.Contains(hint, "there ") {
+				t.Errorf("%+v: %s", c, hint)
+			}
+		}
+		named(ConditionMoving)
 		if len(second.ID) < 20 || second.ID == first.ID {
 			t.Errorf("the ids are %q and %q", first.ID, second.ID)
 		}
 		ok(t, m.Finish(ctx, second.ID, "there", f.clock.now()))
 		ok(t, m.Finish(ctx, second.ID, "there", f.clock.now()))
-		same(t, condition().State, ConditionMoved)
+		named(ConditionMoved)
 		want(t, m.Cancel(ctx, second.ID, ""), errOtherMove)
 		_, err = m.Begin(ctx, "there", "r", f.clock.now())
 		want(t, err, ErrNotServable)
