@@ -36,8 +36,8 @@ import (
 	"github.com/certbound/certbound/cmd/internal/audit"
 	"github.com/certbound/certbound/cmd/internal/outbox"
 	"github.com/certbound/certbound/cmd/internal/store"
-	"github.com/certbound/certbound/mtls"
 	"github.com/certbound/certbound/pki"
+	"github.com/certbound/certbound/tokens"
 )
 
 // Prefix is where the API lives on the mtls listener; the issuer followed by Prefix is its resource.
@@ -116,9 +116,10 @@ type Config struct {
 	FileTrusts []string
 	// TrustHealth says for each trust, by "trust:" and its name, "ok" or what is wrong. Nil: not known.
 	TrustHealth func() map[string]string
-	// Published returns the thumbprints of those certificates with one of these public keys, given by the hashes of their
-	// SubjectPublicKeyInfo, that clients publish elsewhere, so that no table has them: as far as it knows, from memory.
-	Published func(keys [][sha256.Size]byte) []mtls.Thumbprint
+	// Published returns what is to be denied when these public keys are compromised, given by the hashes of their
+	// SubjectPublicKeyInfo, because of certificates and keys that clients publish elsewhere, so that no table has them: as far
+	// as it knows, from memory. store.Deny fills in times.
+	Published func(keys [][sha256.Size]byte) []tokens.Denial
 	// ResourceMetadata is the URL of the API's metadata, named in its challenges (RFC 9728, Section 5.1). Empty: there are none.
 	ResourceMetadata string
 	// Journal is what is shown of the journal. Nil: there is none to be seen.

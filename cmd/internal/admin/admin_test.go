@@ -25,6 +25,7 @@ import (
 	"github.com/certbound/certbound/cmd/internal/store"
 	"github.com/certbound/certbound/mtls"
 	"github.com/certbound/certbound/pki"
+	"github.com/certbound/certbound/tokens"
 )
 
 // journal is a journal in memory that can be made to fail.
@@ -158,7 +159,7 @@ func newBenchWith(t *testing.T, cfg Config, build func(Config) (http.Handler, er
 		cfg.Keys = new(pocket)
 	}
 	if cfg.Published == nil {
-		cfg.Published = func([][sha256.Size]byte) []mtls.Thumbprint { return nil }
+		cfg.Published = func([][sha256.Size]byte) []tokens.Denial { return nil }
 	}
 	cfg.StillAuthorized = func(context.Context) error { return b.lost }
 	b.cfg = cfg
@@ -483,9 +484,9 @@ func TestCertificates(t *testing.T) {
 // elsewhere, also when it was revoked before; with another reason they are not.
 func TestRFC5280_5_3_1_PublishedElsewhere(t *testing.T) {
 	var asked [][sha256.Size]byte
-	b := newBenchWith(t, Config{Published: func(keys [][sha256.Size]byte) []mtls.Thumbprint {
+	b := newBenchWith(t, Config{Published: func(keys [][sha256.Size]byte) []tokens.Denial {
 		asked = keys
-		return []mtls.Thumbprint{{7}}
+		return []tokens.Denial{{Thumbprint: mtls.Thumbprint{7}}}
 	}}, New)
 	b.post("/clients", `{"client_id":"a"}`, http.StatusCreated, nil)
 	b.certify("a", "101")
@@ -572,7 +573,7 @@ func TestNewRefused(t *testing.T) {
 	if _, err := New(whole); err == nil {
 		t.Error("made without a way to find what clients publish elsewhere")
 	}
-	whole.Published = func([][sha256.Size]byte) []mtls.Thumbprint { return nil }
+	whole.Published = func([][sha256.Size]byte) []tokens.Denial { return nil }
 	if _, err := New(whole); err != nil {
 		t.Error(err)
 	}

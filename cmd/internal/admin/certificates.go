@@ -17,7 +17,6 @@ import (
 	"github.com/certbound/certbound/cmd/internal/store"
 	"github.com/certbound/certbound/mtls"
 	"github.com/certbound/certbound/pki"
-	"github.com/certbound/certbound/tokens"
 )
 
 func (a *api) listCertificates(r *http.Request) (any, error) {
@@ -90,8 +89,8 @@ func (a *api) revoke(_ *http.Request, req *RevokeRequest) (*deed, error) {
 	}}, nil
 }
 
-// denyPublished denies the tokens that are bound to certificates with the keys of those that were taken away because they
-// are compromised, wherever clients publish them.
+// denyPublished denies what clients got by certificates and keys that they publish elsewhere, of the keys of those that were
+// taken away because they are compromised.
 func (a *api) denyPublished(ctx context.Context, tx *store.Store, done store.Revocation, reason pki.Reason) error {
 	if reason != pki.KeyCompromise {
 		return nil
@@ -100,11 +99,7 @@ func (a *api) denyPublished(ctx context.Context, tx *store.Store, done store.Rev
 	for _, c := range slices.Concat(done.Revoked, done.Already) {
 		keys = append(keys, c.KeyHash)
 	}
-	var denials []tokens.Denial
-	for _, t := range a.cfg.Published(keys) {
-		denials = append(denials, tokens.Denial{Thumbprint: t})
-	}
-	_, err := tx.Deny(ctx, denials...)
+	_, err := tx.Deny(ctx, a.cfg.Published(keys)...)
 	return err
 }
 

@@ -4,7 +4,9 @@
 package trust_test
 
 import (
+	"crypto/sha256"
 	"errors"
+	"slices"
 	"testing"
 	"time"
 
@@ -108,6 +110,27 @@ func TestRFC7523_3_PublishedKeys(t *testing.T) {
 	a.site.show(jwks(t, first))
 	a.clock.move(time.Minute)
 	a.expect(t, "back", "first", true, 8)
+}
+
+// CA-29: RFC 5280, Section 5.3.1: what a client got by a key of its jwks_uri is found by that key, once it is compromised.
+func TestRFC5280_5_3_1_PublishedKeyOfAssertions(t *testing.T) {
+	t.Parallel()
+	a := newAsserter(t)
+	cert := mtlstest.SelfSigned(t, mtlstest.Leaf{})
+	mine := jwk(t, cert.Leaf) // with x5c, which says nothing here
+	mine["kid"] = "mine"
+	a.site.show(jwks(t, signing(t, "first", nil), mine))
+	hash := sha256.Sum256(cert.Leaf.RawSubjectPublicKeyInfo)
+	if got := a.Holding([][sha256.Size]byte{hash}); len(got) != 0 {
+		t.Errorf("before the first fetch: %+v", got)
+	}
+	a.expect(t, "published", "mine", true, 1)
+	if got := a.Holding([][sha256.Size]byte{{1}, hash}); !slices.Equal(got, []tokens.Denial{{ClientID: "reports"}}) {
+		t.Errorf("found %+v", got)
+	}
+	if got := a.Holding([][sha256.Size]byte{{1}}); len(got) != 0 {
+		t.Errorf("for another key: %+v", got)
+	}
 }
 
 // Keys that were registered by value are those, and a row that somebody damaged has none.

@@ -146,14 +146,20 @@ func (k *keySet) KeyHash(t mtls.Thumbprint) (key [sha256.Size]byte, known bool) 
 	return key, known
 }
 
-// holding adds those of the set's certificates that have one of these public keys.
-func (k *keySet) holding(keys [][sha256.Size]byte, to []mtls.Thumbprint) []mtls.Thumbprint {
+// holding adds what a client got by those of the set's certificates and keys that are one of these public keys.
+func (k *keySet) holding(client string, keys [][sha256.Size]byte, to []tokens.Denial) []tokens.Denial {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for t, key := range k.certs {
 		if slices.Contains(keys, key) {
-			to = append(to, t)
+			to = append(to, tokens.Denial{Thumbprint: t})
 		}
+	}
+	if slices.ContainsFunc(k.keys, func(key tokens.PublicKey) bool {
+		spki, err := x509.MarshalPKIXPublicKey(key.Key)
+		return err == nil && slices.Contains(keys, sha256.Sum256(spki))
+	}) {
+		to = append(to, tokens.Denial{ClientID: client}) // whatever the certificate that it was bound to
 	}
 	return to
 }

@@ -29,6 +29,7 @@ import (
 	"github.com/certbound/certbound/cmd/internal/trust"
 	"github.com/certbound/certbound/mtls"
 	"github.com/certbound/certbound/mtls/mtlstest"
+	"github.com/certbound/certbound/tokens"
 	"github.com/certbound/certbound/tokens/issuer"
 )
 
@@ -661,8 +662,11 @@ func TestRFC5280_5_3_1_PublishedCertificatesOfAKey(t *testing.T) {
 	p.site.show(jwks(t, jwk(t, one.Leaf), jwk(t, other.Leaf), jwk(t, twin.Leaf)))
 	p.expect(t, "published", one, "true", 1)
 	found := map[mtls.Thumbprint]bool{}
-	for _, thumbprint := range p.Holding([][sha256.Size]byte{{1}, hash(one)}) {
-		found[thumbprint] = true
+	for _, d := range p.Holding([][sha256.Size]byte{{1}, hash(one)}) {
+		found[d.Thumbprint] = true
+		if d != (tokens.Denial{Thumbprint: d.Thumbprint}) {
+			t.Errorf("found %+v", d)
+		}
 	}
 	for cert, want := range map[*tls.Certificate]bool{&one: true, &twin: true, &other: false} {
 		thumbprint := mtls.ThumbprintOf(cert.Leaf)

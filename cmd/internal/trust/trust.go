@@ -244,15 +244,17 @@ func (m *Manager) Keys(client store.Client) tokens.Keys {
 	return m.set(keyOf(client))
 }
 
-// Holding returns which of the certificates that clients publish at a jwks_uri have one of these public keys, given by the
-// hashes of their SubjectPublicKeyInfo: as far as they have been fetched, which Run does for every client at the start.
-func (m *Manager) Holding(keys [][sha256.Size]byte) []mtls.Thumbprint {
+// Holding returns what is to be denied when these public keys are compromised, given by the hashes of their
+// SubjectPublicKeyInfo: the tokens that are bound to certificates of them which clients publish at a jwks_uri, and those of
+// clients that publish them as keys of their assertions. It knows what has been fetched, which Run does for every client at
+// the start. The denials have no end and no time yet.
+func (m *Manager) Holding(keys [][sha256.Size]byte) []tokens.Denial {
 	m.mu.Lock()
-	sets := slices.Collect(maps.Values(m.sets))
+	sets := maps.Clone(m.sets)
 	m.mu.Unlock()
-	var found []mtls.Thumbprint
-	for _, k := range sets {
-		found = k.holding(keys, found)
+	var found []tokens.Denial
+	for key, k := range sets {
+		found = k.holding(key.client, keys, found)
 	}
 	return found
 }
