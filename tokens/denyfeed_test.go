@@ -834,11 +834,12 @@ func TestDenyFeedAlarmCounts(t *testing.T) {
 }
 
 // FuzzDenyFeed has a DenyFeed hear pages in any order and form: some good, some cut or changed, some with nonsense signed
-// by the issuer. It never forgets what it was told, never goes back, and never takes silence for an answer.
+// by the issuer. It never forgets what it was told, passes nothing over, and never takes silence for an answer.
 func FuzzDenyFeed(f *testing.F) {
 	f.Add([]byte{0, 0, 3, 3, 0, 3, 5, 5, 1, 5, 5, 5}, "", "")
 	f.Add([]byte{0, 9, 12, 12, 2, 0, 3, 9, 3, 1, 2, 2}, `{"iss":"https://issuer.example"}`, "a.b.c")
 	f.Add([]byte{4, 0, 0, 0, 5, 0, 0, 0, 0, 0, 2, 2, 6, 0, 1, 1}, `{"entries":[{"jti":"a"}]}`, "..")
+	f.Add([]byte{0, 0, 9, 9, 1, 4, 4, 4, 0, 4, 9, 9, 0, 0, 3, 9, 0, 3, 9, 9}, "", "")
 	issuer := tokenstest.New(f)
 	f.Fuzz(func(t *testing.T, script []byte, payload, raw string) {
 		w := newFollowed(t, func(c *tokens.DenyFeedConfig) { c.Keys = issuer.Keys() })
@@ -875,9 +876,12 @@ func FuzzDenyFeed(f *testing.F) {
 				if fresh := seq == head && head >= position; fresh != (w.Err() == nil) && (fresh || before != nil) {
 					t.Fatalf("position %d, page %d %d %d: %v, %v", position, from, seq, head, err, w.Err())
 				}
+				if head < position { // all of it again
+					position = 0
+				}
 			} else if kind != 4 && before != nil && w.Err() == nil {
 				t.Fatalf("fresh by kind %d, %d %d %d at %d", kind, from, seq, head, position)
-			} else if kind == 4 && err == nil {
+			} else if kind == 4 && (err == nil || strings.Contains(err.Error(), "knows less") || strings.Contains(err.Error(), "is old")) {
 				return // a page of another's making: its position is not known here
 			}
 			for id := range must {

@@ -34,9 +34,10 @@ const (
 	feedBeat = 5 * time.Second
 	// feedPages bounds the signed pages that are kept for others who ask for the same.
 	feedPages = 64
-	// feedReaders bounds who is remembered to follow, readerLife for how long.
-	feedReaders = 10_000
-	readerLife  = 30 * time.Second
+	// feedReaders bounds who is remembered to follow, clientReaders of one client, readerLife for how long.
+	feedReaders   = 10_000
+	clientReaders = 2_000
+	readerLife    = 30 * time.Second
 	// followersInterval is how often other replicas are told of readers, followersPause how often is looked who has what.
 	followersInterval = 100 * time.Millisecond
 	followersPause    = 20 * time.Millisecond
@@ -59,6 +60,8 @@ type feed struct {
 	changed chan struct{} // closed, and replaced, when something may have been denied
 	closed  bool
 	readers map[reader]follow
+	of      map[string]int       // how many of them a client has
+	missed  map[string]time.Time // when one of a client's was last not remembered
 }
 
 // denialRows is where the denials are.
@@ -87,6 +90,7 @@ func newFeed(d *denials, db *store.Store, sign func(tokens.DenyPage) (string, er
 	f := &feed{
 		denials: d, rows: db, sign: sign, resource: resource, beat: beat,
 		pages: make(map[int64]string), changed: make(chan struct{}), readers: make(map[reader]follow),
+		of: make(map[string]int), missed: make(map[string]time.Time),
 	}
 	db.OnChange(f.wake) // after the denials', so that who wakes finds them changed
 	return f
@@ -235,18 +239,36 @@ func fill(list []store.Denied, upTo int64) (int64, []tokens.Denial) {
 func (f *feed) acknowledge(r reader, position int64, now time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if _, known := f.readers[r]; !known && len(f.readers) >= feedReaders {
-		for old, at := range f.readers {
-			if now.Sub(at.seen) > readerLife {
-				delete(f.readers, old)
-			}
+	old, known := f.readers[r]
+	if !known {
+		if !f.room(r.client) {
+			f.forget(now)
 		}
-		if len(f.readers) >= feedReaders {
+		if !f.room(r.client) {
+			f.missed[r.client] = now
 			return
 		}
+		f.of[r.client]++
 	}
-	old := f.readers[r]
 	f.readers[r] = follow{position: position, seen: now, saved: old.saved}
+}
+
+// room reports whether one more reader of a client may be remembered. f.mu is held.
+func (f *feed) room(client string) bool {
+	return len(f.readers) < feedReaders && f.of[client] < clientReaders
+}
+
+// forget forgets who has long been silent. f.mu is held.
+func (f *feed) forget(now time.Time) {
+	for r, at := range f.readers {
+		if now.Sub(at.seen) <= readerLife {
+			continue
+		}
+		delete(f.readers, r)
+		if f.of[r.client]--; f.of[r.client] == 0 {
+			delete(f.of, r.client)
+		}
+	}
 }
 
 // unsaved returns those readers of which other replicas should hear: who is further, or was not spoken of for a while.
@@ -285,10 +307,16 @@ func (f *feed) hear(list []store.Follower) {
 }
 
 // has reports whether every follower that a client has now has everything up to a position; a client without one has
-// not.
+// not, nor one that has more than are remembered.
 func (f *feed) has(client string, position int64, now time.Time) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if at, missed := f.missed[client]; missed {
+		if now.Sub(at) <= readerLife {
+			return false
+		}
+		delete(f.missed, client)
+	}
 	found := false
 	for r, at := range f.readers {
 		if r.client != client || now.Sub(at.seen) > readerLife {

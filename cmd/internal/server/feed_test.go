@@ -247,6 +247,7 @@ func newTestFeed(n int64, beat time.Duration) *testFeed {
 	f.feed = &feed{
 		denials: d, rows: rows, resource: "r", beat: beat,
 		pages: make(map[int64]string), changed: make(chan struct{}), readers: make(map[reader]follow),
+		of: make(map[string]int), missed: make(map[string]time.Time),
 		sign: func(p tokens.DenyPage) (string, error) {
 			f.signed.Add(1)
 			return fmt.Sprintf("%d %d %d %d", p.From, p.Seq, p.Head, len(p.Entries)), nil
@@ -400,6 +401,38 @@ func TestDenyFeedReaders(t *testing.T) {
 	}
 	f.acknowledge(reader{client: "late"}, 1, now.Add(time.Minute))
 	want(true, "late", 1, time.Minute)
+}
+
+// One client's followers, however many they are, leave room for those of others; that one is told of as not having everything
+// while there are more of them than are remembered.
+func TestDenyFeedReadersOfOne(t *testing.T) {
+	t.Parallel()
+	f := newTestFeed(0, time.Hour)
+	now := time.Unix(1_800_000_000, 0)
+	for n := range clientReaders {
+		f.acknowledge(reader{client: "many", address: fmt.Sprint(n)}, 5, now)
+	}
+	if !f.has("many", 5, now) {
+		t.Error("all of them have it")
+	}
+	for n := range feedReaders {
+		f.acknowledge(reader{client: "many", address: fmt.Sprint("more", n)}, 5, now)
+	}
+	f.acknowledge(reader{client: "one"}, 5, now)
+	if !f.has("one", 5, now) || len(f.readers) != clientReaders+1 {
+		t.Errorf("%d are remembered, the other's: %t", len(f.readers), f.has("one", 5, now))
+	}
+	if f.has("many", 5, now) || f.has("many", 5, now.Add(readerLife)) {
+		t.Error("some that follow are not known, and all are said to have it")
+	}
+	f.acknowledge(reader{client: "many", address: "0"}, 5, now.Add(readerLife)) // one that is known
+	if !f.has("many", 5, now.Add(readerLife+1)) {
+		t.Error("those that went away are waited for")
+	}
+	f.acknowledge(reader{client: "many", address: "late"}, 5, now.Add(2*readerLife)) // when the others are silent
+	if len(f.readers) != 2 || f.of["many"] != 2 || f.of["one"] != 0 {
+		t.Errorf("%d are remembered, by client %v", len(f.readers), f.of)
+	}
 }
 
 // A replica's feed tells what another one denied.
