@@ -316,7 +316,7 @@ func TestKeyring_EmergencyAtAResourceServer(t *testing.T) {
 	}
 	began := time.Now()
 	in.mustOperate(http.MethodPost, "/keys/rotate", admin.RotateRequest{Emergency: true}, nil)
-	eventually(t, 5*time.Second, "a token of before is refused", func() bool { return use(before) == http.StatusUnauthorized })
+	eventually(t, 20*time.Second, "a token of before is refused", func() bool { return use(before) == http.StatusUnauthorized })
 	if cause := <-api.causes; !errors.Is(cause, resource.ErrDenied) {
 		t.Errorf("the stream ended with %v", cause)
 	}
@@ -324,13 +324,13 @@ func TestKeyring_EmergencyAtAResourceServer(t *testing.T) {
 		t.Error("the client takes the stream for complete")
 	}
 	after := take()
-	eventually(t, 5*time.Second, "a token of after is accepted", func() bool { return use(after) == http.StatusOK })
+	eventually(t, 20*time.Second, "a token of after is accepted", func() bool { return use(after) == http.StatusOK })
 	t.Logf("over after %s", time.Since(began))
 	// It follows on, with a token that the new key signed.
 	if err := in.revokeToken(cert, "payments", after); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 5*time.Second, "what is revoked then is refused", func() bool { return use(after) == http.StatusUnauthorized })
+	eventually(t, 20*time.Second, "what is revoked then is refused", func() bool { return use(after) == http.StatusUnauthorized })
 	if err := api.feed.Err(); err != nil {
 		t.Error(err)
 	}
