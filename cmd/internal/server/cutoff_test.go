@@ -126,6 +126,17 @@ func write1(w io.Writer, b []byte) error {
 	return err
 }
 
+// keySet asks for the key set.
+func (in *instance) keySet() (int, http.Header) {
+	in.tb.Helper()
+	res, err := in.client(nil).Get(in.public() + pathKeys)
+	if err != nil {
+		in.tb.Fatal(err)
+	}
+	res.Body.Close()
+	return res.StatusCode, res.Header
+}
+
 // A replica that is cut off from the database serves until its lease is over, then nothing but its monitoring, and comes
 // back by itself. Nobody waits longer for it than its lease.
 func TestReplicas_CutOff(t *testing.T) {
@@ -175,6 +186,13 @@ func TestReplicas_CutOff(t *testing.T) {
 			if answer.Error != "temporarily_unavailable" || answer.Header.Get("Retry-After") == "" {
 				t.Errorf("without a lease: %+v", answer)
 			}
+			// A key may have been removed meanwhile: who verifies must not be told anew that it is there.
+			if status, header := two.keySet(); status != http.StatusServiceUnavailable || header.Get("Retry-After") == "" || header.Get("Cache-Control") != "no-store" {
+				t.Errorf("its keys without a lease: %d, %v", status, header)
+			}
+			if status, _ := one.keySet(); status != http.StatusOK {
+				t.Errorf("the other replica's keys: %d", status)
+			}
 			if status, checks := two.readyz(); status != http.StatusServiceUnavailable || checks["lease"] == "ok" || checks["lease"] == "" {
 				t.Errorf("without a lease: %d, %v", status, checks)
 			}
@@ -194,6 +212,9 @@ func TestReplicas_CutOff(t *testing.T) {
 			wantRefused(t, two.token(c, "payments"))
 			if status, checks := two.readyz(); status != http.StatusOK {
 				t.Errorf("after it came back: %v", checks)
+			}
+			if status, _ := two.keySet(); status != http.StatusOK {
+				t.Errorf("its keys after it came back: %d", status)
 			}
 		})
 	}

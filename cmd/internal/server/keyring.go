@@ -293,8 +293,8 @@ func (k *keyring) Signing() (issuer.SigningKey, error) {
 	return r.current, nil
 }
 
-// Published implements issuer.Keys. While the keys cannot be read again it gives the last ones: who verifies may remember
-// those anyway, and an empty list would be remembered as well.
+// Published implements issuer.Keys. While the keys cannot be read again it gives the last ones, since an empty list would be
+// remembered; whoever serves the list looks before whether they can, see publishedKeys.
 func (k *keyring) Published() []tokens.PublicKey {
 	r, err := k.keys(context.Background())
 	if err != nil {

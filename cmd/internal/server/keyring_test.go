@@ -461,6 +461,33 @@ func TestKeyring_WorstCase(t *testing.T) {
 	}
 }
 
+// A15: keys of which it is not known whether they were removed are not published anew: that would lengthen the worst case.
+func TestKeyring_NotPublishedAnew(t *testing.T) {
+	t.Parallel()
+	s := built(t, t.TempDir())
+	ask := func() *http.Response {
+		w := httptest.NewRecorder()
+		s.publishedKeys().ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, pathKeys, nil))
+		return w.Result()
+	}
+	if res := ask(); res.StatusCode != http.StatusOK {
+		t.Errorf("%s", res.Status)
+	}
+	s.keys.forget(store.Change{Keys: true})
+	s.keys.mu.Lock()
+	s.keys.failed, s.keys.failedAt = errors.New("the database is gone"), time.Now().Add(time.Hour)
+	s.keys.mu.Unlock()
+	if res := ask(); res.StatusCode != http.StatusServiceUnavailable || res.Header.Get("Retry-After") == "" || res.Header.Get("Cache-Control") != "no-store" {
+		t.Errorf("after a change that cannot be read: %s, %v", res.Status, res.Header)
+	}
+	s.keys.mu.Lock()
+	s.keys.failed = nil
+	s.keys.mu.Unlock()
+	if res := ask(); res.StatusCode != http.StatusOK {
+		t.Errorf("once they can be read again: %s", res.Status)
+	}
+}
+
 // AT-10, MD-08: RFC 7517, Sections 4 and 8.5.2: of keys of every algorithm, those that are announced too, the set has the public
 // members alone, with "kid" (which is the thumbprint), "alg" and "use".
 func TestRFC7517_4_KeysOfEveryAlgorithm(t *testing.T) {

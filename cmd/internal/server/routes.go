@@ -46,7 +46,7 @@ func (s *service) publicRouter() http.Handler {
 	for _, path := range s.issuer.MetadataPaths() {
 		get(r, path, "metadata", s.issuer.MetadataHandler())
 	}
-	get(r, pathKeys, "jwks", s.issuer.KeysHandler())
+	get(r, pathKeys, "jwks", s.publishedKeys())
 	for _, guard := range []*resource.Guard{s.guard, s.feedGuard} {
 		if path := guard.MetadataPath(); path != "" { // on the issuer's host, which our own resources are named after
 			get(r, path, "resource_metadata", guard.MetadataHandler())
@@ -75,6 +75,26 @@ func (s *service) mtlsRouter(operators http.Handler) http.Handler {
 	r.PathPrefix(admin.Prefix + "/").Handler(operators).Name("admin")
 	s.shared(r)
 	return s.entry("mtls", straight(pathToken, token, straight(pathIntrospect, introspect, r)))
+}
+
+// publishedKeys serves the key set. A replica that does not know whether a key was removed says so: whoever verifies goes by
+// what it has for a bounded time then, and by what it was told anew for longer.
+func (s *service) publishedKeys() http.Handler {
+	keys := s.issuer.KeysHandler()
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		err := s.live()
+		if err == nil {
+			_, err = s.keys.keys(r.Context())
+		}
+		if err != nil {
+			issuer.WriteError(w, r, s.identity.issuer, &tokens.Error{
+				Code: tokens.CodeTemporarilyUnavailable, Reason: "no_keys", Err: again{err},
+				Description: "what keys there are cannot be told now: try again",
+			})
+			return
+		}
+		keys.ServeHTTP(w, r)
+	})
 }
 
 // shared are the paths that both listeners answer.
