@@ -43,14 +43,17 @@ type following struct {
 	asked []string // the queries of its polls
 }
 
-// polls is how a following asks.
+// polls is how a following asks: each replica in turn, as behind a load balancer.
 type polls struct {
 	http.RoundTripper
-	of *following
+	of    *following
+	hosts []string
 }
 
 func (p polls) RoundTrip(r *http.Request) (*http.Response, error) {
+	r = r.Clone(r.Context())
 	p.of.mu.Lock()
+	r.URL.Host = p.hosts[len(p.of.asked)%len(p.hosts)]
 	p.of.asked = append(p.of.asked, r.URL.RawQuery)
 	p.of.mu.Unlock()
 	return p.RoundTripper.RoundTrip(r)
@@ -67,6 +70,16 @@ func (f *following) queries() []string {
 // and accepts the algorithms, those of the defaults when there are none.
 func (in *instance) following(id string, types []tokens.KeyType, algorithms ...string) *following {
 	in.tb.Helper()
+	return in.followingAt([]*instance{in}, id, types, algorithms...)
+}
+
+// followingAt is following that asks each of these replicas in turn.
+func (in *instance) followingAt(replicas []*instance, id string, types []tokens.KeyType, algorithms ...string) *following {
+	in.tb.Helper()
+	var origins, hosts []string
+	for _, replica := range replicas {
+		origins, hosts = append(origins, replica.mtls), append(hosts, strings.TrimPrefix(replica.mtls, "https://"))
+	}
 	cert := in.enrolledWith(map[string]any{"client_id": id})
 	in.mustOperate(http.MethodPost, "/resources", map[string]any{"resource": ledger, "scope": write, "servers": []string{id}}, nil)
 	f := &following{cert: cert, causes: make(chan error, 10)}
@@ -78,7 +91,7 @@ func (in *instance) following(id string, types []tokens.KeyType, algorithms ...s
 	in.tb.Cleanup(stop)
 	bearer, err := client.New(ctx, client.Config{
 		Issuer: in.issuer, ClientID: id, KeyPair: keyPair, Roots: in.roots(),
-		Scopes: []string{scopeDenied}, Resources: []string{in.issuer + pathDenied}, Origins: []string{in.mtls},
+		Scopes: []string{scopeDenied}, Resources: []string{in.issuer + pathDenied}, Origins: origins,
 	})
 	if err != nil {
 		in.tb.Fatal(err)
@@ -89,7 +102,7 @@ func (in *instance) following(id string, types []tokens.KeyType, algorithms ...s
 		in.tb.Fatal(err)
 	}
 	f.feed, err = tokens.NewDenyFeed(tokens.DenyFeedConfig{
-		Issuer: in.issuer, URL: in.mtls + pathDenied, Keys: keys, Client: &http.Client{Transport: polls{bearer, f}}, Stale: tokens.StaleRefuse,
+		Issuer: in.issuer, URL: in.mtls + pathDenied, Keys: keys, Client: &http.Client{Transport: polls{bearer, f, hosts}}, Stale: tokens.StaleRefuse,
 		Algorithms: algorithms,
 		Now:        func() time.Time { return time.Now().Add(time.Duration(f.ahead.Load())) },
 	})
@@ -293,6 +306,32 @@ func TestRFC7009_3_FollowsThroughARestore(t *testing.T) {
 	eventually(t, 10*time.Second, "what is revoked after the restore is refused", func() bool { return use(&late, lateToken) == http.StatusUnauthorized })
 	if status := use(&stays, staysToken); status != http.StatusOK {
 		t.Errorf("at the end, the other: %d", status)
+	}
+}
+
+// A resource server that asks several replicas in turn hears of a revocation at any of them, and is never without knowledge
+// because one of them has heard of it later than another.
+func TestReplicas_FollowerOfBoth(t *testing.T) {
+	t.Parallel()
+	i := newInstallation(t)
+	one, two := start(t, i.config()), start(t, i.config())
+	api := one.followingAt([]*instance{one, two}, "ledger-server", nil)
+	cert := one.enrolled("payments")
+	for n := range 10 {
+		in := []*instance{one, two}[n%2]
+		answer := in.token(in.client(&cert), "payments")
+		wantToken(t, answer)
+		use := func() int { return call(t, api.Running, &cert, "Bearer "+answer.Token).StatusCode }
+		if status := use(); status != http.StatusOK {
+			t.Fatalf("token %d: %d", n, status)
+		}
+		if err := in.revokeToken(cert, "payments", answer.Token); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, 20*time.Second, "it is refused", func() bool { return use() == http.StatusUnauthorized })
+		if err := api.feed.Err(); err != nil {
+			t.Error(err)
+		}
 	}
 }
 
