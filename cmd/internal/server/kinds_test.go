@@ -452,14 +452,14 @@ func TestRegistryOfEachKind(t *testing.T) {
 	t.Parallel()
 	anchors := mtlstest.NewCA(t, "own").Anchors(t)
 	r := &registry{foreign: nobodyForeign{}, anchors: anchors, trustDomain: "test.internal", loaded: true, grantSets: make(map[string][]issuer.Grant)}
-	own, err := r.client(t.Context(), store.Client{ID: "payments", AuthMethod: "tls_client_auth"}, 0)
+	own, err := r.client(t.Context(), &store.Client{ID: "payments", AuthMethod: "tls_client_auth"}, 0)
 	if err != nil || !own.Inventory || own.Anchors != anchors || own.Subject.Value() != "spiffe://test.internal/client/payments" {
 		t.Errorf("own CA: %+v, %v", own, err)
 	}
-	if _, err := r.client(t.Context(), store.Client{ID: "feed", AuthMethod: "tls_client_auth", Trust: "gone", SubjectKind: string(mtls.SANDNS), SubjectValue: "feed.example"}, 0); err == nil {
+	if _, err := r.client(t.Context(), &store.Client{ID: "feed", AuthMethod: "tls_client_auth", Trust: "gone", SubjectKind: string(mtls.SANDNS), SubjectValue: "feed.example"}, 0); err == nil {
 		t.Error("a client of an unknown trust became one of ours")
 	}
-	pinned, err := r.client(t.Context(), store.Client{ID: "feed", AuthMethod: "self_signed_tls_client_auth"}, 0)
+	pinned, err := r.client(t.Context(), &store.Client{ID: "feed", AuthMethod: "self_signed_tls_client_auth"}, 0)
 	if err != nil || pinned.Inventory || pinned.Anchors != nil || !pinned.Subject.IsZero() {
 		t.Errorf("self-signed: %+v, %v", pinned, err)
 	}

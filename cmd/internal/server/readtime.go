@@ -32,7 +32,7 @@ func (t timely) Certificate(ctx context.Context, thumbprint [32]byte) (store.Cer
 }
 
 // Holder implements rows.
-func (t timely) Holder(ctx context.Context, id string, thumbprint [32]byte) (store.Holder, error) {
+func (t timely) Holder(ctx context.Context, id string, thumbprint [32]byte) (*store.Holder, error) {
 	ctx, cancel := context.WithTimeout(ctx, readTime)
 	defer cancel()
 	return t.rows.Holder(ctx, id, thumbprint)

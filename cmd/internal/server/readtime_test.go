@@ -27,7 +27,7 @@ func (silent) Certificate(ctx context.Context, _ [32]byte) (c store.Certificate,
 	return c, ctx.Err()
 }
 
-func (silent) Holder(ctx context.Context, _ string, _ [32]byte) (h store.Holder, _ error) {
+func (silent) Holder(ctx context.Context, _ string, _ [32]byte) (h *store.Holder, _ error) {
 	<-ctx.Done()
 	return h, ctx.Err()
 }
@@ -56,7 +56,7 @@ func TestRegistry_SilentDatabase(t *testing.T) {
 			return err
 		},
 		"resources": func(ctx context.Context, r *registry) error {
-			_, err := r.client(ctx, store.Client{ID: "payments"}, 0)
+			_, err := r.client(ctx, &store.Client{ID: "payments"}, 0)
 			return err
 		},
 		"compromised keys": func(ctx context.Context, r *registry) error { return r.loadBlocked(ctx) },

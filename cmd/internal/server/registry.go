@@ -38,7 +38,7 @@ const (
 type rows interface {
 	Client(ctx context.Context, id string) (store.Client, error)
 	Certificate(ctx context.Context, thumbprint [32]byte) (store.Certificate, error)
-	Holder(ctx context.Context, id string, thumbprint [32]byte) (store.Holder, error)
+	Holder(ctx context.Context, id string, thumbprint [32]byte) (*store.Holder, error)
 	Resources(ctx context.Context) ([]store.Resource, error)
 	BlockedKeys(ctx context.Context) ([][32]byte, error)
 }
@@ -198,7 +198,7 @@ func (r *registry) Client(ctx context.Context, id string) (*issuer.Client, error
 	if err != nil {
 		return nil, again{fmt.Errorf("reading a client: %w", err)}
 	}
-	c, err := r.client(ctx, row, epoch)
+	c, err := r.client(ctx, &row, epoch)
 	if err != nil {
 		return nil, err
 	}
@@ -229,7 +229,7 @@ func (r *registry) holder(ctx context.Context, id string, t mtls.Thumbprint, epo
 	if err != nil {
 		return nil, again{fmt.Errorf("reading a client: %w", err)}
 	}
-	c, err := r.client(ctx, h.Client, epoch)
+	c, err := r.client(ctx, &h.Client, epoch)
 	if err != nil {
 		return nil, err
 	}
@@ -241,7 +241,7 @@ func (r *registry) holder(ctx context.Context, id string, t mtls.Thumbprint, epo
 	known := &remembered{client: c, secret: h.Secret}
 	if h.Certificate.Thumbprint == t {
 		known.certificate = t
-		keep(r.certificates, t, certificate(h.Certificate), certificatesKept)
+		keep(r.certificates, t, certificate(&h.Certificate), certificatesKept)
 	}
 	r.remember(known)
 	return c, nil
@@ -258,7 +258,7 @@ func (r *registry) secret(id string) []byte {
 }
 
 // certificate turns a row into what the token service decides by.
-func certificate(row store.Certificate) *issuer.Certificate {
+func certificate(row *store.Certificate) *issuer.Certificate {
 	return &issuer.Certificate{
 		ClientID: row.ClientID, Generation: row.Generation,
 		NotAfter: row.NotAfter, Revoked: !row.RevokedAt.IsZero(),
@@ -280,7 +280,7 @@ func (r *registry) Certificate(ctx context.Context, t mtls.Thumbprint) (*issuer.
 	if err != nil {
 		return nil, again{fmt.Errorf("reading a certificate: %w", err)}
 	}
-	c = certificate(row)
+	c = certificate(&row)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.epoch == epoch {
@@ -301,7 +301,7 @@ func keep[K comparable, V any](m map[K]V, key K, value V, most int) {
 }
 
 // client turns a row, read not before the epoch, into what the token service decides by.
-func (r *registry) client(ctx context.Context, row store.Client, epoch uint64) (*issuer.Client, error) {
+func (r *registry) client(ctx context.Context, row *store.Client, epoch uint64) (*issuer.Client, error) {
 	resources, err := r.allResources(ctx)
 	if err != nil {
 		return nil, err
@@ -332,12 +332,12 @@ func (r *registry) runs(id string, resources []store.Resource) bool {
 
 // vouch fills in by what a client is recognised: its own registered certificates, a foreign authority with one
 // expectation, or our own CA, whose clients are recognised by the id that we gave them and by our inventory.
-func (r *registry) vouch(ctx context.Context, c *issuer.Client, row store.Client) (err error) {
+func (r *registry) vouch(ctx context.Context, c *issuer.Client, row *store.Client) (err error) {
 	switch {
 	case row.AuthMethod == issuer.SelfSignedTLSClientAuth:
-		c.Certificates = r.foreign.Certificates(row)
+		c.Certificates = r.foreign.Certificates(*row)
 	case row.AuthMethod == issuer.PrivateKeyJWT:
-		c.Keys, c.Anchors = r.foreign.Keys(row), r.anchors
+		c.Keys, c.Anchors = r.foreign.Keys(*row), r.anchors
 	case row.Trust != "":
 		if c.Anchors, c.Revocation, err = r.foreign.Anchors(ctx, row.Trust); err != nil {
 			return err
@@ -370,7 +370,7 @@ func (r renewing) Client(ctx context.Context, id string) (*issuer.Client, error)
 
 // sharedGrants is grants, the same slice for all clients that have the same scopes and resources. The declared resources
 // were read not before the epoch.
-func (r *registry) sharedGrants(row store.Client, resources []store.Resource, epoch uint64) []issuer.Grant {
+func (r *registry) sharedGrants(row *store.Client, resources []store.Resource, epoch uint64) []issuer.Grant {
 	key := grantSetKey(row.Scopes, row.Resources)
 	r.mu.RLock()
 	grants, ok := r.grantSets[key]
@@ -401,7 +401,7 @@ func grantSetKey(scopes, resources []string) string {
 
 // grants is what the client may ask for, at each resource: its own scopes as far as the resource declares
 // them, at the resources it names, or at all of them when it names none.
-func (r *registry) grants(row store.Client, resources []store.Resource) []issuer.Grant {
+func (r *registry) grants(row *store.Client, resources []store.Resource) []issuer.Grant {
 	var grants []issuer.Grant
 	for _, res := range resources {
 		if len(row.Resources) > 0 && !slices.Contains(row.Resources, res.URI) && res.URI != r.admin {

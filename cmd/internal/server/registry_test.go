@@ -55,7 +55,7 @@ func (s *slowRows) Certificate(ctx context.Context, t [32]byte) (store.Certifica
 }
 
 // Holder implements rows.
-func (s *slowRows) Holder(ctx context.Context, id string, t [32]byte) (store.Holder, error) {
+func (s *slowRows) Holder(ctx context.Context, id string, t [32]byte) (*store.Holder, error) {
 	defer s.pause()
 	s.held++
 	return s.Store.Holder(ctx, id, t)
@@ -259,7 +259,7 @@ func TestRegistry_Grants(t *testing.T) {
 		"operator elsewhere":  {[]string{scopeAdmin, write}, []string{ledger}, []issuer.Grant{operators, {Resource: ledger, Scopes: []string{write}}}},
 		"admin without scope": {[]string{write}, []string{testAdmin}, nil},
 	} {
-		got := r.grants(store.Client{ID: "c", Scopes: tc.scopes, Resources: tc.named}, resources)
+		got := r.grants(&store.Client{ID: "c", Scopes: tc.scopes, Resources: tc.named}, resources)
 		if diff := cmp.Diff(tc.want, got); diff != "" {
 			t.Errorf("%s: (-want +got)\n%s", name, diff)
 		}

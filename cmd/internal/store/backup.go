@@ -201,8 +201,8 @@ func (s *Store) fillFile(ctx context.Context, path string, cfg CopyConfig, then 
 // sync, and its references not looked up one by one: they are those of the source. Until it is whole it does not pass for a
 // database, whatever name somebody gives it.
 func (s *Store) beginDraft(ctx context.Context) error {
-	for _, db := range []*sql.DB{s.reader, s.shared} { // they would keep the log
-		if err := db.Close(); err != nil {
+	for _, c := range []func() error{s.holders.close, s.reader.Close, s.shared.Close} { // they would keep the log
+		if err := c(); err != nil {
 			return err
 		}
 	}

@@ -408,7 +408,7 @@ func testHolder(f *fixture) {
 	f.client("billing", 2)
 	cert := f.enroll("payments", 1, 1, 1)
 	ok(f.t, f.add(Client{ID: "own", AuthMethod: methodSelfSigned, JWKSURI: "https://own.example/jwks.json"}))
-	read := func(id string, t [32]byte) Holder {
+	read := func(id string, t [32]byte) *Holder {
 		f.t.Helper()
 		h, err := f.Holder(f.ctx(), id, t)
 		ok(f.t, err)

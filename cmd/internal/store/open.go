@@ -14,7 +14,6 @@ import (
 	"log/slog"
 	"os"
 	"path"
-	"runtime"
 	"slices"
 	"time"
 )
@@ -160,13 +159,10 @@ func open(ctx context.Context, cfg Config, d dialect) (*Store, error) {
 	if err := d.upgrade(ctx, s.writer, steps); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
-	if d.name() == "sqlite" {
-		query, err := s.reader.PrepareContext(ctx, queryHolderIndexed)
-		if err != nil {
+	if f, ok := d.(*sqliteFile); ok {
+		if s.holders, err = f.search(queryHolderIndexed); err != nil {
 			return nil, errors.Join(d.judge(err), s.Close())
 		}
-		// No more than can run at once: each fills a cache of its own, which SQLite empties after every write.
-		s.holders = newSearchers(query, min(readers, runtime.GOMAXPROCS(0)))
 	}
 	return s, nil
 }

@@ -42,12 +42,11 @@ const (
 	queryClient  = `SELECT ` + clientColumns + ` FROM clients WHERE id = $1`
 	queryClients = `SELECT ` + clientColumns + ` FROM clients WHERE removed_at IS NULL AND id > $1 ORDER BY id LIMIT $2`
 	// All that a token of a client of our CA is decided by and recorded under. The arguments are the client and a certificate.
-	queryHolder = selectHolder + onHolder
-	// SQLite is told of the index that has all of it: it would read the certificate's row, which holds its DER, as well.
-	queryHolderIndexed = selectHolder + `INDEXED BY certificates_standing ` + onHolder
+	queryHolder = selectHolder + `LEFT JOIN certificates x ` + onHolder
+	// SQLite is told of the indexes that have all of it: it would read the rows as well, which hold what is not asked for.
+	queryHolderIndexed = selectHolder + `INDEXED BY clients_standing LEFT JOIN certificates x INDEXED BY certificates_standing ` + onHolder
 	selectHolder       = `SELECT c.generation, c.disabled, c.scopes, c.resources, c.token_ttl, x.client_id, x.generation, x.not_after,
-		x.revoked_at, s.sealed, s.seal_version
-		FROM clients c LEFT JOIN certificates x `
+		x.revoked_at, s.sealed, s.seal_version FROM clients c `
 	onHolder = `ON x.thumbprint = $2 LEFT JOIN audit_subjects s ON s.id = c.id
 		WHERE c.id = $1 AND c.removed_at IS NULL AND c.auth_method = 'tls_client_auth' AND c.trust = ''`
 	// Few clients publish certificates, and finding them must not read the others.

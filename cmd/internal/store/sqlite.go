@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"runtime"
 	"time"
 
 	"modernc.org/sqlite"
@@ -59,8 +60,9 @@ func dsn(path, pragmas string) (string, error) {
 const (
 	common       = "_pragma=busy_timeout(10000)&_pragma=foreign_keys(1)"
 	writePragmas = "_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)&_pragma=secure_delete(1)&" + common + "&_txlock=immediate"
-	// A reader's 6 MiB hold what lies above the leaves of what is searched for a token, among a million clients.
-	readPragmas    = writePragmas + "&_pragma=query_only(1)&_pragma=cache_size(-6144)"
+	readPragmas  = writePragmas + "&_pragma=query_only(1)"
+	// A searcher's 12 MiB hold what lies above the leaves of what is searched for a token, among a million clients.
+	searchPragmas  = readPragmas + "&_pragma=cache_size(-12288)"
 	inspectPragmas = "mode=ro&" + common
 	// createPragmas make the new file whole in one piece before it gets its name: no log beside it.
 	createPragmas = "_pragma=journal_mode(DELETE)&_pragma=synchronous(FULL)&" + common + "&_txlock=immediate"
@@ -214,6 +216,17 @@ func (f *sqliteFile) connect() (p pools, err error) {
 	}
 	p.shared, err = pool(f.path, writePragmas, callers)
 	return p, err
+}
+
+// search starts searchers. There are no more than can run at once: each fills a cache of its own, which SQLite empties after
+// every write.
+func (f *sqliteFile) search(query string) (*searchers, error) {
+	n := min(readers, runtime.GOMAXPROCS(0))
+	db, err := pool(f.path, searchPragmas, n)
+	if err != nil {
+		return nil, err
+	}
+	return newSearchers(db, query, n)
 }
 
 func (f *sqliteFile) upgrade(ctx context.Context, db *sql.DB, steps []step) error {

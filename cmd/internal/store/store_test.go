@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"os"
@@ -147,5 +148,58 @@ func TestHolder_InParallel(t *testing.T) {
 	ok(t, f.Close())
 	if h, err := f.Holder(t.Context(), "client1", [32]byte{}); err == nil || errors.Is(err, ErrNotFound) {
 		t.Errorf("a closed database answers %+v, %v", h, err)
+	}
+}
+
+// What a token is decided by is read from indexes, which have all of it, and not from rows besides.
+func TestHolder_ReadsNoRow(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, openSQLite)
+	rows, err := f.reader.QueryContext(f.ctx(), "EXPLAIN QUERY PLAN "+queryHolderIndexed, "payments", []byte{1})
+	plan, err := all(rows, err, func(r row) (line string, err error) {
+		var id, parent, unused int
+		return line, r.Scan(&id, &parent, &unused, &line)
+	})
+	ok(t, err)
+	same(t, len(plan), 3)
+	for i, want := range []string{"COVERING INDEX clients_standing (id=?)", "COVERING INDEX certificates_standing (thumbprint=?)", "PRIMARY KEY (id=?)"} {
+		if !strings.Contains(plan[i], want) {
+			t.Errorf("%q is not a search of %s", plan[i], want)
+		}
+	}
+}
+
+// A row of the driver is taken apart by its types, and what is of another type is an error and never zero.
+func TestColumns(t *testing.T) {
+	t.Parallel()
+	c := columns{values: []driver.Value{int64(7), "a", []byte{1}, int64(1_000_000), nil, nil, nil, nil}}
+	same(t, c.integer(), int64(7))
+	same(t, c.text(), "a")
+	same(t, c.bytes(), []byte{1})
+	same(t, c.time(), time.Unix(1, 0).UTC())
+	same(t, c.integer(), int64(0))
+	same(t, c.text(), "")
+	same(t, len(c.bytes()), 0)
+	same(t, c.time(), time.Time{})
+	ok(t, c.err)
+	for name, read := range map[string]func(*columns){
+		"integer": func(c *columns) { c.integer() }, "text": func(c *columns) { c.text() }, "bytes": func(c *columns) { c.bytes() }, "time": func(c *columns) { c.time() },
+	} {
+		c := columns{values: []driver.Value{true}}
+		if read(&c); c.err == nil {
+			t.Errorf("a truth is taken for %s", name)
+		}
+	}
+	one := searcher{lists: map[string][]string{}}
+	for i := range mostLists + 1 {
+		text := fmt.Sprintf(`["s%d"]`, i)
+		for range 2 {
+			same(t, one.list(&columns{values: []driver.Value{text}}), []string{fmt.Sprint("s", i)})
+		}
+	}
+	same(t, len(one.lists), 1)
+	c = columns{values: []driver.Value{"no list"}}
+	if one.list(&c); c.err == nil {
+		t.Error("what is no list is taken for one")
 	}
 }

@@ -60,6 +60,8 @@ CREATE TABLE clients (
 CREATE INDEX clients_version ON clients (version);
 CREATE INDEX clients_grantor ON clients (id) WHERE grantor;
 CREATE INDEX clients_trust ON clients (trust) WHERE trust <> '';
+-- All that a token is decided by: without it, twice as many pages are read.
+CREATE INDEX clients_standing ON clients (id, generation, disabled, removed_at, auth_method, trust, scopes, resources, token_ttl);
 CREATE INDEX clients_out ON clients (removed_at) WHERE disabled OR removed_at IS NOT NULL;
 
 -- A DNS name, address or URI, a subject under one trust, a place of certificates, and a key that signs assertions belong to
