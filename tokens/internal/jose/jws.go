@@ -4,6 +4,7 @@
 package jose
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -13,7 +14,6 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"math/big"
 	"strings"
 )
 
@@ -144,6 +144,29 @@ func rawSignature(der []byte) ([]byte, error) {
 		return nil, errors.New("malformed ECDSA signature")
 	}
 	return raw, nil
+}
+
+// derSignature undoes rawSignature: it writes 64 bytes R || S as crypto/ecdsa reads them (RFC 3279, Section 2.2.3).
+func derSignature(raw []byte) []byte {
+	der := append(make([]byte, 0, 72), 0x30, 0)
+	der = appendInteger(appendInteger(der, raw[:32]), raw[32:])
+	der[1] = byte(len(der) - 2)
+	return der
+}
+
+// appendInteger appends 32 bytes, big-endian, as a DER INTEGER: as short as can be, with its sign.
+func appendInteger(der, value []byte) []byte {
+	value = bytes.TrimLeft(value, "\x00")
+	sign := len(value) == 0 || value[0] >= 0x80
+	n := len(value)
+	if sign {
+		n++
+	}
+	der = append(der, 0x02, byte(n))
+	if sign {
+		der = append(der, 0)
+	}
+	return append(der, value...)
 }
 
 // takeInteger reads one DER INTEGER of at most 33 bytes into the 32 bytes of to, right-aligned.
@@ -349,8 +372,7 @@ func verify(k PublicKey, input, signature []byte) bool {
 		if len(signature) != 64 { // R || S, never DER (RFC 7518, Section 3.4)
 			return false
 		}
-		r, s := new(big.Int).SetBytes(signature[:32]), new(big.Int).SetBytes(signature[32:])
-		return ecdsa.Verify(key, digest[:], r, s)
+		return ecdsa.VerifyASN1(key, digest[:], derSignature(signature))
 	case ed25519.PublicKey:
 		return ed25519.Verify(key, input, signature)
 	case *rsa.PublicKey:

@@ -211,8 +211,12 @@ func (f fixedSigner) Sign(_ io.Reader, _ []byte, _ crypto.SignerOpts) ([]byte, e
 func TestRFC7518_3_4_RawSignature(t *testing.T) {
 	t.Parallel()
 	type pair struct{ R, S *big.Int }
-	for _, tc := range []struct{ r, s int64 }{{1, 2}, {128, 255}, {1 << 40, 1}} {
-		der, err := asn1.Marshal(pair{big.NewInt(tc.r), big.NewInt(tc.s)})
+	large := new(big.Int).Lsh(big.NewInt(1), 255)
+	for _, tc := range []pair{
+		{big.NewInt(1), big.NewInt(2)}, {big.NewInt(128), big.NewInt(255)}, {big.NewInt(127), big.NewInt(0)}, {big.NewInt(1 << 40), big.NewInt(1)},
+		{large, new(big.Int).Sub(large, big.NewInt(1))}, {new(big.Int).Rsh(large, 8), new(big.Int).Rsh(large, 1)},
+	} {
+		der, err := asn1.Marshal(tc)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -220,9 +224,12 @@ func TestRFC7518_3_4_RawSignature(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		want := append(big.NewInt(tc.r).FillBytes(make([]byte, 32)), big.NewInt(tc.s).FillBytes(make([]byte, 32))...)
+		want := append(tc.R.FillBytes(make([]byte, 32)), tc.S.FillBytes(make([]byte, 32))...)
 		if !bytes.Equal(raw, want) {
-			t.Errorf("%d, %d: %x", tc.r, tc.s, raw)
+			t.Errorf("%d, %d: %x", tc.R, tc.S, raw)
+		}
+		if again := derSignature(raw); !bytes.Equal(again, der) {
+			t.Errorf("%d, %d: %x is written as %x", tc.R, tc.S, der, again)
 		}
 	}
 	for _, der := range []string{
