@@ -92,7 +92,7 @@ func (c *cli) certRevokeCommand() *cobra.Command {
 	flags := cmd.Flags()
 	flags.StringVar(&req.ClientID, "client", "", "revoke all certificates of this client")
 	flags.StringVar(&req.Reason, "reason", "", "reason of RFC 5280, such as keyCompromise, which also bars the key for ever")
-	flags.DurationVar(&wait, "wait-resources", 0, "wait so long, at most 20s, for the resource servers to know, and say which do")
+	flags.DurationVar(&wait, "wait-resources", 0, "wait so long, at most 20s, for the resource servers to know, and say which do (-o json: resources); the revocation stands whether they do or not")
 	flags.BoolVar(&req.Only, "only", false, "leave certificates alone that were renewed from it")
 	return cmd
 }

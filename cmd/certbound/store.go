@@ -276,17 +276,14 @@ func copyFailure(err error) error {
 	return err
 }
 
-// databaseFile is what serve opens in the data folder.
-const databaseFile = "certbound.db"
-
 // nextStart says how the service goes on with a database that arrived.
 func nextStart(at store.Config) string {
 	if at.URL != "" {
 		return "certbound serve --database " + named(at) + ", with the same data folder"
 	}
 	to := at.Path
-	if dir, file := filepath.Split(to); file != databaseFile { // serve opens a file of no other name
-		return "certbound serve opens DATA/" + databaseFile + " alone: rename " + file + " to that, in " + cmp.Or(dir, "this folder") +
+	if dir, file := filepath.Split(to); file != store.FileName { // serve opens a file of no other name
+		return "certbound serve opens DATA/" + store.FileName + " alone: rename " + file + " to that, in " + cmp.Or(dir, "this folder") +
 			" or another data folder; an old one that is there goes elsewhere first, with its -wal and -shm"
 	}
 	return "certbound serve, with the data folder that " + to + " lies in"
@@ -501,7 +498,13 @@ func (c *cli) storeRestoreCommand() *cobra.Command {
 			if err != nil {
 				return restoreFailure(err, cfg.Backup)
 			}
-			return c.print(report, func(w io.Writer) { showRestored(w, at.place(), report) })
+			return c.print(report, func(w io.Writer) {
+				showRestored(w, at.place(), report)
+				if _, missing := os.Stat(filepath.Join(at.cfg.Data, "audit")); missing != nil && at.at.URL == "" {
+					fmt.Fprintf(w, "next: copy the folder audit of the service that was into %s; certbound serve does not start without it, "+
+						"unless its loss is accepted with --accept-journal-loss\n", at.cfg.Data)
+				}
+			})
 		},
 	}
 	flags = databaseFlags(cmd)

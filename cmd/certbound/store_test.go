@@ -320,6 +320,10 @@ func TestMigrateSaysHowToGoOn(t *testing.T) {
 	if out := m.run("store", "migrate", "--data", m.data, "--to", next); !strings.Contains(out, "rename next.db") || !strings.Contains(out, "-wal") {
 		t.Errorf("it is not said how next.db is served:\n%s", out)
 	}
+	_, moved, exit := m.try("serve", "--data", m.data, "--public", "127.0.0.1:0", "--mtls", "127.0.0.1:0", "--debug", "off")
+	if exit != exitFailed || moved.Error != "not_servable" || !strings.Contains(moved.Hint, "give "+next+" that name") {
+		t.Errorf("exit code %d: %+v", exit, moved)
+	}
 	aside, other := filepath.Join(t.TempDir(), "certbound.db"), filepath.Join(t.TempDir(), "two")
 	if err := os.Rename(old, aside); err != nil {
 		t.Fatal(err)
@@ -333,7 +337,7 @@ func TestMigrateSaysHowToGoOn(t *testing.T) {
 	if err := os.Rename(aside, filepath.Join(other, "certbound.db")); err != nil {
 		t.Fatal(err)
 	}
-	_, refusal, exit := m.try("store", "migrate", "--data", m.data, "--to", filepath.Join(other, "certbound.db"))
+	_, refusal, exit := m.try("store", "migrate", "--data", m.data, "--to", filepath.Join(other, store.FileName))
 	if exit != exitFailed || !strings.Contains(refusal.Hint, "put it elsewhere, with its -wal") {
 		t.Errorf("exit code %d: %+v", exit, refusal)
 	}

@@ -8,6 +8,9 @@
 //	keys, err := tokens.NewKeySet(tokens.KeySetConfig{URL: url, KeyTypes: mldsa.Types()})
 //	v, err := tokens.NewVerifier(tokens.VerifierConfig{…, Keys: keys, Algorithms: []string{tokens.MLDSA44}})
 //
+// Where the issuer's deny feed is followed, its pages are signed with the same keys: tokens.DenyFeedConfig.Algorithms names
+// the algorithm too, else the feed is refused, and stays stale.
+//
 // It refuses ML-DSA-87, keys of another size than their algorithm's, and private keys that are no seed. The code is no
 // part of Go's FIPS 140-3 module: where that is demanded, see Allowed.
 package mldsa

@@ -59,6 +59,9 @@ func (a *api) revoke(_ *http.Request, req *RevokeRequest) (*deed, error) {
 	return &deed{takes: true, do: func(ctx context.Context, tx *store.Store) (*outcome, error) {
 		done, err := a.cfg.Authority.Revoke(ctx, tx, selection, reason)
 		if errors.Is(err, store.ErrNotFound) {
+			if req.ClientID != "" {
+				return nil, notFound(fmt.Sprintf("no client '%s'", printable(req.ClientID)), "certbound client list shows all")
+			}
 			return nil, notFound("no such certificate", "certbound cert list shows all; in place of one that expired long ago name its client, with --client")
 		}
 		if errors.Is(err, store.ErrNotRevocable) {
@@ -201,14 +204,19 @@ func certificateView(c store.Certificate, now time.Time) Certificate {
 	return view
 }
 
+// statusTime is how long the status may take to be read. Who asks for it may do so because the database says nothing.
+const statusTime = 5 * time.Second
+
 func (a *api) status(r *http.Request) (any, error) {
-	stats, err := a.db(r.Context()).Stats(r.Context())
+	ctx, cancel := context.WithTimeout(r.Context(), statusTime)
+	defer cancel()
+	stats, err := a.db(ctx).Stats(ctx)
 	if err != nil {
 		return nil, unavailable(err)
 	}
 	var cluster Cluster
 	if a.cfg.Cluster != nil {
-		if cluster, err = a.cfg.Cluster(r.Context()); err != nil {
+		if cluster, err = a.cfg.Cluster(ctx); err != nil {
 			return nil, unavailable(err)
 		}
 	}

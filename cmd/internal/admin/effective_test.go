@@ -80,3 +80,16 @@ func TestStatusShowsTheCluster(t *testing.T) {
 	b.must(err)
 	b.refused(http.MethodGet, "/status", "", http.StatusServiceUnavailable, codeUnavailable, "again")
 }
+
+// A database that says nothing does not keep whoever asks for the status waiting.
+func TestStatusOfASilentDatabase(t *testing.T) {
+	b := newBenchWith(t, Config{Cluster: func(ctx context.Context) (Cluster, error) {
+		<-ctx.Done()
+		return Cluster{}, ctx.Err()
+	}}, New)
+	began := time.Now()
+	b.refused(http.MethodGet, "/status", "", http.StatusServiceUnavailable, codeUnavailable, "try again")
+	if waited := time.Since(began); waited > 4*statusTime {
+		t.Errorf("it took %v", waited)
+	}
+}

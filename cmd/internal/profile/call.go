@@ -156,7 +156,7 @@ func (p *Profile) explain(err error) error {
 			return &told
 		}
 		told.Hint = fmt.Sprintf("it may be revoked, or the client disabled; an operator can tell "+
-			"(certbound client show %[1]s) and give a new code (certbound client invite %[1]s), "+
+			"(certbound cert list --client %[1]s, client show %[1]s) and give a new code (certbound client invite %[1]s), "+
 			"then: certbound enroll - --profile %[2]s", p.info.ClientID, ShellWord(p.dir))
 		return &told
 	}

@@ -28,7 +28,8 @@ func (i *Inspection) explanation(p *Profile, cert *x509.Certificate, now time.Ti
 	told := sentences("This token was issued to "+i.owner()+" for "+i.bound(), i.presented(cert))
 	switch i.Reason {
 	case "":
-		return sentences(told, "Over a connection with this certificate "+i.audience()+" accepts it until "+i.date("exp"))
+		return sentences(told, "Over a connection with this certificate "+i.audience()+" accepts it until "+i.date("exp"),
+			"Whether it was revoked since, the service knows, and resource servers that follow it: it is not asked here")
 	case "expired":
 		return sentences(told, "It ended at "+i.date("exp")+" and it is "+stamp(now)+" now: get a new one (certbound token)")
 	case "not_yet_valid":

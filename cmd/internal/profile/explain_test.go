@@ -49,7 +49,7 @@ func TestExplanation(t *testing.T) {
 	}{
 		"usable": {"", bound(now), p, now, []string{
 			"issued to the client payments for the certificate " + thumbprint(now), "(CN=payments) is that one",
-			"https://api.example accepts it until 2023-11-14 22:13:20Z"}, "stolen"},
+			"https://api.example accepts it until 2023-11-14 22:13:20Z", "Whether it was revoked since"}, "stolen"},
 		"renewed": {"thumbprint_mismatch", bound(before), p, now, []string{
 			"issued to the client payments for the certificate " + thumbprint(before),
 			"Your certificate (CN=payments) is " + thumbprint(now), "this profile's until it was renewed", "get a new one"}, "stolen"},

@@ -59,7 +59,7 @@ func Check(cfg config.Config) error {
 		}
 	}
 	if source := kekSource(cfg); source.Value != "" || source.File != "" { // the one in the data folder is made at the first start
-		if _, err := store.LoadKEK(cfg.Data, filepath.Join(cfg.Data, "certbound.db"), source); err != nil {
+		if _, err := store.LoadKEK(cfg.Data, filepath.Join(cfg.Data, store.FileName), source); err != nil {
 			return err
 		}
 	}

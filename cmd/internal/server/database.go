@@ -17,7 +17,7 @@ import (
 // DatabaseConfig is how the database of a configuration is opened by who looks after it: with its key-encryption key, which
 // has to be there, and as it is at a service's start but for what only a service needs.
 func DatabaseConfig(cfg config.Config) (store.Config, error) {
-	at := store.Config{Path: filepath.Join(cfg.Data, "certbound.db"), MaxTokenLife: cfg.Token.MaxLifetime}
+	at := store.Config{Path: filepath.Join(cfg.Data, store.FileName), MaxTokenLife: cfg.Token.MaxLifetime}
 	if cfg.PostgreSQL() {
 		at.Path, at.URL, at.MaxConnections = "", cfg.Database, cfg.DatabaseConnections
 	}

@@ -80,7 +80,7 @@ func (s *service) open(ctx context.Context) error {
 	if err := s.openReserve(); err != nil {
 		return err
 	}
-	at := store.Config{Path: filepath.Join(data, "certbound.db")}
+	at := store.Config{Path: filepath.Join(data, store.FileName)}
 	source := kekSource(s.cfg)
 	if s.shares() {
 		at = store.Config{URL: s.cfg.Database, MaxConnections: s.cfg.DatabaseConnections}

@@ -213,7 +213,7 @@ func (s *service) databaseName() string {
 	if s.shares() {
 		return store.Place(store.Config{URL: s.cfg.Database})
 	}
-	return filepath.Join(s.cfg.Data, "certbound.db")
+	return filepath.Join(s.cfg.Data, store.FileName)
 }
 
 // ofReplica is the name of a setting that each replica has for itself.

@@ -127,9 +127,12 @@ type transaction struct {
 	ctx context.Context
 }
 
-// begin waits until it is this transaction's turn, which obeys ctx, and begins it. done ends it, unless it was committed,
-// and gives the connection back.
+// begin waits until it is this transaction's turn, which obeys ctx and has an end, and begins it. done ends it, unless it was
+// committed, and gives the connection back.
 func (s *Store) begin(ctx context.Context) (_ *sql.Conn, _ transaction, done func(), err error) {
+	// Those before it may wait for a database that says nothing, each for as long as it may. Who waits is told before it gives up.
+	ctx, stop := context.WithTimeout(ctx, patience)
+	defer stop()
 	for began := time.Now(); ; {
 		conn, tx, done, err := s.tryBegin(ctx)
 		if err == nil {

@@ -10,9 +10,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"strings"
 	"time"
 )
+
+// FileName is what the service opens in its data folder, and nothing else.
+const FileName = "certbound.db"
 
 // ErrNotServable says that a database must not be served as it is; see ConditionError.
 var ErrNotServable = errors.New("the database must not be served as it is")
@@ -96,6 +100,9 @@ func (e *ConditionError) Hint() string {
 		if strings.Contains(c.To, "://") {
 			return "serve --database " + to + "; to come back, move this file away and then: certbound store migrate --database " + to +
 				" --to FILE, with the name that this file had"
+		}
+		if filepath.Base(c.To) != FileName {
+			return "certbound serve opens DATA/" + FileName + " alone: give " + to + " that name, in the data folder that this one was served from, whose kek and journal belong to it, and move this one away first, with its -wal and -shm"
 		}
 		return "serve without --database, on the data folder that has " + to + "; to come back: certbound store migrate --to an empty database"
 	}

@@ -203,3 +203,28 @@ func TestColumns(t *testing.T) {
 		t.Error("what is no list is taken for one")
 	}
 }
+
+// Who waits behind a transaction that does not end is told so before the caller's own time is up, and may try again.
+func TestTurnHasAnEnd(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, openSQLite)
+	f.client("payments", 1)
+	held, release := make(chan struct{}), make(chan struct{})
+	var group sync.WaitGroup
+	group.Go(func() {
+		ok(t, f.Transact(f.ctx(), func(*Store) error {
+			close(held)
+			<-release
+			return nil
+		}))
+	})
+	<-held
+	began := time.Now()
+	err := f.DisableClient(f.ctx(), "payments")
+	if waited := time.Since(began); !errors.Is(err, context.DeadlineExceeded) || waited < patience || waited > 2*patience {
+		t.Errorf("after %v: %v", waited, err)
+	}
+	close(release)
+	group.Wait()
+	ok(t, f.DisableClient(f.ctx(), "payments"))
+}
