@@ -74,7 +74,11 @@ type DenyFeedConfig struct {
 	Client *http.Client
 
 	MaxAge time.Duration // how old the last word of the issuer may be; 0 means 30 s, else 10 s to 1 h
-	Stale  Stale         // what to do when it is older: StaleRefuse or StaleAllow; required
+	Stale  Stale         // what to do when it is older: StaleRefuse or StaleAllow; required, unless FAPI is true
+
+	// FAPI is for a resource server under the FAPI 2.0 Security Profile, which must know what is revoked (Section 5.3.4):
+	// Stale is StaleRefuse where nothing else is said, and algorithms that the profile does not have are an error (Section 5.4).
+	FAPI bool
 
 	Logger *slog.Logger     // gets a line at each change of DenyFeedEvents; nil means none are written
 	Events DenyFeedEvents   // may be nil
@@ -155,12 +159,20 @@ func NewDenyFeed(c DenyFeedConfig) (*DenyFeed, error) {
 	if f.maxAge < minDenyFeedMaxAge || f.maxAge > maxDenyFeedMaxAge {
 		return nil, fmt.Errorf("tokens: the deny feed's age %v is not within %v and %v", f.maxAge, minDenyFeedMaxAge, maxDenyFeedMaxAge)
 	}
-	if c.Stale != StaleRefuse && c.Stale != StaleAllow {
+	if c.FAPI && f.stale == 0 {
+		f.stale = StaleRefuse
+	}
+	if f.stale != StaleRefuse && f.stale != StaleAllow {
 		return nil, errors.New("tokens: it is not said whether a stale deny feed refuses or allows")
 	}
 	var err error
 	if f.algorithms, err = checkAlgorithms(f.algorithms); err != nil {
 		return nil, err
+	}
+	for _, a := range f.algorithms {
+		if c.FAPI && a != ES256 && a != PS256 && a != EdDSA {
+			return nil, fmt.Errorf("tokens: the FAPI 2.0 profile does not have the algorithm %s", a)
+		}
 	}
 	f.client = withoutRedirects(c.Client)
 	if f.logger == nil {

@@ -415,6 +415,32 @@ func TestDenyFeedStaleAllow(t *testing.T) {
 	f.wantDenied(t, true, "a")
 }
 
+// FA-02: RFC 7009, Section 3: a resource server under the FAPI 2.0 profile refuses what it cannot know, unless it is told to
+// allow it, and believes no feed that is signed as the profile does not have it.
+func TestDenyFeedFAPI(t *testing.T) {
+	t.Parallel()
+	for stale, want := range map[tokens.Stale]error{0: tokens.ErrDenyFeedStale, tokens.StaleRefuse: tokens.ErrDenyFeedStale, tokens.StaleAllow: nil} {
+		f := newFollowed(t, func(c *tokens.DenyFeedConfig) { c.FAPI, c.Stale = true, stale })
+		f.hears(t, f.page(t, 0, 0, 0), false, "")
+		f.wantErr(t, nil)
+		f.now = f.now.Add(time.Hour)
+		f.wantErr(t, want)
+	}
+	for problem, change := range map[string]func(*tokens.DenyFeedConfig){
+		"":                             func(c *tokens.DenyFeedConfig) { c.Algorithms = []string{tokens.EdDSA, tokens.PS256, tokens.ES256} },
+		"not have the algorithm RS256": func(c *tokens.DenyFeedConfig) { c.Algorithms = []string{tokens.ES256, tokens.RS256} },
+		"ML-DSA-44":                    func(c *tokens.DenyFeedConfig) { c.Algorithms = []string{tokens.MLDSA44} },
+		"not said":                     func(c *tokens.DenyFeedConfig) { c.Stale = tokens.StaleAllow + 1 },
+	} {
+		c := (&followed{hand: &hand{}, issuer: tokenstest.New(t)}).config()
+		c.FAPI, c.Stale = true, 0
+		change(&c)
+		if _, err := tokens.NewDenyFeed(c); (err == nil) != (problem == "") || err != nil && !strings.Contains(err.Error(), problem) {
+			t.Errorf("%q: %v", problem, err)
+		}
+	}
+}
+
 // The wall clock that is set back does not make old knowledge fresh, nor does a monotonic clock that stood still.
 func TestDenyFeedClocks(t *testing.T) {
 	t.Parallel()
