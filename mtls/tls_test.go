@@ -25,6 +25,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -323,6 +324,22 @@ func whoami(w http.ResponseWriter, r *http.Request) {
 	fmt.Fprintf(w, "%s %p %t %s", p.Thumbprint(), p, r.TLS.DidResume, r.Proto)
 }
 
+// whoamiOf answers as whoami does and keeps every peer until the test ends: the address of one that was collected may
+// be given to the next.
+func whoamiOf(tb testing.TB) http.Handler {
+	var mu sync.Mutex
+	var peers []*mtls.Peer
+	tb.Cleanup(func() { runtime.KeepAlive(&peers) })
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if p, err := mtls.PeerFromRequest(r); err == nil {
+			mu.Lock()
+			peers = append(peers, p)
+			mu.Unlock()
+		}
+		whoami(w, r)
+	})
+}
+
 type seen struct {
 	thumbprint, pointer, resumed, proto string
 }
@@ -563,7 +580,7 @@ func TestSilentHandshake(t *testing.T) {
 func TestRFC8705_2_IdentityOfEachConnection(t *testing.T) {
 	t.Parallel()
 	ca := mtlstest.NewCA(t, "ca")
-	srv := mtlstest.Server(t, http.HandlerFunc(whoami), ca.Issue(t, mtlstest.ServerLeaf()), mtls.ClientCertificatesRequested)
+	srv := mtlstest.Server(t, whoamiOf(t), ca.Issue(t, mtlstest.ServerLeaf()), mtls.ClientCertificatesRequested)
 	body := strings.Repeat("x", 1<<20)
 	var wg sync.WaitGroup
 	var mu sync.Mutex
@@ -604,7 +621,7 @@ func TestRFC8705_2_IdentityOfEachConnection(t *testing.T) {
 func TestHolderIsFilledOnce(t *testing.T) {
 	t.Parallel()
 	ca := mtlstest.NewCA(t, "ca")
-	srv := mtlstest.Server(t, http.HandlerFunc(whoami), ca.Issue(t, mtlstest.ServerLeaf()), mtls.ClientCertificatesRequested)
+	srv := mtlstest.Server(t, whoamiOf(t), ca.Issue(t, mtlstest.ServerLeaf()), mtls.ClientCertificatesRequested)
 	c := client(t, ca, mtlstest.SelfSigned(t, mtlstest.Leaf{}), tls.VersionTLS13, true)
 	first := ask(t, c, srv.URL, "")
 	var wg sync.WaitGroup
@@ -623,7 +640,7 @@ func TestHolderIsFilledOnce(t *testing.T) {
 func TestRFC8446_2_2_Resumption(t *testing.T) {
 	t.Parallel()
 	ca := mtlstest.NewCA(t, "ca")
-	srv := mtlstest.Server(t, http.HandlerFunc(whoami), ca.Issue(t, mtlstest.ServerLeaf()), mtls.ClientCertificatesRequested)
+	srv := mtlstest.Server(t, whoamiOf(t), ca.Issue(t, mtlstest.ServerLeaf()), mtls.ClientCertificatesRequested)
 	for name, version := range versions {
 		for _, http2 := range []bool{false, true} {
 			cert := ca.Intermediate(t, "sub").Issue(t, mtlstest.Leaf{})
