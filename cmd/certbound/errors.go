@@ -92,6 +92,9 @@ func translate(err error) *failure {
 	if kek, ok := errors.AsType[*store.KEKError](err); ok {
 		f.hint = cmp.Or(missingKEK(kek), kek.Hint)
 	}
+	if folder, ok := errors.AsType[*store.FolderError](err); ok {
+		f.hint = cmp.Or(f.hint, folderHint(folder))
+	}
 	if place, ok := errors.AsType[*store.PlaceError](err); ok {
 		f.hint = cmp.Or(f.hint, place.Hint())
 	}
@@ -100,6 +103,14 @@ func translate(err error) *failure {
 	}
 	f.hint = cmp.Or(f.hint, causeHint(err))
 	return f
+}
+
+// folderHint says what to do about a folder that a file was to be made in.
+func folderHint(folder *store.FolderError) string {
+	if !folder.Missing {
+		return "name a file in a folder"
+	}
+	return "correct the path, mount the disk that it lies on, or make the folder first: mkdir -p " + profile.ShellWord(folder.Dir)
 }
 
 // missingKEK says how to make the file of a key-encryption key that was configured and is not there; empty for any other

@@ -112,6 +112,7 @@ func target(from *database, to string) (store.Config, error) {
 			return at, err
 		}
 		at.Path = path
+		return at, store.CheckFolder(path)
 	}
 	return at, nil
 }
@@ -410,8 +411,8 @@ func (c *cli) storeBackupCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "backup FILE", Short: "Write a backup of the database into one file, while the service runs", Args: arguments(1, 1),
 		Long: "Write a backup of the database into one file, 0600, of either kind of database: it is one state, read back before it\n" +
-			"counts, and on the disk when this ends. The service may run and is not disturbed. An existing file is not replaced.\n" +
-			"Cut short, it leaves FILE.draft, which is no backup: the next one of that name removes it.\n\n" +
+			"counts, and on the disk when this ends. The service may run and is not disturbed. An existing file is not replaced,\n" +
+			"and a missing folder is not made. Cut short, it leaves FILE.draft, which is no backup: the next one of that name removes it.\n\n" +
 			"What is not in it: the key-encryption key (DATA/kek, or where the configuration has it), without which nobody reads the\n" +
 			"private keys in the backup, neither a thief nor you: keep it elsewhere, once. And the journal, DATA/audit of every\n" +
 			"replica: store restore needs it, to do again what was revoked after the backup. Copy that folder as often as you can bear\n" +

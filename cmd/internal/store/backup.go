@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -42,7 +43,7 @@ func (c *CopyConfig) now() time.Time {
 
 // Backup writes a backup of the database into a file that is not there yet: an SQLite database of its own, whatever the
 // kind of this one, complete but for the key-encryption key. Others may go on writing meanwhile. The file has its name
-// once it is whole and on the disk. The error is fs.ErrExist when there is one.
+// once it is whole and on the disk. The error is fs.ErrExist when there is one, and a FolderError without its folder.
 func (s *Store) Backup(ctx context.Context, file string, cfg CopyConfig) (BackupTag, Copied, error) {
 	var tag BackupTag
 	made, err := s.CopyToFile(ctx, file, cfg, func(ctx context.Context, source, target *sql.Tx) error {
@@ -146,8 +147,40 @@ func (s *Store) enterEntries(ctx context.Context, tx *sql.Tx, replica string, en
 	return err
 }
 
-// CopyToFile copies the database into a file that is not there yet; see Copy. then is done in the copy's transaction.
+// FolderError says that a file was to be made in what is no folder.
+type FolderError struct {
+	Dir     string
+	Missing bool // there is nothing of that name
+}
+
+// Error names the folder.
+func (e *FolderError) Error() string {
+	if e.Missing {
+		return "there is no folder " + e.Dir
+	}
+	return e.Dir + " is no folder"
+}
+
+// CheckFolder refuses the name of a new file whose folder is not there, as a FolderError. It is not made: the name of a
+// folder that was mistyped, or whose disk is not mounted, would hide the file where nobody looks for it.
+func CheckFolder(file string) error {
+	dir := filepath.Dir(file)
+	info, err := os.Stat(dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return &FolderError{Dir: dir, Missing: true}
+	case errors.Is(err, syscall.ENOTDIR) || err == nil && !info.IsDir():
+		return &FolderError{Dir: dir}
+	}
+	return err
+}
+
+// CopyToFile copies the database into a file that is not there yet, in a folder that is; see Copy. then is done in the
+// copy's transaction.
 func (s *Store) CopyToFile(ctx context.Context, file string, cfg CopyConfig, then Finish) (Copied, error) {
+	if err := CheckFolder(file); err != nil {
+		return Copied{}, err
+	}
 	if _, err := os.Lstat(file); err == nil {
 		return Copied{}, &fs.PathError{Op: "create", Path: file, Err: fs.ErrExist}
 	} else if !errors.Is(err, fs.ErrNotExist) {

@@ -183,6 +183,21 @@ func TestBackup(t *testing.T) {
 		if _, _, err := f.Backup(t.Context(), file, cfg); !errors.Is(err, fs.ErrExist) {
 			t.Errorf("a file was replaced: %v", err)
 		}
+		missing := filepath.Join(t.TempDir(), "mistyped")
+		for name, want := range map[string]FolderError{
+			filepath.Join(missing, "backup"):      {Dir: missing, Missing: true},
+			filepath.Join(missing, "in", "file"):  {Dir: filepath.Join(missing, "in"), Missing: true},
+			filepath.Join(file, "backup"):         {Dir: file},
+			filepath.Join(file, "in", "the-file"): {Dir: filepath.Join(file, "in")},
+		} {
+			_, _, err := f.Backup(t.Context(), name, cfg)
+			if no, is := errors.AsType[*FolderError](err); !is || *no != want {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+		if _, err := os.Lstat(missing); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("a folder was made: %v", err)
+		}
 		if bytes.Contains(contents(t, file), testKEK) {
 			t.Error("the key-encryption key is in the backup")
 		}
