@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/certbound/certbound/cmd/internal/audit"
+	"github.com/certbound/certbound/cmd/internal/profile"
 	"github.com/certbound/certbound/cmd/internal/restore"
 	"github.com/certbound/certbound/cmd/internal/server"
 	"github.com/certbound/certbound/cmd/internal/store"
@@ -26,8 +27,9 @@ func (c *cli) keysRewrapCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "rewrap --new-kek FILE", Short: "Seal all private keys under another key-encryption key", Args: arguments(0, 0),
 		Long: "Seal everything in the database that is sealed, private keys, records that wait and the journal's keys, under the\n" +
-			"key-encryption key in FILE: 32 bytes in base64, mode 0600, made when there is no such file. The service, every replica\n" +
-			"of it, must be stopped: what a process holds open under the old key it could not read any more.\n\n" +
+			"key-encryption key in FILE: 32 bytes in base64, mode 0600, made when there is no such file, and gone again when it is\n" +
+			"refused. The service, every replica of it, must be stopped: what a process holds open under the old key it could not\n" +
+			"read any more.\n\n" +
 			"It is one transaction. Cut short, run it again: the database says which of the two keys it is under. Where the key lay\n" +
 			"in the data folder, the new one takes its place and the old one is kept beside it, DATA/kek.until-TIME: backups from\n" +
 			"before open under that alone, so move it to where they are. Elsewhere, put FILE where kek_file or CERTBOUND_KEK says,\n" +
@@ -72,18 +74,27 @@ func (c *cli) rewrap(cmd *cobra.Command, flags *configFlags, file string) (*rewr
 	if err := at.present(ctx); err != nil {
 		return nil, err
 	}
-	kek, err := store.NewKEK(file)
+	fresh, err := store.OpenNewKEK(file)
+	if errors.Is(err, store.ErrLocked) {
+		return nil, failf("wait until it has ended, or name another file", "%v", err)
+	}
 	if err != nil {
 		return nil, err
 	}
+	defer fresh.Close()
+	kek := fresh.Key
 	done := &rewrapped{Database: at.place(), Key: file}
 	switch done.Rewrapped, err = at.rewrap(ctx, kek); {
 	case err == nil:
 		done.Changed = done.Tables != nil
 	case errors.Is(err, store.ErrWrongKEK) && at.opensUnder(ctx, kek): // an earlier run was cut short after its commit
-	case errors.Is(err, restore.ErrServing) || errors.Is(err, store.ErrServing):
-		return nil, failf("stop every replica, then run it again", "%v", err)
+	case errors.Is(err, store.ErrUnknown):
+		return nil, failf("keep "+profile.ShellWord(file)+" and run it again with that: the database says which of the two keys it is under", "%v", err)
 	default:
+		err = errors.Join(err, fresh.Discard()) // nothing is sealed under it
+		if errors.Is(err, restore.ErrServing) || errors.Is(err, store.ErrServing) {
+			err = failf("stop every replica, then run it again", "%v", err)
+		}
 		return nil, err
 	}
 	place, own := server.KEKOf(at.cfg)

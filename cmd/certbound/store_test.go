@@ -4,6 +4,8 @@
 package main
 
 import (
+	"bytes"
+	"database/sql"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -418,5 +420,39 @@ func TestMigrateKeepsTheParametersInHints(t *testing.T) {
 	if err, is := errors.AsType[*failure](moveFailure(fmt.Errorf("f: %w", move.ErrArrived), move.Config{To: store.Config{Path: "/a/certbound.db"}})); !is ||
 		!strings.Contains(err.hint, "--to /a/certbound.db;") {
 		t.Errorf("a file: %v", err)
+	}
+}
+
+// A new key-encryption key that something may be sealed under stays, and the next run goes on with it.
+func TestRewrapKeepsTheKeyOfACommitThatFailed(t *testing.T) {
+	t.Parallel()
+	m := &mover{node: &node{t: t, data: filepath.Join(t.TempDir(), "one"), args: []string{"--public", "127.0.0.1:0", "--mtls", "127.0.0.1:0", "--debug", "off"}}}
+	m.start()
+	m.stop()
+	change := func(statements ...string) {
+		t.Helper()
+		db, err := sql.Open("sqlite", filepath.Join(m.data, store.FileName))
+		for _, statement := range statements {
+			if err == nil {
+				_, err = db.ExecContext(t.Context(), statement)
+			}
+		}
+		if err = errors.Join(err, db.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	change("CREATE TABLE nowhere (id INTEGER REFERENCES missing (id) DEFERRABLE INITIALLY DEFERRED)", "CREATE TABLE missing (id INTEGER PRIMARY KEY)",
+		"CREATE TRIGGER last AFTER UPDATE OF kek_check ON state BEGIN INSERT INTO nowhere VALUES (1); END")
+	fresh := filepath.Join(t.TempDir(), "fresh")
+	rewrap := []string{"keys", "rewrap", "--new-kek", fresh, "--data", m.data}
+	_, refusal, exit := m.try(rewrap...)
+	made, err := os.ReadFile(fresh)
+	if exit != exitFailed || err != nil || !strings.Contains(refusal.Hint, "keep "+fresh+" and run it again") {
+		t.Fatalf("exit code %d: %+v, %v", exit, refusal, err)
+	}
+	change("DROP TRIGGER last")
+	m.run(rewrap...)
+	if now, err := os.ReadFile(filepath.Join(m.data, "kek")); err != nil || !bytes.Equal(now, made) {
+		t.Errorf("the database is under another key, or none: %v", err)
 	}
 }

@@ -157,6 +157,8 @@ func LoadKEK(dir, dbPath string, src KEKSource) ([]byte, error) {
 	return makeKEK(dir, name)
 }
 
+const wholeKEKHint = "put back the whole file, from the backup that belongs to this database"
+
 func readKEK(name string) ([]byte, error) {
 	f, err := os.Open(name)
 	if err != nil {
@@ -180,8 +182,7 @@ func readKEK(name string) ([]byte, error) {
 	}
 	key, err := decodeKEK(text)
 	if err != nil {
-		return nil, &KEKError{fmt.Errorf("the key-encryption key %s: %w", name, err),
-			"put back the whole file, from the backup that belongs to this database"}
+		return nil, &KEKError{fmt.Errorf("the key-encryption key %s: %w", name, err), wholeKEKHint}
 	}
 	return key, nil
 }

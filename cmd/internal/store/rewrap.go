@@ -10,11 +10,13 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -58,12 +60,15 @@ type Rewrapped struct {
 // outbox of the replica. Nobody may be serving: seen are the leases that were found to be nobody's, and ErrServing is
 // returned where there is another by then. Afterwards the Store, which has the old key, opens nothing more: it is to be
 // closed. It blocks for as long as it takes, some microseconds a row.
+//
+// With ErrUnknown the database may be under the new key, now or once it has recovered; with any other error it never is.
 func (s *Store) Rewrap(ctx context.Context, kek []byte, seen []Lease, replica string, entries []Entry) (Rewrapped, error) {
 	var out Rewrapped
 	to, err := newSealer(kek)
 	if err != nil {
 		return out, err
 	}
+	committing := false
 	err = s.whole(ctx, func(tx *sql.Tx) error {
 		if err := s.unleased(ctx, tx, seen); err != nil {
 			return err
@@ -93,8 +98,13 @@ func (s *Store) Rewrap(ctx context.Context, kek []byte, seen []Lease, replica st
 		}
 		c.touched = []string{"sealed_keys", "outbox"}
 		c.what = Change{Full: true, Tickets: true}
-		return c.stamp()
+		err = c.stamp()
+		committing = err == nil
+		return err
 	})
+	if committing && err != nil && !errors.Is(err, ErrUnknown) { // what a disk has of a commit that failed shows after the next start
+		err = fmt.Errorf("%w: %w", ErrUnknown, err)
+	}
 	if err != nil {
 		return Rewrapped{}, fmt.Errorf("seal everything anew: %w", err)
 	}
@@ -206,14 +216,102 @@ func (t *sealedTable) update() string {
 	return "UPDATE " + t.name + " SET " + t.column + " = $1 WHERE " + strings.Join(where, " AND ")
 }
 
-// NewKEK makes a file with a new key-encryption key, or reads the one that is there, with mode 0600.
-func NewKEK(name string) ([]byte, error) {
-	key, err := readKEK(name)
-	if errors.Is(err, os.ErrNotExist) {
-		return makeKEK(filepath.Dir(name), name)
-	}
-	return key, err
+// NewKEK is a file with the key-encryption key that a database is to be sealed under. Whoever holds it is alone with it, so
+// that nobody seals by a file that goes.
+type NewKEK struct {
+	Key []byte
+
+	file *os.File // locked
+	made bool
 }
+
+// OpenNewKEK reads the file with the name, which has mode 0600, or makes it in a folder that is there: what it makes is on the
+// disk when it returns. It does not wait: the error is ErrLocked when another process holds the file. Close lets go of it.
+func OpenNewKEK(name string) (*NewKEK, error) {
+	k, err := makeNewKEK(name)
+	if errors.Is(err, fs.ErrExist) {
+		k, err = openNewKEK(name)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("the new key-encryption key: %w", err)
+	}
+	return k, nil
+}
+
+func makeNewKEK(name string) (*NewKEK, error) {
+	if err := CheckFolder(name); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	k := &NewKEK{Key: make([]byte, kekSize), file: f, made: true}
+	rand.Read(k.Key)
+	if err := k.lock(); err != nil {
+		return nil, errors.Join(err, f.Close()) // somebody else has it already
+	}
+	_, err = f.WriteString(base64.StdEncoding.EncodeToString(k.Key) + "\n")
+	if err = errors.Join(err, f.Sync()); err == nil {
+		err = syncFolder(filepath.Dir(name))
+	}
+	if err != nil {
+		return nil, errors.Join(err, k.Discard(), k.Close())
+	}
+	return k, nil
+}
+
+func openNewKEK(name string) (*NewKEK, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	k := &NewKEK{file: f}
+	if err = k.lock(); err == nil && !k.inPlace() {
+		err = fmt.Errorf("%w: %s, which is gone now", ErrLocked, name)
+	}
+	if err == nil {
+		k.Key, err = readKEK(name)
+	}
+	if refused, is := errors.AsType[*KEKError](err); is && refused.Hint == wholeKEKHint { // perhaps of a run that was cut short
+		refused.Hint = "name another file, or remove this one if nothing was ever sealed under what it held"
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return k, nil
+}
+
+// lock takes the file's lock. Where files have none, what was made stays.
+func (k *NewKEK) lock() error {
+	err := syscall.Flock(int(k.file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		return fmt.Errorf("%w: %s", ErrLocked, k.file.Name())
+	}
+	k.made = k.made && err == nil
+	return nil
+}
+
+// inPlace reports whether the file still has its name.
+func (k *NewKEK) inPlace() bool {
+	mine, err := k.file.Stat()
+	if err != nil {
+		return false
+	}
+	there, err := os.Lstat(k.file.Name())
+	return err == nil && os.SameFile(mine, there)
+}
+
+// Discard removes the file, if OpenNewKEK has made it. It is for who knows that nothing is sealed under the key.
+func (k *NewKEK) Discard() error {
+	if !k.made || !k.inPlace() {
+		return nil
+	}
+	return os.Remove(k.file.Name())
+}
+
+// Close lets go of the file.
+func (k *NewKEK) Close() error { return k.file.Close() }
 
 // InstallKEK puts a key-encryption key into the place of the data folder's own, and keeps the old one beside it, whose name it
 // returns: backups from before open under that alone. At every moment one of the two is in its place. It does nothing, and

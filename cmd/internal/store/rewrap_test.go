@@ -127,6 +127,38 @@ func TestRewrap_Damaged(t *testing.T) {
 	})
 }
 
+// Whoever may remove the new key is told when something may be sealed under it: a commit that failed may have been made.
+func TestRewrap_FailedCommit(t *testing.T) {
+	everyDatabase(t, func(t *testing.T, open opener) {
+		f := newFixture(t, open)
+		furnish(f)
+		statements := []string{
+			"CREATE TABLE nowhere (id INTEGER REFERENCES missing (id) DEFERRABLE INITIALLY DEFERRED)",
+			"CREATE TABLE missing (id INTEGER PRIMARY KEY)",
+			"CREATE TRIGGER last AFTER UPDATE OF kek_check ON state BEGIN INSERT INTO nowhere VALUES (1); END",
+		}
+		if f.Dialect() == postgresKind {
+			statements = []string{
+				"CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''not now''; END'",
+				"CREATE CONSTRAINT TRIGGER last AFTER UPDATE ON state DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION fail()",
+			}
+		}
+		for _, statement := range statements {
+			_, err := f.writer.ExecContext(t.Context(), statement)
+			ok(t, err)
+		}
+		_, err := f.Rewrap(t.Context(), anotherKEK, nil, f.replica, nil)
+		want(t, err, ErrUnknown)
+		ok(t, f.checkKEK(t.Context(), f.read))
+
+		_, err = f.writer.ExecContext(t.Context(), "UPDATE audit_subjects SET sealed = $1 WHERE id = 'a'", []byte("x"))
+		ok(t, err)
+		if _, err = f.Rewrap(t.Context(), anotherKEK, nil, f.replica, nil); !errors.Is(err, errUnseal) || errors.Is(err, ErrUnknown) {
+			t.Errorf("a row that does not open: %v", err)
+		}
+	})
+}
+
 // A replica that took or renewed its lease since it was looked at keeps everything as it is. With SQLite nobody can: who
 // changes has the data folder's lock.
 func TestRewrap_Serving(t *testing.T) {
@@ -178,16 +210,63 @@ func TestRewrapKnowsTheSchema(t *testing.T) {
 	})
 }
 
+// A new key's file is made once, is held by one, and is removed by nobody but who has made it.
+func TestOpenNewKEK(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	name := filepath.Join(dir, "fresh")
+	k, err := OpenNewKEK(name)
+	ok(t, err)
+	if got, err := readKEK(name); err != nil || !bytes.Equal(got, k.Key) {
+		t.Fatalf("the file holds another key, or none: %v", err)
+	}
+	_, err = OpenNewKEK(name)
+	want(t, err, ErrLocked)
+	ok(t, k.Discard())
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 0 {
+		t.Errorf("a discarded one left %v, %v", entries, err)
+	}
+	ok(t, k.Discard())
+
+	// Who has made it is slow, and another has taken its place meanwhile.
+	other, err := OpenNewKEK(name)
+	ok(t, err)
+	ok(t, k.Discard())
+	ok(t, k.Close())
+	ok(t, other.Close())
+	again, err := OpenNewKEK(name)
+	ok(t, err)
+	same(t, again.Key, other.Key)
+	ok(t, again.Discard())
+	ok(t, again.Close())
+	if _, err := readKEK(name); err != nil {
+		t.Errorf("a file that was there is gone: %v", err)
+	}
+
+	ok(t, os.WriteFile(name, []byte("half of o"), 0o600))
+	_, err = OpenNewKEK(name)
+	if refused, is := errors.AsType[*KEKError](err); !is || !strings.Contains(refused.Hint, "name another file") {
+		t.Errorf("half of a key: %v", err)
+	}
+	if text := string(contents(t, name)); text != "half of o" {
+		t.Errorf("what was there is %q", text)
+	}
+	_, err = OpenNewKEK(filepath.Join(dir, "mistyped", "fresh"))
+	if no, is := errors.AsType[*FolderError](err); !is || no.Dir != filepath.Join(dir, "mistyped") {
+		t.Errorf("a folder that is not there: %v", err)
+	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 1 {
+		t.Errorf("the folder has %v, %v", entries, err)
+	}
+}
+
 // The new key takes the old one's place whole, the old one is kept, and to do it again does nothing.
 func TestInstallKEK(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	name := filepath.Join(dir, "kek")
-	old, err := NewKEK(name)
+	old, err := LoadKEK(dir, filepath.Join(dir, FileName), KEKSource{})
 	ok(t, err)
-	if again, err := NewKEK(name); err != nil || !bytes.Equal(old, again) {
-		t.Errorf("a file that is there is read: %v", err)
-	}
 	at := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 	kept, err := InstallKEK(dir, anotherKEK, at)
 	ok(t, err)
