@@ -66,7 +66,7 @@ type rewrapped struct {
 
 func (c *cli) rewrap(cmd *cobra.Command, flags *configFlags, file string) (*rewrapped, error) {
 	ctx := cmd.Context()
-	at, err := c.openDatabase(cmd, flags, true)
+	at, err := c.openDatabase(cmd, flags, alone)
 	if err != nil {
 		return nil, err
 	}
@@ -75,7 +75,7 @@ func (c *cli) rewrap(cmd *cobra.Command, flags *configFlags, file string) (*rewr
 		return nil, err
 	}
 	fresh, err := store.OpenNewKEK(file)
-	if errors.Is(err, store.ErrLocked) {
+	if errors.Is(err, store.ErrKEKHeld) {
 		return nil, failf("wait until it has ended, or name another file", "%v", err)
 	}
 	if err != nil {
@@ -117,7 +117,7 @@ func (c *cli) rewrap(cmd *cobra.Command, flags *configFlags, file string) (*rewr
 func (d *database) present(ctx context.Context) error {
 	found, err := store.Exists(ctx, d.at)
 	if err == nil && !found {
-		err = failf("name the data folder of the service with --data, or its database with --database", "there is no database %s", d.place())
+		err = d.missing()
 	}
 	return err
 }

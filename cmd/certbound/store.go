@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -22,6 +23,7 @@ import (
 	"github.com/certbound/certbound/cmd/internal/audit"
 	"github.com/certbound/certbound/cmd/internal/config"
 	"github.com/certbound/certbound/cmd/internal/move"
+	"github.com/certbound/certbound/cmd/internal/profile"
 	"github.com/certbound/certbound/cmd/internal/restore"
 	"github.com/certbound/certbound/cmd/internal/server"
 	"github.com/certbound/certbound/cmd/internal/store"
@@ -49,26 +51,65 @@ type database struct {
 	lock *store.FolderLock
 }
 
+// need is what a verb needs of the database.
+type need int
+
+const (
+	reads need = iota // it is there; who serves on it goes on
+	alone             // it is there, and nobody else uses the data folder
+	fills             // nobody else uses the data folder; the database may be missing
+)
+
 // openDatabase reads the configuration, and takes the lock of the data folder where somebody could serve with it.
-func (c *cli) openDatabase(cmd *cobra.Command, flags *configFlags, lock bool) (*database, error) {
+func (c *cli) openDatabase(cmd *cobra.Command, flags *configFlags, what need) (*database, error) {
 	cfg, err := flags.load(c, cmd)
 	if err != nil {
 		return nil, err
 	}
 	d := &database{cfg: cfg}
-	if lock {
-		if _, err := os.Stat(cfg.Data); err != nil { // Lock would make it
-			return nil, failf("name the data folder of the service with --data", "%v", err)
+	if _, own := server.KEKOf(cfg); own || what != reads || !cfg.PostgreSQL() {
+		if err := checkData(cfg.Data, what); err != nil { // Lock would make it
+			return nil, err
 		}
-		if d.lock, err = store.Lock(cfg.Data); err != nil {
+	}
+	if what != reads {
+		d.lock, err = store.Lock(cfg.Data)
+		if errors.Is(err, store.ErrLocked) {
+			return nil, failf("stop the service that uses it, then run this again", "%v", err)
+		}
+		if err != nil {
 			return nil, err
 		}
 	}
 	if d.at, err = server.DatabaseConfig(cfg); err != nil {
+		if _, is := errors.AsType[*store.KEKError](err); is && what != fills && d.at.URL == "" { // of what is not there no key is missing
+			if found, lookErr := store.Exists(cmd.Context(), d.at); lookErr == nil && !found {
+				err = d.missing()
+			}
+		}
 		return nil, errors.Join(err, d.close())
 	}
 	server.WarnOfDatabase(cmd.Context(), logger(cfg.Log, c.stderr), d.at)
 	return d, nil
+}
+
+// checkData refuses a data folder that is none.
+func checkData(dir string, what need) error {
+	info, err := os.Stat(dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && what == fills:
+		return failf("name the data folder of the service with --data, or make one with the service's key-encryption key in it, as the file kek",
+			"there is no data folder %s", dir)
+	case errors.Is(err, fs.ErrNotExist):
+		return failf("name the data folder of the service with --data", "there is no data folder %s", dir)
+	case errors.Is(err, syscall.ENOTDIR) || err == nil && !info.IsDir():
+		hint := "name the data folder of the service with --data"
+		if filepath.Base(dir) == store.FileName {
+			hint = "name the folder that it lies in: --data " + profile.ShellWord(filepath.Dir(dir))
+		}
+		return failf(hint, "the data folder %s is no folder", dir)
+	}
+	return err
 }
 
 func (d *database) close() error {
@@ -95,12 +136,22 @@ func (d *database) missing() error {
 	return failf("name the data folder of the service with --data, or its database with --database", "there is no database %s", d.place())
 }
 
-// target reads what --to says.
+// checkTo refuses a command line that does not say where to.
+func checkTo(cmd *cobra.Command, to string) error {
+	if to != "" {
+		return nil
+	}
+	const hint = "give --to a file, or a URL of the form postgres://user@host/name"
+	if cmd.Flags().Changed("to") {
+		return usagef(hint, "--to is empty")
+	}
+	return usagef(hint, "--to is missing")
+}
+
+// target reads what --to says, which is not empty.
 func target(from *database, to string) (store.Config, error) {
 	at := store.Config{KEK: from.at.KEK, MaxTokenLife: from.at.MaxTokenLife, MaxConnections: from.cfg.DatabaseConnections}
 	switch {
-	case to == "":
-		return at, usagef("give --to a file, or a URL of the form postgres://user@host/name", "--to is empty")
 	case strings.Contains(to, "://"):
 		at.URL = to
 		if store.Place(at) == "" {
@@ -112,9 +163,20 @@ func target(from *database, to string) (store.Config, error) {
 			return at, err
 		}
 		at.Path = path
+		if own, err := filepath.Abs(from.at.Path); err == nil && from.at.URL == "" && own == path {
+			return at, usagef("name another file, or a URL of the form postgres://user@host/name", "--to is the database itself")
+		}
+		if isFolder(path) {
+			return at, usagef("name a file in it: --to "+profile.ShellWord(filepath.Join(to, store.FileName)), "--to is the folder %s", to)
+		}
 		return at, store.CheckFolder(path)
 	}
 	return at, nil
+}
+
+func isFolder(name string) bool {
+	info, err := os.Stat(name)
+	return err == nil && info.IsDir()
 }
 
 // copied is what copy prints.
@@ -199,7 +261,10 @@ func (c *cli) storeMigrateCommand() *cobra.Command {
 
 // moveDatabase moves the database, or gives up a move.
 func (c *cli) moveDatabase(cmd *cobra.Command, flags *configFlags, to string, cancel bool) error {
-	from, err := c.openDatabase(cmd, flags, true)
+	if err := checkTo(cmd, to); err != nil {
+		return err
+	}
+	from, err := c.openDatabase(cmd, flags, alone)
 	if err != nil {
 		return err
 	}
@@ -263,11 +328,18 @@ func moveFailure(err error, cfg move.Config) error {
 		return failf("finish it: certbound store migrate --to "+to+"; to come back then, migrate the other way", "%v", err)
 	case errors.Is(err, move.ErrNotMoving):
 		return failf("there is nothing to give up", "%v", err)
-	case errors.Is(err, fs.ErrExist): // often what an earlier move left
-		return failf("nothing is written over: if it is the file of a database that was moved away, put it elsewhere, with its -wal and "+
-			"-shm, and run this again", "%v", err)
+	case errors.Is(err, fs.ErrExist), isWrongFile(err, cfg.To): // often what an earlier move left
+		return failf("nothing is written over: name a file that is not there yet, or if it is the file of a database that was moved away, "+
+			"put it elsewhere, with its -wal and -shm, and run this again", "%v", err)
 	}
 	return copyFailure(err)
+}
+
+// isWrongFile reports whether a file is in the place to fill that is no database of ours, or a damaged one.
+func isWrongFile(err error, to store.Config) bool {
+	at, is := errors.AsType[*store.PlaceError](err)
+	return is && to.URL == "" && at.Place == store.Place(to) && (errors.Is(err, store.ErrForeign) || errors.Is(err, store.ErrDamaged) ||
+		errors.Is(err, store.ErrDraft))
 }
 
 func copyFailure(err error) error {
@@ -327,7 +399,10 @@ func withoutPassword(text string) string {
 // copyDatabase copies the database.
 func (c *cli) copyDatabase(cmd *cobra.Command, flags *configFlags, to string) (*copied, error) {
 	ctx := cmd.Context()
-	from, err := c.openDatabase(cmd, flags, true)
+	if err := checkTo(cmd, to); err != nil {
+		return nil, err
+	}
+	from, err := c.openDatabase(cmd, flags, alone)
 	if err != nil {
 		return nil, err
 	}
@@ -357,7 +432,11 @@ func (c *cli) copyDatabase(cmd *cobra.Command, flags *configFlags, to string) (*
 // upgradeSchema brings the schema up to date.
 func (c *cli) upgradeSchema(cmd *cobra.Command, flags *configFlags, dry bool) error {
 	ctx := cmd.Context()
-	at, err := c.openDatabase(cmd, flags, !dry)
+	what := alone
+	if dry {
+		what = reads
+	}
+	at, err := c.openDatabase(cmd, flags, what)
 	if err != nil {
 		return err
 	}
@@ -419,7 +498,10 @@ func (c *cli) storeBackupCommand() *cobra.Command {
 			"to lose revocations; it only grows.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()
-			at, err := c.openDatabase(cmd, flags, false)
+			if err := checkBackup(args[0]); err != nil {
+				return err
+			}
+			at, err := c.openDatabase(cmd, flags, reads)
 			if err != nil {
 				return err
 			}
@@ -435,7 +517,7 @@ func (c *cli) storeBackupCommand() *cobra.Command {
 			}{File: args[0]}
 			result.Backup, result.Copied, err = db.Backup(ctx, args[0], store.CopyConfig{KEK: at.at.KEK, Program: version})
 			if errors.Is(err, fs.ErrExist) {
-				return failf("name a file that is not there yet, such as backup-"+time.Now().UTC().Format("20060102-150405"), "%v", err)
+				return failf("name a file that is not there yet, such as "+newBackup(filepath.Dir(args[0])), "%v", err)
 			}
 			if err != nil {
 				return err
@@ -448,6 +530,25 @@ func (c *cli) storeBackupCommand() *cobra.Command {
 	}
 	flags = databaseFlags(cmd)
 	return cmd
+}
+
+// checkBackup refuses a name that no backup can have.
+func checkBackup(file string) error {
+	switch {
+	case file == "":
+		return usagef("name a file that is not there yet, such as "+newBackup("."), "the name of the backup is empty")
+	case strings.Contains(file, "://"):
+		return usagef("name a file; --database names the database that is backed up, and store copy --to URL copies it into another one",
+			"a backup is a file, of a PostgreSQL database too")
+	case isFolder(file):
+		return usagef("name a file in it, such as "+newBackup(file), "%s is a folder", file)
+	}
+	return nil
+}
+
+// newBackup is a name for a backup in a folder, as a shell takes it.
+func newBackup(dir string) string {
+	return profile.ShellWord(filepath.Join(dir, "backup-"+time.Now().UTC().Format("20060102-150405")))
 }
 
 func (c *cli) storeRestoreCommand() *cobra.Command {
@@ -478,11 +579,16 @@ func (c *cli) storeRestoreCommand() *cobra.Command {
 			if inPlace == (len(args) == 1) {
 				return usagef("give the backup's file, or --in-place", "restore takes a backup's file or --in-place, and one of them")
 			}
-			at, err := c.openDatabase(cmd, flags, true)
+			at, err := c.openDatabase(cmd, flags, fills)
 			if err != nil {
 				return err
 			}
 			defer at.close()
+			if inPlace {
+				if err := at.present(cmd.Context()); err != nil {
+					return err
+				}
+			}
 			cfg := restore.Config{Target: at.at, Journals: journals, AcceptLoss: accept, Program: version, Logger: logger(at.cfg.Log, c.stderr)}
 			if len(args) == 1 {
 				cfg.Backup = args[0]
@@ -497,7 +603,7 @@ func (c *cli) storeRestoreCommand() *cobra.Command {
 			}
 			report, err := restore.Run(cmd.Context(), cfg)
 			if err != nil {
-				return restoreFailure(err, cfg.Backup)
+				return restoreFailure(err, cfg)
 			}
 			return c.print(report, func(w io.Writer) {
 				showRestored(w, at.place(), report)
@@ -517,23 +623,45 @@ func (c *cli) storeRestoreCommand() *cobra.Command {
 	return cmd
 }
 
-func restoreFailure(err error, backup string) error {
+func restoreFailure(err error, cfg restore.Config) error {
+	const (
+		nameBackup  = "name a file that certbound store backup has written"
+		nameJournal = "name the data folder of a replica, or a copy of its folder audit, with --journal"
+	)
 	loss, lost := errors.AsType[*restore.LossError](err)
 	switch {
 	case lost:
 		return &failure{exit: exitFailed, code: "loss", description: "something would be lost: " + loss.Error(),
 			hint: "name the data folder of every replica, or a copy of its folder audit, with --journal; --accept-loss goes on without what is lost"}
 	case errors.Is(err, restore.ErrNoBackup):
-		return failf("name a file that certbound store backup has written", "%v", err)
+		return failf(nameBackup, "%v", err)
 	case errors.Is(err, restore.ErrOtherInstallation):
 		return failf("take the backup and the journals of one installation", "%v", err)
 	case errors.Is(err, store.ErrNotEmpty):
 		return failf("move the database away that is there, or name an empty one", "%v", err)
 	case errors.Is(err, audit.ErrNoJournal):
-		return failf("name the data folder of a replica, or a copy of its folder audit, with --journal", "%v", err)
-	case errors.Is(err, fs.ErrNotExist) && backup != "":
-		if _, missing := os.Stat(backup); missing != nil {
-			return failf("name a file that certbound store backup has written", "there is no backup %s", backup)
+		return failf(nameJournal, "%v", err)
+	}
+	if at, is := errors.AsType[*store.PlaceError](err); is && !at.Server {
+		wrong := errors.Is(err, store.ErrForeign) || errors.Is(err, store.ErrDamaged)
+		switch {
+		case at.Place != cfg.Backup && wrong:
+			return failf("move away what is there, with its -wal and -shm; it was not touched", "%v", err)
+		case at.Place != cfg.Backup:
+		case wrong:
+			return failf(nameBackup+", whole; this one was not touched", "%v", err)
+		case errors.Is(err, store.ErrWrongKEK):
+			return failf("put the key-encryption key that was in force when the backup was made into its place: where keys rewrap has put "+
+				"another there, it kept that as DATA/kek.until-TIME", "%v", err)
+		case errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR):
+			return failf(nameBackup, "there is no backup %s", cfg.Backup)
+		}
+	}
+	if at, is := errors.AsType[*fs.PathError](err); is && (errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR)) {
+		for _, journal := range cfg.Journals {
+			if at.Path == audit.Dir(journal) {
+				return failf(nameJournal, "there is no journal in %s", journal)
+			}
 		}
 	}
 	return err

@@ -153,7 +153,14 @@ func (r *run) move(ctx context.Context, report *Report) error {
 	}
 	arrival, err := store.Arrived(ctx, r.To, condition.ID)
 	if err != nil {
-		return &UnfinishedError{report.From, report.To, err}
+		switch elsewhere := r.samePlace(condition); {
+		case elsewhere == nil:
+			return &UnfinishedError{report.From, report.To, err}
+		case condition.State == store.ConditionMoved:
+			return fmt.Errorf("%s: %w", report.From, &store.ConditionError{Condition: *condition})
+		default: // to say that it is being moved there would lead astray
+			return elsewhere
+		}
 	}
 	switch {
 	case arrival == store.ArrivedWhole:

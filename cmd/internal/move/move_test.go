@@ -357,6 +357,20 @@ func TestUnreachable(t *testing.T) {
 		t.Errorf("the error is %v", err)
 	}
 	w.state(0, 0)
+
+	// Nobody is told to go on to a place that it is not being moved to, or was not.
+	cfg.To.URL = "postgres://u@127.0.0.1:1/mistyped?sslmode=disable"
+	_, err = Run(t.Context(), cfg)
+	w.is(err, ErrElsewhere)
+	w = newWorld(t, "sqlite to sqlite")
+	_, err = Run(t.Context(), w.config())
+	w.must(err)
+	moved := w.config()
+	moved.To = cfg.To
+	_, err = Run(t.Context(), moved)
+	if refused, is := errors.AsType[*store.ConditionError](err); !is || refused.Condition.State != store.ConditionMoved {
+		t.Errorf("the error is %v", err)
+	}
 }
 
 // A database that somebody serves on is not moved; one that moves it meanwhile is waited for by nobody.

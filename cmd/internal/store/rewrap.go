@@ -216,6 +216,9 @@ func (t *sealedTable) update() string {
 	return "UPDATE " + t.name + " SET " + t.column + " = $1 WHERE " + strings.Join(where, " AND ")
 }
 
+// ErrKEKHeld says that another process holds the file of a new key-encryption key.
+var ErrKEKHeld = errors.New("another process uses it")
+
 // NewKEK is a file with the key-encryption key that a database is to be sealed under. Whoever holds it is alone with it, so
 // that nobody seals by a file that goes.
 type NewKEK struct {
@@ -226,7 +229,7 @@ type NewKEK struct {
 }
 
 // OpenNewKEK reads the file with the name, which has mode 0600, or makes it in a folder that is there: what it makes is on the
-// disk when it returns. It does not wait: the error is ErrLocked when another process holds the file. Close lets go of it.
+// disk when it returns. It does not wait: the error is ErrKEKHeld when another process holds the file. Close lets go of it.
 func OpenNewKEK(name string) (*NewKEK, error) {
 	k, err := makeNewKEK(name)
 	if errors.Is(err, fs.ErrExist) {
@@ -268,7 +271,7 @@ func openNewKEK(name string) (*NewKEK, error) {
 	}
 	k := &NewKEK{file: f}
 	if err = k.lock(); err == nil && !k.inPlace() {
-		err = fmt.Errorf("%w: %s, which is gone now", ErrLocked, name)
+		err = fmt.Errorf("%w: %s, which is gone now", ErrKEKHeld, name)
 	}
 	if err == nil {
 		k.Key, err = readKEK(name)
@@ -286,7 +289,7 @@ func openNewKEK(name string) (*NewKEK, error) {
 func (k *NewKEK) lock() error {
 	err := syscall.Flock(int(k.file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 	if errors.Is(err, syscall.EWOULDBLOCK) {
-		return fmt.Errorf("%w: %s", ErrLocked, k.file.Name())
+		return fmt.Errorf("%w: %s", ErrKEKHeld, k.file.Name())
 	}
 	k.made = k.made && err == nil
 	return nil

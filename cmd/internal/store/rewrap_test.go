@@ -221,7 +221,7 @@ func TestOpenNewKEK(t *testing.T) {
 		t.Fatalf("the file holds another key, or none: %v", err)
 	}
 	_, err = OpenNewKEK(name)
-	want(t, err, ErrLocked)
+	want(t, err, ErrKEKHeld)
 	ok(t, k.Discard())
 	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 0 {
 		t.Errorf("a discarded one left %v, %v", entries, err)
