@@ -24,7 +24,7 @@ func (c *cli) tokenCommand() *cobra.Command {
 			}
 			token, err := p.Token(cmd.Context(), strings.Fields(scope), resource)
 			if err != nil {
-				return whichResource(err, p, resource)
+				return tokenRefused(err, p, resource)
 			}
 			return c.print(token.Raw, line(token.AccessToken))
 		},
@@ -35,14 +35,21 @@ func (c *cli) tokenCommand() *cobra.Command {
 	return cmd
 }
 
-// whichResource tells whoever named no resource that the service found no single one to be meant.
-func whichResource(err error, p *profile.Profile, resource string) error {
+// tokenRefused says where to see what a client may ask for that asked for something else. One without a scope, as a resource
+// server, has no resource that it could name.
+func tokenRefused(err error, p *profile.Profile, resource string) error {
 	refused, ok := errors.AsType[*profile.APIError](err)
-	if !ok || refused.Code != "invalid_target" || resource != "" {
+	if !ok || refused.Code != "invalid_target" && refused.Code != "invalid_scope" {
 		return err
 	}
+	show := "certbound client show " + profile.ShellWord(p.ClientID())
+	const none = "; one that shows none has no scope, and a resource server needs none: one that calls others is registered with " +
+		"certbound client add ID --scope SCOPE"
 	told := *refused
-	told.Hint = "name it with --resource URI: an operator sees those of the client with certbound client show " + profile.ShellWord(p.ClientID()) +
-		"; the operators' API is never meant unless it is named: --resource " + profile.ShellWord(strings.TrimSuffix(p.Issuer(), "/")+admin.Prefix)
+	told.Hint = "an operator sees the scopes and resources of the client with " + show + none
+	if refused.Code == "invalid_target" && resource == "" {
+		told.Hint = "name it with --resource URI: an operator sees those of the client with " + show + none +
+			"; the operators' API is never meant unless it is named: --resource " + profile.ShellWord(strings.TrimSuffix(p.Issuer(), "/")+admin.Prefix)
+	}
 	return &told
 }

@@ -14,6 +14,7 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -155,12 +156,24 @@ func (p *Profile) explain(err error) error {
 				"an operator can tell what is registered (certbound client show %s)", ShellWord(p.dir), p.info.ClientID)
 			return &told
 		}
+		if !forClients(p.Certificate()) {
+			told.Hint = "the certificate is for serving only (--usage server), and authenticates no client: what serves and calls is " +
+				"registered with certbound client add ID --usage both"
+			return &told
+		}
 		told.Hint = fmt.Sprintf("it may be revoked, or the client disabled; an operator can tell "+
 			"(certbound cert list --client %[1]s, client show %[1]s) and give a new code (certbound client invite %[1]s), "+
 			"then: certbound enroll - --profile %[2]s", p.info.ClientID, ShellWord(p.dir))
 		return &told
 	}
 	return refused
+}
+
+// forClients reports whether a certificate may authenticate a client of TLS (RFC 5280, Section 4.2.1.12).
+func forClients(cert *x509.Certificate) bool {
+	return len(cert.ExtKeyUsage)+len(cert.UnknownExtKeyUsage) == 0 || slices.ContainsFunc(cert.ExtKeyUsage, func(u x509.ExtKeyUsage) bool {
+		return u == x509.ExtKeyUsageClientAuth || u == x509.ExtKeyUsageAny
+	})
 }
 
 func explainEnroll(issuer string, err error) error {
