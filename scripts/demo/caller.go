@@ -110,6 +110,13 @@ func (a answer) code() string {
 	return body.Error
 }
 
+// metadata is where the challenge says that a resource's metadata is (RFC 9728, Section 5.1); empty when it does not say.
+func (a answer) metadata() string {
+	_, rest, _ := strings.Cut(a.challenge, `resource_metadata="`)
+	place, _, _ := strings.Cut(rest, `"`)
+	return place
+}
+
 // shown returns the answer as the screen shows it, without a token.
 func (a answer) shown() string {
 	text := a.body

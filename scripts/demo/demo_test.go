@@ -39,6 +39,21 @@ func TestAnswerWant(t *testing.T) {
 	}
 }
 
+// Where the metadata is stands in the challenge, wherever in it.
+func TestAnswerMetadata(t *testing.T) {
+	t.Parallel()
+	for challenge, want := range map[string]string{
+		`Bearer realm="ledger", error="invalid_token", resource_metadata="https://ledger.example/m", scope="s"`: "https://ledger.example/m",
+		`Bearer resource_metadata="https://ledger.example/m"`:                                                   "https://ledger.example/m",
+		`Bearer realm="ledger"`: "",
+		``:                      "",
+	} {
+		if got := (answer{challenge: challenge}).metadata(); got != want {
+			t.Errorf("%s: %q", challenge, got)
+		}
+	}
+}
+
 // The screen shows enough of a token to recognise it, and not the token.
 func TestAnswerShown(t *testing.T) {
 	t.Parallel()

@@ -268,10 +268,39 @@ func (s *story) callWithoutCertificate(ctx context.Context) error {
 		return err
 	}
 	defer thief.close()
-	if _, err := s.post(ctx, thief, s.entriesURL, s.token, nil, http.StatusUnauthorized, "invalid_token"); err != nil {
+	refused, err := s.post(ctx, thief, s.entriesURL, s.token, nil, http.StatusUnauthorized, "invalid_token")
+	if err != nil {
 		return err
 	}
 	s.screen.ok("refused, in the same words")
+	return s.readMetadata(ctx, thief, refused)
+}
+
+// readMetadata reads what a refused caller is told to read. Here the host of the audience is nowhere but at ledger.
+func (s *story) readMetadata(ctx context.Context, c *caller, refused answer) error {
+	path, ok := strings.CutPrefix(refused.metadata(), audience)
+	if !ok {
+		return fmt.Errorf("the challenge names no metadata of %s: %s", audience, refused.shown())
+	}
+	place := strings.TrimSuffix(s.entriesURL, "/entries") + path
+	s.screen.act("GET %s", place)
+	a, err := c.do(ctx, http.MethodGet, place, "", nil)
+	if err != nil {
+		return err
+	}
+	s.screen.say(a.shown())
+	var told struct {
+		Resource string   `json:"resource"`
+		Issuers  []string `json:"authorization_servers"`
+		Bound    bool     `json:"tls_client_certificate_bound_access_tokens"`
+	}
+	if err := json.Unmarshal([]byte(a.body), &told); err != nil || a.status != http.StatusOK {
+		return fmt.Errorf("want the metadata, got %s", a.shown())
+	}
+	if told.Resource != audience || len(told.Issuers) != 1 || !strings.Contains(s.service.Line, " issuer="+told.Issuers[0]+" ") || !told.Bound {
+		return fmt.Errorf("the metadata is not what ledger takes: %s", a.shown())
+	}
+	s.screen.ok("whoever is refused is told where to read which tokens ledger takes, and whose")
 	return nil
 }
 

@@ -9,8 +9,9 @@
 //
 //	ledger --profile DIR --audience https://ledger.example --listen 127.0.0.1:7443
 //
-// POST /entries books one entry and needs the scope given by --scope; nothing else is served. There is no path on
-// which it would look at a token without the certificate of the connection. It follows the issuer's deny feed, and so has
+// POST /entries books one entry and needs the scope given by --scope. Nothing else is served but what a client has to know
+// to get a token for it (RFC 9728), where the audience is a URL. There is no path on which it would look at a token without
+// the certificate of the connection. It follows the issuer's deny feed, and so has
 // to be a --server of its resource there: what is revoked is refused at once, and everything is when it cannot know.
 package main
 
@@ -72,20 +73,17 @@ func run(ctx context.Context, o options) error {
 		return err
 	}
 	defer closeFeed()
-	guard, err := newGuard(p.Issuer, o.audience, keys, feed)
+	handler, err := newHandler(p.Issuer, o, keys, feed)
 	if err != nil {
 		return err
 	}
-	mux := http.NewServeMux()
-	mux.Handle("POST /entries", guard.Protect(&book{}, o.scope))
-
 	listener, err := net.Listen("tcp", o.listen)
 	if err != nil {
 		return err
 	}
 	// A certificate is asked for and not demanded, so that a caller without one is told what is wrong.
 	config := mtls.ServerConfig(p.keyPair, mtls.ClientCertificatesRequested)
-	server := &http.Server{Handler: mux, ReadTimeout: 30 * time.Second}
+	server := &http.Server{Handler: handler, ReadTimeout: 30 * time.Second}
 	mtls.ConfigureServer(server, config)
 	go p.keyPair.Watch(ctx, time.Minute, func(err error) { slog.Warn("certificate not reloaded", "error", err) })
 	stopped := make(chan error, 1)
@@ -181,13 +179,24 @@ func (p *profile) feed(ctx context.Context, keys tokens.Keys) (feed *tokens.Deny
 	return feed, closeFeed, nil
 }
 
-// newGuard returns the guard that checks tokens of the issuer for the audience, and ends requests whose token is revoked.
-func newGuard(issuer, audience string, keys tokens.Keys, feed *tokens.DenyFeed) (*resource.Guard, error) {
-	verifier, err := tokens.NewVerifier(tokens.VerifierConfig{Issuer: issuer, Audience: audience, Keys: keys, Denied: feed.Denied})
+// newHandler returns what is served, behind the guard that checks tokens of the issuer for the audience, and ends requests
+// whose token is revoked. The guard sees all paths, so that it can answer for the metadata, too.
+func newHandler(issuer string, o options, keys tokens.Keys, feed *tokens.DenyFeed) (http.Handler, error) {
+	verifier, err := tokens.NewVerifier(tokens.VerifierConfig{Issuer: issuer, Audience: o.audience, Keys: keys, Denied: feed.Denied})
 	if err != nil {
 		return nil, err
 	}
-	return resource.New(resource.Config{Verifier: verifier, Realm: "ledger", Logger: slog.Default(), Denials: feed})
+	config := resource.Config{Verifier: verifier, Realm: "ledger", Logger: slog.Default(), Denials: feed}
+	if resource.CheckIdentifier(o.audience) == nil { // a URN has no place for metadata
+		config.Metadata = &resource.Metadata{Scopes: []string{o.scope}}
+	}
+	guard, err := resource.New(config)
+	if err != nil {
+		return nil, err
+	}
+	mux := http.NewServeMux()
+	mux.Handle("POST /entries", &book{})
+	return guard.Protect(mux, o.scope), nil
 }
 
 // A book counts the entries booked. It is served behind the guard only, so a request that arrives here bears a valid
