@@ -645,7 +645,7 @@ func restoreFailure(err error, cfg restore.Config) error {
 	if at, is := errors.AsType[*store.PlaceError](err); is && !at.Server {
 		wrong := errors.Is(err, store.ErrForeign) || errors.Is(err, store.ErrDamaged)
 		switch {
-		case at.Place != cfg.Backup && wrong:
+		case at.Place != cfg.Backup && cfg.Backup != "" && wrong:
 			return failf("move away what is there, with its -wal and -shm; it was not touched", "%v", err)
 		case at.Place != cfg.Backup:
 		case wrong:

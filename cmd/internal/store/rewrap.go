@@ -301,7 +301,7 @@ func (k *NewKEK) inPlace() bool {
 	if err != nil {
 		return false
 	}
-	there, err := os.Lstat(k.file.Name())
+	there, err := os.Stat(k.file.Name()) // a link to it is as good
 	return err == nil && os.SameFile(mine, there)
 }
 

@@ -242,6 +242,12 @@ func TestOpenNewKEK(t *testing.T) {
 	if _, err := readKEK(name); err != nil {
 		t.Errorf("a file that was there is gone: %v", err)
 	}
+	link := filepath.Join(t.TempDir(), "link")
+	ok(t, os.Symlink(name, link))
+	linked, err := OpenNewKEK(link)
+	ok(t, err)
+	same(t, linked.Key, other.Key)
+	ok(t, linked.Close())
 
 	ok(t, os.WriteFile(name, []byte("half of o"), 0o600))
 	_, err = OpenNewKEK(name)
