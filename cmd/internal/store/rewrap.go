@@ -280,7 +280,7 @@ func openNewKEK(name string) (*NewKEK, error) {
 		refused.Hint = "name another file, or remove this one if nothing was ever sealed under what it held"
 	}
 	if err != nil {
-		return nil, errors.Join(err, f.Close())
+		return nil, errors.Join(err, k.Close())
 	}
 	return k, nil
 }
@@ -313,8 +313,11 @@ func (k *NewKEK) Discard() error {
 	return os.Remove(k.file.Name())
 }
 
-// Close lets go of the file.
-func (k *NewKEK) Close() error { return k.file.Close() }
+// Close lets go of the file, also where a child that is being started still has it open.
+func (k *NewKEK) Close() error {
+	_ = syscall.Flock(int(k.file.Fd()), syscall.LOCK_UN) // closing does so, too
+	return k.file.Close()
+}
 
 // InstallKEK puts a key-encryption key into the place of the data folder's own, and keeps the old one beside it, whose name it
 // returns: backups from before open under that alone. At every moment one of the two is in its place. It does nothing, and
