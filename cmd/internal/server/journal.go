@@ -23,9 +23,10 @@ type journalKeys struct {
 	retention time.Duration // how long a day's key is kept; 0: for ever
 	now       func() time.Time
 
-	mu    sync.Mutex
-	days  map[string][]byte
-	ahead func(id string) []byte // a subject's secret that somebody has just read, or nil; may be nil
+	mu   sync.Mutex
+	days map[string][]byte
+	// ahead returns a subject's secret that somebody has just read, or nil and who is to be told it; may be nil.
+	ahead func(id string) (secret []byte, learned func(secret []byte))
 }
 
 // maxDays bounds the keys of days that are in memory.
@@ -79,18 +80,24 @@ func (k *journalKeys) Subject(ctx context.Context, id string) ([]byte, error) {
 	k.mu.Lock()
 	ahead := k.ahead
 	k.mu.Unlock()
+	learned := func([]byte) {}
 	if ahead != nil {
-		if secret := ahead(id); secret != nil {
+		var secret []byte
+		if secret, learned = ahead(id); secret != nil {
 			return secret, nil
 		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, readTime)
 	defer cancel()
-	return k.store.AuditSubject(ctx, id)
+	secret, err := k.store.AuditSubject(ctx, id)
+	if err == nil {
+		learned(secret)
+	}
+	return secret, err
 }
 
-// lookAhead has f asked for subjects' secrets before the database is.
-func (k *journalKeys) lookAhead(f func(id string) []byte) {
+// lookAhead has f asked for subjects' secrets before the database is, and told those that the database was asked for.
+func (k *journalKeys) lookAhead(f func(id string) (secret []byte, learned func(secret []byte))) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.ahead = f

@@ -64,7 +64,7 @@ func TestRegistry_SilentDatabase(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				r := &registry{store: timely{silent{}}, clients: make(map[string]*remembered)}
+				r := &registry{store: timely{silent{}}, clients: make(map[string]*remembered), standings: newStandings(1)}
 				begin := time.Now()
 				err := read(t.Context(), r)
 				if took := time.Since(begin); took != readTime || !errors.Is(err, context.DeadlineExceeded) {

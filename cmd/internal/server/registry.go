@@ -21,8 +21,8 @@ import (
 
 const (
 	// cacheSize is how many clients the registry remembers, each with what was read with it: about 1 KiB. It is as many as
-	// may be connected at once by default. To remember more spares one search in the database for each full handshake, a
-	// twentieth of what that costs, and has the garbage collector look at all of them again and again.
+	// may be connected at once by default. More would have the garbage collector look at all of them again and again, and
+	// for them there are standings.
 	cacheSize = 1 << 13
 	// certificatesKept bounds the certificates, of which a client may have several.
 	certificatesKept = 2 * cacheSize
@@ -74,6 +74,7 @@ type registry struct {
 	epoch        uint64 // counts invalidations, so that a slow reader cannot put back what was dropped
 	clients      map[string]*remembered
 	certificates map[mtls.Thumbprint]*issuer.Certificate
+	standings    *standings
 	grantSets    map[string][]issuer.Grant // by what clients name, for all that name the same
 	resources    []store.Resource
 	servers      map[string][]string // the clients that run each resource's servers; with resources
@@ -95,6 +96,7 @@ func newRegistry(db *store.Store, others foreign, anchors *mtls.Anchors, trustDo
 		store: timely{db}, foreign: others, anchors: anchors, trustDomain: trustDomain, admin: admin,
 		clients:      make(map[string]*remembered),
 		certificates: make(map[mtls.Thumbprint]*issuer.Certificate),
+		standings:    newStandings(mostStandings),
 		grantSets:    make(map[string][]issuer.Grant),
 		blocked:      make(map[[32]byte]bool),
 	}
@@ -119,20 +121,20 @@ func (r *registry) forget(c store.Change) {
 	if c.Full {
 		clear(r.clients)
 		clear(r.certificates)
+		r.standings.clear()
 		clear(r.grantSets)
 		r.resources, r.loaded, r.blockedStale = nil, false, r.epoch
 	}
 	for _, key := range c.Blocked {
 		r.blocked[key] = true // a key that is blocked stays so
 	}
-	for _, id := range c.ClientIDs {
+	for _, id := range slices.Concat(c.ClientIDs, c.AuditSubjects) {
 		delete(r.clients, id)
-	}
-	for _, id := range c.AuditSubjects {
-		delete(r.clients, id)
+		r.standings.forgetClient(id)
 	}
 	for _, t := range c.Thumbprints {
 		delete(r.certificates, t)
+		r.standings.forgetCertificate(t)
 	}
 }
 
@@ -225,9 +227,15 @@ func (r *registry) remember(known *remembered) {
 
 // holder is Client for a client of our own CA that presents the certificate, which it reads ahead.
 func (r *registry) holder(ctx context.Context, id string, t mtls.Thumbprint, epoch uint64) (*issuer.Client, error) {
-	h, err := r.store.Holder(ctx, id, t)
-	if err != nil {
-		return nil, again{fmt.Errorf("reading a client: %w", err)}
+	r.mu.RLock()
+	h := r.standings.get(id, t)
+	r.mu.RUnlock()
+	searched := h == nil
+	if searched {
+		var err error
+		if h, err = r.store.Holder(ctx, id, t); err != nil {
+			return nil, again{fmt.Errorf("reading a client: %w", err)}
+		}
 	}
 	c, err := r.client(ctx, &h.Client, epoch)
 	if err != nil {
@@ -244,17 +252,32 @@ func (r *registry) holder(ctx context.Context, id string, t mtls.Thumbprint, epo
 		keep(r.certificates, t, certificate(&h.Certificate), certificatesKept)
 	}
 	r.remember(known)
+	if searched {
+		r.standings.put(h)
+	}
 	return c, nil
 }
 
-// secret returns a client's secret in the journal if it was read with the client, else nil. It must not be changed.
-func (r *registry) secret(id string) []byte {
+// secret returns a client's secret in the journal if it was read with the client. Else it is nil, and learned is to be told the
+// secret that was read or made thereafter. A secret must not be changed.
+func (r *registry) secret(id string) (secret []byte, learned func(secret []byte)) {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
-	if known := r.clients[id]; known != nil {
-		return known.secret
+	known, epoch := r.clients[id], r.epoch
+	if known != nil && known.secret != nil {
+		return known.secret, nil
 	}
-	return nil
+	return nil, func(secret []byte) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if r.epoch != epoch { // it may have been deleted meanwhile
+			return
+		}
+		if known != nil {
+			known.secret = secret
+		}
+		r.standings.learn(id, secret)
+	}
 }
 
 // certificate turns a row into what the token service decides by.
